@@ -176,8 +176,10 @@ def filter_candidates(groups: Sequence[Group], pool: CandidatePool, config: Filt
 
 def with_images(rows: Sequence[dict], pool: CandidatePool) -> Dataset:
     """Rows of [`filter_candidates`] with their pictures from the pool."""
-    images = pool.images([(row["prompt"], row["expanded_prompt"], row["seed"]) for row in rows])
-    rows = [row | {"image": {"bytes": image, "path": None}} for row, image in zip(rows, images, strict=True)]
+    keys = [(row["prompt"], row["expanded_prompt"], row["seed"]) for row in rows]
+    ordered = pool.by_shard(keys)
+    images = dict(zip(ordered, pool.images(ordered), strict=True))
+    rows = [row | {"image": {"bytes": images[key], "path": None}} for row, key in zip(rows, keys, strict=True)]
     return Dataset.from_list(rows, features=features(pool.rewards))
 
 

@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from .errors import UsageError
-from .stages import write_atomically
+from .stages import fingerprint, write_atomically
 
 
 Key = tuple[str, str, int]  # prompt, expanded prompt, seed: what an image is made from, under one pool's settings
@@ -42,8 +42,9 @@ class CandidatePool:
     Images with their scores in append-only parquet shards.
 
     A row's key is what its image was made from, so a row is found again whatever group or variant number it has, and
-    none is made twice. A shard is written under a temporary name, then renamed; its name ends in a hash of its content,
-    and a shard that does not match its name is set aside and its rows are made again.
+    none is made twice. A shard is written under a temporary name, then renamed. Its name holds two hashes, of its rows
+    without the images and of the whole file. Nothing is taken from a shard before it was compared with one of them; one
+    that does not match its name is set aside, and its rows are made again.
 
     Several processes, also on several machines with a common file system, may fill one pool: each writes shards of its
     own, and [`~CandidatePool.claim`] says who works on what.
@@ -54,8 +55,8 @@ class CandidatePool:
         rewards (`Sequence[str]`):
             Names of the scores' columns.
         verify (`bool`, *optional*, defaults to `True`):
-            Whether to compare every shard with its hash. It takes reading all of the images; without it only the scores
-            are read.
+            Whether to find every damaged shard now. It takes reading all of the images. Otherwise keys and scores are
+            read and compared with their hash, and a shard with images when one of its images is asked for.
     """
 
     def __init__(self, folder: str | Path, rewards: Sequence[str], verify: bool = True):
@@ -65,6 +66,7 @@ class CandidatePool:
         self.shard_of: dict[Key, Path] = {}
         self.damaged: list[Path] = []
         self._shards: set[Path] = set()  # read, or written here
+        self._whole: set[Path] = set()  # those that match the hash of the whole file
         self._claims: BinaryIO | None = None
         self._read(verify)
 
@@ -91,14 +93,16 @@ class CandidatePool:
             "prompt": pa.array(prompts, pa.string()),
             "expanded_prompt": pa.array(expanded_prompts, pa.string()),
             "seed": pa.array(seeds, pa.int64()),
-            "image": pa.array([{"bytes": _png(image), "path": None} for image in images], _IMAGE),
+            _IMAGE: pa.array([{"bytes": _png(image), "path": None} for image in images], _IMAGE_TYPE),
             "dtype": pa.array([image.info.get("dtype") for image in images], pa.string()),
             **{name: pa.array(scores[name], pa.float32()) for name in self.rewards},
         }
+        table = pa.table(columns)
         buffer = io.BytesIO()
-        pq.write_table(pa.table(columns), buffer, compression="zstd")
+        pq.write_table(table, buffer, compression="zstd")
         data = buffer.getvalue()
-        shard = self.folder / f"shard-{number:08d}-{_digest(data)}.parquet"
+        rows = _digest_rows(table.drop_columns(_IMAGE).to_pydict())
+        shard = self.folder / f"shard-{number:08d}-{rows}-{_digest(data)}.parquet"
         self._shards.add(shard)  # before it is there, so that `refresh` leaves it to `add`
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -108,6 +112,7 @@ class CandidatePool:
                 f"Cannot write {shard}: {error.strerror}. What the pool holds is whole: make room, then run the same "
                 "command again."
             ) from error
+        self._whole.add(shard)
         return shard
 
     def add(self, keys: Sequence[Key], scores: dict[str, np.ndarray], shard: Path) -> None:
@@ -117,14 +122,28 @@ class CandidatePool:
         self.shard_of.update(dict.fromkeys(keys, shard))
 
     def images(self, keys: Iterable[Key]) -> Iterator[bytes]:
-        """PNG bytes of rows, in the order of `keys`; fast when the keys of a shard come together."""
+        """
+        PNG bytes of rows, in the order of `keys`; fast when the keys of a shard come together, as after
+        [`~CandidatePool.by_shard`].
+
+        Raises a [`UsageError`] at the first image whose shard is damaged or gone.
+        """
         shard, rows = None, {}
         for key in keys:
             if self.shard_of[key] != shard:
                 shard = self.shard_of[key]
-                table = pq.read_table(shard, columns=[*_KEY, "image"]).to_pydict()
-                rows = {k: image["bytes"] for k, image in zip(_keys(table), table["image"], strict=True)}
+                table = self._read_whole(shard, [*_KEY, _IMAGE])
+                if table is None:
+                    raise UsageError(
+                        f"{shard} is damaged and set aside: run the command that filled {self.folder} again, which makes "
+                        "its images again, then this one."
+                    )
+                rows = {k: image["bytes"] for k, image in zip(_keys(table), table[_IMAGE], strict=True)}
             yield rows[key]
+
+    def by_shard(self, keys: Iterable[Key]) -> list[Key]:
+        """Keys in an order in which no shard is read twice."""
+        return sorted(keys, key=self.shard_of.__getitem__)
 
     def claim(self, key: Key) -> bool:
         """
@@ -164,17 +183,25 @@ class CandidatePool:
         return added
 
     def _read_shard(self, shard: Path, verify: bool) -> dict[str, list] | None:
-        columns = [*_KEY, *self.rewards]
-        try:
-            if not verify:
+        """The columns of a shard but the images; `None` if it is damaged."""
+        if not verify:
+            # Where this fails for any reason, such as an older shard with one hash only, the whole file decides.
+            with suppress(OSError, ValueError, pa.ArrowException), pq.ParquetFile(shard) as file:
+                rows = file.read([name for name in file.schema_arrow.names if name != _IMAGE]).to_pydict()
+                if _digest_rows(rows) in shard.stem.split("-")[2:-1]:
+                    return rows
+        return self._read_whole(shard, [*_KEY, *self.rewards])
+
+    def _read_whole(self, shard: Path, columns: list[str]) -> dict[str, list] | None:
+        """Columns of a shard that matches the hash of the whole file; `None` if it does not, and is now set aside."""
+        with suppress(FileNotFoundError):  # another process has just set it aside
+            if shard in self._whole:
                 return pq.read_table(shard, columns=columns).to_pydict()
             data = shard.read_bytes()
-        except FileNotFoundError:
-            return None  # another process has just set it aside
-        if _digest(data) == shard.stem.rpartition("-")[2]:
-            return pq.read_table(io.BytesIO(data), columns=columns).to_pydict()
-        aside = shard.with_suffix(".damaged")
-        with suppress(FileNotFoundError):
+            if _digest(data) == shard.stem.rpartition("-")[2]:
+                self._whole.add(shard)
+                return pq.read_table(io.BytesIO(data), columns=columns).to_pydict()
+            aside = shard.with_suffix(".damaged")
             shard.rename(aside)
             self.damaged.append(aside)
         return None
@@ -223,7 +250,8 @@ def _lock(file: BinaryIO, length: int = 0, start: int = 0) -> bool:
 
 
 _KEY = ["prompt", "expanded_prompt", "seed"]
-_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # how `datasets.Image` stores an image
+_IMAGE = "image"
+_IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # how `datasets.Image` stores an image
 
 
 def _keys(table: dict[str, list]) -> list[Key]:
@@ -232,6 +260,10 @@ def _keys(table: dict[str, list]) -> list[Key]:
 
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _digest_rows(rows: dict[str, list]) -> str:
+    return fingerprint(rows)[:16]  # of the values: how parquet writes them may change with its version
 
 
 def _png(image: Image.Image) -> bytes:

@@ -123,7 +123,7 @@ def dataset_release(
     records = {stage: run.record(folder) for stage, folder in STAGES.items()}
     # Those that the filter looked at: with a target, it stops before the end.
     groups = load_groups(run_dir / "prompts" / "groups.jsonl")[: records["filter"]["summary"]["groups"]]
-    pool = CandidatePool(run_dir / "pool", list(records["generate"]["settings"]["rewards"]))
+    pool = CandidatePool(run_dir / "pool", list(records["generate"]["settings"]["rewards"]), verify=False)
     settings = filter_settings(records["filter"]["settings"]) | {"veto": copy_vetoes(run_dir)}
     filters, own = configurations(settings, pool.rewards), FilterConfig(**settings)
     rows = {name: filter_candidates(groups, pool, config) for name, config in filters.items()}
@@ -234,8 +234,8 @@ def partly_pictured(rows: Sequence[dict], pool: CandidatePool, pictured: set[Key
     """Rows as a dataset, with the pictures of those that are to have one."""
     if all(key(row) in pictured for row in rows):
         return with_images(rows, pool)
-    wanted = [row for row in rows if key(row) in pictured]
-    images = dict(zip(map(key, wanted), pool.images(map(key, wanted)), strict=True))
+    wanted = pool.by_shard(key(row) for row in rows if key(row) in pictured)
+    images = dict(zip(wanted, pool.images(wanted), strict=True))
     rows = [row | {"image": {"bytes": images[key(row)], "path": None} if key(row) in images else None} for row in rows]
     return Dataset.from_list(rows, features=features(pool.rewards))
 
@@ -339,7 +339,7 @@ def evaluation(folder: Path, record: dict[str, Any], model_dir: Path) -> tuple[d
     for arm in (base, name):
         # As `Evaluation.arms` names the folders of its images.
         images = fingerprint([settings["models"][arm], settings["sampling"], settings["rewards"]])[:12]
-        pool = CandidatePool(folder / "images" / images, list(settings["rewards"]))
+        pool = CandidatePool(folder / "images" / images, list(settings["rewards"]), verify=False)
         # A base model that is taken from earlier results has its images elsewhere.
         tiles += [thumbnail(png) for png in pool.images([key for key in chosen if key in pool])]
     if len(tiles) == 2 * len(chosen):

@@ -119,7 +119,7 @@ def check_sheet(path: Path) -> None:
 
 def make_thumbnails(pool: CandidatePool, keys: Sequence[Key], size: int) -> dict[Key, str]:
     """A small picture of each image, WebP in base64, decoded and encoded on threads."""
-    ordered = sorted(keys, key=lambda key: str(pool.shard_of[key]))  # so that no shard is read twice
+    ordered = pool.by_shard(keys)
     images = pool.images(ordered)
     pictures: dict[Key, str] = {}
     with ThreadPoolExecutor() as threads, tqdm(total=len(keys), unit="image", desc="Thumbnails") as bar:

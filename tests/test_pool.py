@@ -24,6 +24,7 @@ import pytest
 from PIL import Image
 
 from craft_trl.candidates import generate_candidates, save_groups
+from craft_trl.errors import UsageError
 from craft_trl.pool import CLAIMS, CandidatePool, in_use, remove_leftovers
 
 from .helpers import REWARDS, SCORERS, Draw, groups_of
@@ -85,16 +86,56 @@ class TestCandidatePool:
         assert table.column_names == ["prompt", "expanded_prompt", "seed", "image", "dtype", *REWARDS]
         assert set(table["image"][0].as_py()) == {"bytes", "path"}
 
-    def test_scores_alone_are_read_without_verification(self, tmp_path):
+    def test_nothing_damaged_is_ever_taken_in(self, tmp_path):
+        """Wherever a byte is flipped, scores and images are right, or the shard is set aside."""
+        pool = CandidatePool(tmp_path, REWARDS)
+        generate_candidates(pool, groups_of(2, 1), Draw(), SCORERS, batch_size=4)
+        images = dict(zip(pool.scores, pool.images(pool.scores), strict=True))
+        (shard,) = tmp_path.glob("*.parquet")
+        data, found = shard.read_bytes(), {"at once": 0, "with the images": 0}
+        picture = data.index(b"\x89PNG") + 20
+        for place in [picture, *range(0, len(data), 13)]:
+            shard.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+            again = CandidatePool(tmp_path, REWARDS, verify=False)
+            assert again.scores.keys() in (pool.scores.keys(), set())
+            assert all((again.scores[key] == pool.scores[key]).all() for key in again.scores)
+            if again.scores:
+                assert not again.damaged
+                with pytest.raises(UsageError, match=f"{shard} is damaged and set aside: run the command that filled"):
+                    list(again.images(images))
+            assert [path.suffix for path in tmp_path.iterdir() if path.name != CLAIMS] == [".damaged"]
+            found["with the images" if again.scores else "at once"] += 1
+        assert min(found.values()) > 10
+        shard.write_bytes(data)
+        assert dict(zip(images, CandidatePool(tmp_path, REWARDS, verify=False).images(images), strict=True)) == images
+
+    def test_truncated_shard_of_which_the_scores_alone_are_read(self, tmp_path):
+        generate_candidates(CandidatePool(tmp_path, REWARDS), groups_of(2, 1), Draw(), SCORERS, batch_size=2)
+        shard, _ = sorted(tmp_path.glob("*.parquet"))
+        shard.write_bytes(shard.read_bytes()[:-100])
+        pool = CandidatePool(tmp_path, REWARDS, verify=False)
+        assert len(pool) == 2 and pool.damaged == [shard.with_suffix(".damaged")]
+
+    def test_shard_with_one_hash(self, tmp_path):
+        """Before there was a hash of the rows, a shard's name held that of the file alone."""
         pool = CandidatePool(tmp_path, REWARDS)
         generate_candidates(pool, groups_of(2, 1), Draw(), SCORERS, batch_size=4)
         (shard,) = tmp_path.glob("*.parquet")
-        data = bytearray(shard.read_bytes())
+        _, number, _, digest = shard.stem.split("-")
+        old = shard.rename(tmp_path / f"shard-{number}-{digest}.parquet")
+        for verify in (True, False):
+            again = CandidatePool(tmp_path, REWARDS, verify)
+            assert again.scores.keys() == pool.scores.keys() and not again.damaged
+        data = bytearray(old.read_bytes())
         data[data.index(b"\x89PNG") + 20] ^= 1
-        shard.write_bytes(data)
-        again = CandidatePool(tmp_path, REWARDS, verify=False)
-        assert all((again.scores[key] == pool.scores[key]).all() for key in pool.scores) and not again.damaged
-        assert len(CandidatePool(tmp_path, REWARDS)) == 0
+        old.write_bytes(data)
+        assert len(CandidatePool(tmp_path, REWARDS, verify=False)) == 0
+
+    def test_rewards_in_another_order(self, tmp_path):
+        generate_candidates(CandidatePool(tmp_path, REWARDS), groups_of(2, 1), Draw(), SCORERS, batch_size=4)
+        pool, reverse = (CandidatePool(tmp_path, names, verify=False) for names in (REWARDS, REWARDS[::-1]))
+        assert all((pool.scores[key] == reverse.scores[key][::-1]).all() for key in pool.scores)
+        assert not reverse.damaged
 
     def test_refresh(self, tmp_path):
         groups = groups_of(4, 1)

@@ -57,7 +57,8 @@ def open_pool(config: CandidatesConfig) -> tuple[list[Group], CandidatePool, dic
     if sorted(record["settings"]["rewards"]) != sorted(config.reward_names):
         scored = ", ".join(record["settings"]["rewards"])
         raise UsageError(f"The pool {run_dir / 'pool'} was scored with {scored}; rewards must be the same.")
-    pool = CandidatePool(run_dir / "pool", config.reward_names)
+    # Only the shards of images that are asked for are read whole.
+    pool = CandidatePool(run_dir / "pool", config.reward_names, verify=False)
     for shard in pool.damaged:
         say(f"[filter] {shard} is damaged and set aside: `craft generate` makes its images again.")
     return groups, pool, record

@@ -233,7 +233,7 @@ def _draw_in_process(config: CandidatesConfig, groups: Sequence[Group], number: 
     # Ends in order: what has been drawn is still written.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    # The parent has compared the shards with their hashes.
+    # The parent has read the shards whole.
     pool = CandidatePool(Path(config.output_dir) / "pool", config.reward_names, verify=False)
     sys.exit(exit_code(lambda: draw(config, groups, pool, show_progress=number == 0)))
 
