@@ -27,12 +27,11 @@ import diffusers
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 
 from .errors import UsageError
 from .families import get_family
 from .parser import suggest
-from .sources import first_line, looks_like_hub_id, source_hash
+from .sources import first_line, looks_like_hub_id, single_file_names, source_hash
 
 
 @dataclass
@@ -349,15 +348,10 @@ def load_pipeline(source: str, dtype: torch.dtype = torch.float32, revision: str
 
 
 def _load_single_file(path: Path, dtype: torch.dtype) -> DiffusionPipeline:
-    index = path.parent / "model_index.json"
+    index, names = path.parent / "model_index.json", single_file_names(path)
     if index.is_file():
         config, class_name = str(path.parent), json.loads(index.read_text())["_class_name"]
     else:
-        try:
-            with safe_open(path, framework="pt") as file:
-                names = list(file.keys())
-        except (OSError, SafetensorError) as error:
-            raise UsageError(f"Model {path}: not a safetensors file ({first_line(error)}).") from error
         # SDXL's checkpoints hold their text encoders under this name, all older ones under `cond_stage_model`.
         is_sdxl = any(name.startswith("conditioner.") for name in names)
         config, class_name = None, "StableDiffusionXLPipeline" if is_sdxl else "StableDiffusionPipeline"

@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
+from safetensors import SafetensorError, safe_open
 
 from .errors import UsageError
 
@@ -41,8 +42,7 @@ def check_model(source: str, revision: str | None = None) -> None:
     """
     path = Path(source)
     if path.suffix == ".safetensors":
-        if not path.is_file():
-            raise UsageError(f"Model {source}: there is no such file.")
+        single_file_names(path)
         return
     if (path / "model_index.json").is_file():
         return
@@ -56,6 +56,28 @@ def check_model(source: str, revision: str | None = None) -> None:
         DiffusionPipeline.load_config(source, revision=revision)
     except (OSError, ValueError) as error:
         raise UsageError(f"Model {source}: there is no such folder, and the Hub says: {first_line(error)}") from error
+
+
+def single_file_names(path: Path) -> list[str]:
+    """
+    Names of the tensors in a single-file checkpoint, of which only the header is read.
+
+    Raises a [`UsageError`] unless the file is there, is as long as its header says, and has a UNet of Stable Diffusion or
+    SDXL; that of an adapter or of a part of a pipeline has none.
+    """
+    if not path.is_file():
+        raise UsageError(f"Model {path}: there is no such file.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"Model {path}: not a safetensors file ({first_line(error)}).") from error
+    if not any(name.startswith("model.diffusion_model.input_blocks.") for name in names):
+        raise UsageError(
+            f"Model {path}: there is no model.diffusion_model.input_blocks in it, so it is no checkpoint of Stable "
+            "Diffusion or SDXL as a whole. A folder of diffusers is named by its path."
+        )
+    return names
 
 
 def content_hash(path: str | Path, parts: Iterable[Path] | None = None) -> str:

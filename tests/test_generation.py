@@ -23,6 +23,7 @@ from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import save_file
 
 from craft_trl.candidates import generate_candidates, make_groups
+from craft_trl.cli.main import main
 from craft_trl.errors import UsageError
 from craft_trl.generation import ImageGenerator, SamplingConfig, load_pipeline, make_scheduler
 from craft_trl.pool import CandidatePool
@@ -290,13 +291,33 @@ class TestSingleFile:
             load_pipeline(str(tmp_path / "model.safetensors"))
 
     def test_no_such_file(self):
-        with pytest.raises(UsageError, match="Model ./model.safetensors: there is no such file"):
+        with pytest.raises(UsageError, match="Model model.safetensors: there is no such file"):
             check_model("./model.safetensors")
 
-    def test_not_a_checkpoint(self, tmp_path):
-        (tmp_path / "model.safetensors").write_bytes(b"<html>")
-        with pytest.raises(UsageError, match="not a safetensors file"):
-            load_pipeline(str(tmp_path / "model.safetensors"))
+    def test_not_a_checkpoint(self, checkpoint):
+        """Said before any work begins, and by the loader too."""
+        whole = checkpoint.read_bytes()
+        for content in (b"<html>", b"", whole[:-1]):
+            checkpoint.write_bytes(content)
+            for action in (check_model, load_pipeline):
+                with pytest.raises(UsageError, match=f"Model {checkpoint}: not a safetensors file"):
+                    action(str(checkpoint))
+        save_file({"unet.to_q.lora_A.weight": torch.ones(2, 2)}, checkpoint)
+        with pytest.raises(UsageError, match="no checkpoint of Stable Diffusion or SDXL as a whole"):
+            check_model(str(checkpoint))
+
+    def test_craft_generate(self, checkpoint, tiny, tmp_path, capsys):
+        """The same pool as from the folder, through the commands and without a network."""
+        pools = {}
+        for name, model in (("folder", tiny / "pipeline"), ("file", checkpoint)):
+            argv = ["--config", str(tiny / "candidates.yaml"), "--model_name_or_path", str(model)]
+            argv += ["--output_dir", name, "--num_prompts", "2", "--num_inference_steps", "1"]
+            for command in ("expand", "generate"):
+                assert main([command, *argv]) == 0, capsys.readouterr().err
+            pools[name] = CandidatePool(tmp_path / name / "pool", ["hpsv2", "pickscore", "aesthetic"])
+        folder, file = pools.values()
+        assert len(file) and file.scores.keys() == folder.scores.keys()
+        assert list(file.images(folder.scores)) == list(folder.images(folder.scores))
 
 
 class TestScheduler:

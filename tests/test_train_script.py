@@ -18,7 +18,9 @@ import json
 import shutil
 
 import pytest
+import torch
 from diffusers import UNet2DConditionModel
+from safetensors.torch import save_file
 
 from craft_trl.cli.main import main
 
@@ -94,7 +96,7 @@ def test_a_single_file_is_trained_as_its_folder_is(folder, tmp_path):
 
 
 def test_an_adapter_for_a_single_file_needs_its_modules(refuses, tmp_path):
-    (tmp_path / "x.safetensors").write_bytes(b"")
+    save_file({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(1)}, tmp_path / "x.safetensors")
     message = "lora_target_modules is missing: a single file does not name its defaults"
     refuses(message, "--model_name_or_path", str(tmp_path / "x.safetensors"), "--use_peft")
 
