@@ -36,8 +36,8 @@ import numpy as np
 import pyarrow
 from datasets import disable_progress_bars
 
-from craft_trl.candidates import Group, make_groups
 from craft_trl.dataset import build_dataset_dict
+from craft_trl.groups import Group, make_groups
 from craft_trl.pool import CandidatePool
 
 

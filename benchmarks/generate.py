@@ -44,9 +44,10 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from craft_trl.candidates import generate_candidates, make_groups
+from craft_trl.candidates import generate_candidates
 from craft_trl.crf import composite_reward_filter
 from craft_trl.generation import ImageGenerator, SamplingConfig
+from craft_trl.groups import make_groups
 from craft_trl.pool import CandidatePool
 
 

@@ -25,9 +25,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from datasets import Dataset
 
-from .candidates import Group
 from .dataset import FilterConfig, build_pairs, explain_nothing, filter_candidates, vetoed_itself, with_images
 from .errors import NothingToDoError, UsageError
+from .groups import Group
 from .pool import CandidatePool
 
 

@@ -12,113 +12,22 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Candidates: groups of prompts, and the loop that draws, scores and stores their images, rejecting as early as it can."""
+"""Candidates: the loop that draws, scores and stores the images of groups of prompts, rejecting as early as it can."""
 
-import json
 from bisect import insort
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Literal
 
-import numpy as np
-import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .errors import UsageError
+from .groups import Group
 from .pool import CandidatePool, Key
-from .rewards import Reward, score
-from .stages import write_atomically
+from .rewards import Reward
+from .storing import Storing
 
 
 Generate = Callable[[Sequence[str], Sequence[int]], list[Image.Image]]
-
-
-@dataclass(frozen=True)
-class Group:
-    """
-    One original prompt and its variants.
-
-    Args:
-        group_id (`int`):
-            Number of the group.
-        prompt (`str`):
-            Original prompt.
-        expanded_prompts (`tuple[str, ...]`):
-            Variants, without the original.
-        seeds (`tuple[int, ...]`):
-            Seed of the starting noise of each image, the original's first.
-    """
-
-    group_id: int
-    prompt: str
-    expanded_prompts: tuple[str, ...]
-    seeds: tuple[int, ...]
-
-    @property
-    def keys(self) -> list[Key]:
-        """Key of each image of the group, the original's first."""
-        texts = (self.prompt, *self.expanded_prompts)
-        return [(self.prompt, text, seed) for text, seed in zip(texts, self.seeds, strict=True)]
-
-
-def make_groups(
-    prompts: Sequence[str],
-    variants: Sequence[Sequence[str]],
-    seed: int = 0,
-    group_seeds: Literal["same", "distinct"] = "same",
-) -> list[Group]:
-    """
-    Groups of prompts and their variants.
-
-    Args:
-        prompts (`Sequence[str]`):
-            Original prompts.
-        variants (`Sequence[Sequence[str]]`):
-            Expanded variants of each.
-        seed (`int`, *optional*, defaults to `0`):
-            The images of group `i` start from noise `seed + i`.
-        group_seeds (`"same"` or `"distinct"`, *optional*, defaults to `"same"`):
-            Whether all images of a group start from the same noise, so that only the prompt makes a difference, or
-            variant `j` from noise `seed + i + 1000000 * j`, so that chance adds to the choice.
-    """
-    step = {"same": 0, "distinct": 1_000_000}[group_seeds]
-    return [
-        Group(i, prompt, tuple(expanded), tuple(seed + i + step * j for j in range(1 + len(expanded))))
-        for i, (prompt, expanded) in enumerate(zip(prompts, variants, strict=True))
-    ]
-
-
-def save_groups(groups: Sequence[Group], path: Path) -> None:
-    """Write groups as a `.jsonl` file, a line each."""
-    lines = [json.dumps(asdict(group), ensure_ascii=False) + "\n" for group in groups]
-    write_atomically(path, "".join(lines))
-
-
-def load_groups(path: str | Path) -> list[Group]:
-    """Read a file of [`save_groups`]; it may have been edited by hand."""
-    path = Path(path)
-    if not path.is_file():
-        raise UsageError(f"There is no {path}: run `craft expand` first.")
-    groups, line_of = [], {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            group = Group(row["group_id"], row["prompt"], tuple(row["expanded_prompts"]), tuple(row["seeds"]))
-            keys = group.keys
-        except (ValueError, TypeError, KeyError) as error:
-            raise UsageError(f"{path}, line {number}: not a group ({error!r}).") from error
-        groups.append(group)
-        for key in keys:
-            if line_of.setdefault(key, number) != number:
-                raise UsageError(
-                    f"{path}, lines {line_of[key]} and {number}: both have the image of {key[1]!r} for {key[0]!r} with "
-                    f"seed {key[2]}. Give one of them other seeds."
-                )
-    return groups
 
 
 def generate_candidates(
@@ -171,7 +80,7 @@ def generate_candidates(
     work = _Work(pool, groups, batch_size, reject_on, target_groups)
     ahead: dict[Key, Image.Image] = {}
     with (
-        _Storing(pool, rewards, batch_size) as storing,
+        Storing(pool, rewards, batch_size) as storing,
         tqdm(total=len(groups), unit="group", desc="Candidates", disable=not show_progress) as bar,
     ):
         try:
@@ -251,7 +160,7 @@ def fill_pool(
     """Make, score and store those of the images that are not in the pool, in their order."""
     missing = [key for key in keys if key not in pool]
     with (
-        _Storing(pool, rewards, batch_size) as storing,
+        Storing(pool, rewards, batch_size) as storing,
         tqdm(total=len(keys), initial=len(keys) - len(missing), unit="image", desc=description) as bar,
     ):
         for start in range(0, len(missing), batch_size):
@@ -373,72 +282,3 @@ class _Work:
         for i, key in [item for item in self.ready if item[0] >= self.limit]:
             self.ready.remove((i, key))
             del self.begun[key]
-
-
-class _Storing:
-    """Scores and writes a batch, on a GPU on a thread, while the next one is drawn."""
-
-    # Without a GPU both would want the same cores, and wait for each other: a fifth slower on two.
-    overlaps = torch.cuda.is_available()
-
-    def __init__(self, pool: CandidatePool, rewards: dict[str, Reward], batch_size: int):
-        # Here, so that filtering a pool costs no import of torchvision.
-        from .rewards.reward_model import RewardModel
-
-        self.pool = pool
-        self.networks = {name: reward for name, reward in rewards.items() if isinstance(reward, RewardModel)}
-        self.others = {name: reward for name, reward in rewards.items() if name not in self.networks}
-        # They would split larger batches, and the last part of a split has a size of its own.
-        self.size = min(batch_size, RewardModel.batch_size)
-        self.thread = ThreadPoolExecutor(1, "store", _use_own_stream) if self.overlaps else None
-        self.future: Future | None = None
-
-    def __enter__(self) -> "_Storing":
-        return self
-
-    def __exit__(self, *error) -> None:
-        # Also after Ctrl-C: what was drawn is still written.
-        if self.thread is not None:
-            self.thread.shutdown()
-
-    @property
-    def busy(self) -> bool:
-        return self.future is not None
-
-    def start(self, keys: list[Key], images: list[Image.Image]) -> None:
-        if self.thread is not None:
-            self.future = self.thread.submit(self._store, len(self.pool), keys, images)
-        else:
-            self.future = Future()
-            self.future.set_result(self._store(len(self.pool), keys, images))
-
-    def wait(self) -> list[Key]:
-        """Take in the batch that was started, and return its keys."""
-        future, self.future = self.future, None
-        keys, scores, shard = future.result()
-        self.pool.add(keys, scores, shard)
-        return keys
-
-    def _store(
-        self, number: int, keys: list[Key], images: list[Image.Image]
-    ) -> tuple[list[Key], dict[str, np.ndarray], Path]:
-        # Every image is scored under the original prompt: only then can it be compared with the original's image.
-        prompts = [prompt for prompt, _, _ in keys]
-        scores = score(self.others, images, prompts)
-        for start in range(0, len(keys), self.size) if self.networks else ():
-            part = slice(start, start + self.size)
-            # Batches of another size are rounded otherwise. So they all have one, filled up with copies.
-            copies = self.size - len(keys[part])
-            values = score(self.networks, images[part] + images[-1:] * copies, prompts[part] + prompts[-1:] * copies)
-            for name in self.networks:
-                kept = values[name][: len(keys[part])]
-                scores[name] = np.concatenate([scores.get(name, kept[:0]), kept])
-        return keys, scores, self.pool.write(number, keys, images, scores)
-
-
-def _use_own_stream() -> None:
-    # On the default stream, a score would have to wait for all of the next batch's work that is queued before it.
-    if torch.cuda.is_available():
-        from .generation import default_device  # here, so that filtering a pool costs no import of diffusers
-
-        torch.cuda.set_stream(torch.cuda.Stream(default_device()))

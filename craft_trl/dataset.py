@@ -24,9 +24,9 @@ import datasets
 import numpy as np
 from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets
 
-from .candidates import Group
 from .crf import composite_reward_filter, group_advantages, improves
 from .errors import NothingToDoError, UsageError
+from .groups import Group
 from .pool import CandidatePool
 from .veto import load_vetoes, veto_mask
 

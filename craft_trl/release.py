@@ -30,11 +30,11 @@ from diffusers.utils import make_image_grid
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .candidates import Group, load_groups
 from .cards import FACTS, dataset_card, flat, model_card
 from .crf import improves
 from .dataset import FilterConfig, features, filter_candidates, vetoed_itself, with_images
 from .errors import NothingToDoError, UsageError
+from .groups import Group, load_groups
 from .hub import Content, model_files, scan, shards
 from .pool import CandidatePool, Key
 from .sources import content_hash, looks_like_hub_id, model_hash

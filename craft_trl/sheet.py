@@ -23,9 +23,9 @@ from typing import Literal
 import numpy as np
 from tqdm.auto import tqdm
 
-from .candidates import Group
 from .dataset import FilterConfig, filter_candidates
 from .errors import NothingToDoError, UsageError
+from .groups import Group
 from .pages import render, thumbnail
 from .pool import CandidatePool, Key
 from .stages import fingerprint, write_atomically

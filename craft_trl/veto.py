@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .candidates import Group
 from .errors import UsageError
+from .groups import Group
 from .pool import Key
 
 

@@ -35,10 +35,10 @@ from craft_trl.bakeoff import (
     two_way_bootstrap,
     verdict,
 )
-from craft_trl.candidates import make_groups
 from craft_trl.cli.main import main
 from craft_trl.dataset import FilterConfig
 from craft_trl.errors import NothingToDoError, UsageError
+from craft_trl.groups import make_groups
 from craft_trl.pool import CandidatePool
 from craft_trl.scripts.bakeoff import Bakeoff, make_parser
 

@@ -22,19 +22,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from craft_trl import candidates
-from craft_trl.candidates import (
-    fill_pool,
-    generate_candidates,
-    load_groups,
-    make_groups,
-    needed,
-    save_groups,
-    up_to_target,
-)
+from craft_trl.candidates import fill_pool, generate_candidates, needed, up_to_target
 from craft_trl.crf import composite_reward_filter
 from craft_trl.errors import UsageError
+from craft_trl.groups import load_groups, make_groups, save_groups
 from craft_trl.pool import CandidatePool
+from craft_trl.storing import Storing
 
 from .helpers import REWARDS, SCORERS, Draw, groups_of, reward
 
@@ -185,7 +178,7 @@ class TestGenerateCandidates:
         assert order[4] == "prompt 0, v1"
 
     def test_scoring_and_writing_go_on_while_the_next_batch_is_drawn(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(candidates._Storing, "overlaps", True)  # as on a GPU
+        monkeypatch.setattr(Storing, "overlaps", True)  # as on a GPU
         second, scored = threading.Event(), []
 
         def draw(prompts, seeds):

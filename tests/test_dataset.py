@@ -20,10 +20,10 @@ import pytest
 from datasets import Dataset, Features, Image, Value, load_from_disk
 from PIL import Image as PILImage
 
-from craft_trl.candidates import make_groups
 from craft_trl.candidates_config import CandidatesConfig
 from craft_trl.dataset import build_dataset_dict, validate
 from craft_trl.errors import NothingToDoError, UsageError
+from craft_trl.groups import make_groups
 from craft_trl.pool import CandidatePool
 
 

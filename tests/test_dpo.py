@@ -27,9 +27,9 @@ from peft import LoraConfig
 from PIL import Image
 
 from craft_trl import DiffusionDPOConfig, DiffusionDPOTrainer
-from craft_trl.candidates import make_groups
 from craft_trl.dataset import FilterConfig, build_pairs
 from craft_trl.errors import NothingToDoError, UsageError
+from craft_trl.groups import make_groups
 from craft_trl.pool import CandidatePool
 from craft_trl.trainer.dpo_trainer import diffusion_dpo_loss, flatten_pairs
 

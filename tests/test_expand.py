@@ -26,8 +26,8 @@ import pytest
 import yaml
 
 from craft_trl.benchmarks import BENCHMARKS
-from craft_trl.candidates import load_groups
 from craft_trl.cli.main import main
+from craft_trl.groups import load_groups
 from craft_trl.scripts.expand import make_parser
 
 from .chat_server import ChatServer

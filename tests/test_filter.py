@@ -24,8 +24,8 @@ import yaml
 from datasets import load_from_disk
 from PIL import Image
 
-from craft_trl.candidates import make_groups, save_groups
 from craft_trl.cli.main import main
+from craft_trl.groups import make_groups, save_groups
 from craft_trl.pool import CandidatePool
 from craft_trl.stages import Stage
 

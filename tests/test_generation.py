@@ -22,10 +22,11 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import save_file
 
-from craft_trl.candidates import generate_candidates, make_groups
+from craft_trl.candidates import generate_candidates
 from craft_trl.cli.main import main
 from craft_trl.errors import UsageError
 from craft_trl.generation import ImageGenerator, SamplingConfig, load_pipeline, make_scheduler
+from craft_trl.groups import make_groups
 from craft_trl.pool import CandidatePool
 from craft_trl.rewards.hpsv2 import HPSv2
 from craft_trl.rewards.pickscore import PickScore

@@ -32,11 +32,11 @@ from huggingface_hub import DatasetCard, ModelCard
 from PIL import Image
 
 from craft_trl import CraftTrainer, hub
-from craft_trl.candidates import make_groups
 from craft_trl.cards import duration
 from craft_trl.cli.main import main
 from craft_trl.dataset import FilterConfig
 from craft_trl.errors import UsageError
+from craft_trl.groups import make_groups
 from craft_trl.pool import CandidatePool
 from craft_trl.release import configurations, undecided
 from craft_trl.scripts import expand, train

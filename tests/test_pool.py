@@ -23,8 +23,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from craft_trl.candidates import generate_candidates, save_groups
+from craft_trl.candidates import generate_candidates
 from craft_trl.errors import UsageError
+from craft_trl.groups import save_groups
 from craft_trl.pool import CLAIMS, CandidatePool, in_use, remove_leftovers
 
 from .helpers import REWARDS, SCORERS, Draw, groups_of
@@ -204,7 +205,8 @@ def test_full_disk(tmp_path):
     script = """
         import resource, sys
         from PIL import Image
-        from craft_trl.candidates import generate_candidates, load_groups
+        from craft_trl.candidates import generate_candidates
+        from craft_trl.groups import load_groups
         from craft_trl.pool import CandidatePool
 
         def draw(prompts, seeds):

@@ -25,8 +25,8 @@ import pytest
 import yaml
 from PIL import Image as PILImage
 
-from craft_trl.candidates import make_groups, save_groups
 from craft_trl.cli.main import main
+from craft_trl.groups import make_groups, save_groups
 from craft_trl.pool import CandidatePool
 from craft_trl.stages import Stage
 from craft_trl.veto import veto_line

@@ -21,9 +21,9 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from craft_trl.candidates import make_groups
 from craft_trl.dataset import FilterConfig, build_dataset_dict
 from craft_trl.errors import NothingToDoError, UsageError
+from craft_trl.groups import make_groups
 from craft_trl.pool import CandidatePool
 from craft_trl.veto import load_vetoes, veto_line
 

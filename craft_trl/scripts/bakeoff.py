@@ -31,11 +31,12 @@ import numpy as np
 
 from ..bakeoff import HELD_OUT, METHODS, Material, check_methods, compare_arms, make_seed_groups, verdict
 from ..bakeoff_report import write_bakeoff_report
-from ..candidates import Group, fill_pool, load_groups
+from ..candidates import fill_pool
 from ..candidates_config import CandidatesConfig
 from ..errors import UsageError
 from ..evaluation.evaluate import Evaluation
 from ..generation import ImageGenerator, default_device
+from ..groups import Group, load_groups
 from ..parser import CraftParser
 from ..pool import CandidatePool
 from ..rewards import parse_rewards

@@ -25,11 +25,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..candidates import make_groups, save_groups
 from ..candidates_config import CandidatesConfig
 from ..errors import NothingToDoError
 from ..expansion import PromptExpander
 from ..expansion.instructed import InstructedExpander
+from ..groups import make_groups, save_groups
 from ..parser import CraftParser
 from ..stages import Stage, fingerprint, write_atomically
 from .launch import run_script, run_stage

@@ -28,10 +28,11 @@ from pathlib import Path
 import numpy as np
 from huggingface_hub import HfApi
 
-from ..candidates import Group, load_groups, needed, up_to_target
+from ..candidates import needed, up_to_target
 from ..candidates_config import CandidatesConfig
 from ..dataset import build_dataset_dict
 from ..errors import UsageError
+from ..groups import Group, load_groups
 from ..hub import check_repository
 from ..parser import CraftParser
 from ..pool import CandidatePool

@@ -40,11 +40,12 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from ..candidates import Group, generate_candidates, load_groups, needed, up_to_target
+from ..candidates import generate_candidates, needed, up_to_target
 from ..candidates_config import CandidatesConfig
 from ..dataset import filter_candidates
 from ..errors import UsageError
 from ..generation import ImageGenerator, default_device
+from ..groups import Group, load_groups
 from ..parser import CraftParser
 from ..pool import CandidatePool, in_use, remove_leftovers
 from ..rewards import parse_rewards
