@@ -31,6 +31,7 @@ from transformers import PrinterCallback, TrainerCallback
 from .evaluation.geneval import GenEval
 from .generation import ImageGenerator, default_device
 from .planning import Planner, Rates
+from .pool import CandidatePool
 from .rewards import score
 from .scripts import train
 from .scripts.run import RunRecipes
@@ -72,13 +73,15 @@ def calibrate(planner: Planner) -> Rates:
     judging = scoring_seconds(judges, images, (planner.evaluation.prompts * size)[:size])
     judges.clear()
 
-    encoding, step, train_loading = training_seconds(recipes, planner.lora, images, prompts)
+    encoding, step, saving, train_loading = training_seconds(recipes, planner.lora, images, prompts)
     return Rates(
         sampling=sampling,
         scoring=scoring,
         judging=judging,
         encoding=encoding,
         training=recipes.training.global_batch_size * planner.training.flops / step,
+        storing=storing_seconds(images),
+        saving=planner.model_bytes / saving,
         loading={
             "generate": loading + rewards_loading,
             "train": train_loading,
@@ -116,6 +119,14 @@ def scoring_seconds(rewards: dict, images: list[Image.Image], prompts: list[str]
     return timed(lambda: score(rewards, images, prompts))[1] / len(images)
 
 
+def storing_seconds(images: list[Image.Image]) -> float:
+    """Seconds per image of writing a shard."""
+    keys = [("a prompt", "a prompt", seed) for seed in range(len(images))]
+    with tempfile.TemporaryDirectory() as folder:
+        pool = CandidatePool(folder, [])
+        return timed(lambda: pool.append(keys, images, {}))[1] / len(images)
+
+
 class _StepTimes(TrainerCallback):
     """Seconds of each optimizer step."""
 
@@ -133,8 +144,11 @@ class _StepTimes(TrainerCallback):
 
 def training_seconds(
     recipes: RunRecipes, lora: LoraConfig | None, images: list[Image.Image], prompts: list[str]
-) -> tuple[float, float, float]:
-    """Seconds of encoding an image, of an optimizer step of the recipe's global batch, and of getting ready."""
+) -> tuple[float, float, float, float]:
+    """
+    Seconds of encoding an image, of an optimizer step of the recipe's global batch, of saving the model, and of getting
+    ready.
+    """
     features = {"image": datasets.Image(), "prompt": Value("string"), "expanded_prompt": Value("string")}
     dataset = Dataset.from_dict(
         {"image": images, "prompt": prompts, "expanded_prompt": prompts, "advantage": [1.0] * len(images)},
@@ -158,7 +172,8 @@ def training_seconds(
         trainer.remove_callback(PrinterCallback)
         encoding = encoding_seconds(trainer, dataset, Path(folder) / "again.safetensors")
         trainer.train()
-    return encoding / len(images), callback.seconds[-1], max(getting_ready - encoding, 0.0)
+        _, saving = timed(trainer.save_model)
+    return encoding / len(images), callback.seconds[-1], saving, max(getting_ready - encoding, 0.0)
 
 
 def encoding_seconds(trainer: CraftTrainer, dataset: Dataset, path: Path) -> float:

@@ -46,9 +46,12 @@ class CandidatesConfig(PromptsConfig, ExpansionConfig, SamplingConfig, FilterCon
         num_processes (`int`, *optional*, defaults to `1`):
             Processes of `craft generate` on this machine, which share out the GPUs and the groups.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of the sample and of the choice of templates; the images of group `i` start from noise `seed + i`.
+            Seed of the sample, of the choice of templates, and of the starting noise.
         group_seeds (`"same"` or `"distinct"`, *optional*, defaults to `"same"`):
             Whether the images of a group start from the same noise or each from its own.
+        seed_by (`"position"` or `"prompt"`, *optional*, defaults to `"position"`):
+            Whether the noise of a group is that of its place in the list of prompts, or of its prompt, see
+            [`make_groups`]. With `prompt`, prompts may be added anywhere, and nothing that is in the pool is drawn again.
         output_dir (`str`):
             Folder of the run. The stages write `prompts/`, `pool/` and `dataset/` into it.
 
@@ -93,13 +96,18 @@ class CandidatesConfig(PromptsConfig, ExpansionConfig, SamplingConfig, FilterCon
     )
     seed: int = field(
         default=0,
-        metadata={
-            "help": "Seed of the sample and of the choice of templates; the images of group i start from noise seed + i."
-        },
+        metadata={"help": "Seed of the sample, of the choice of templates, and of the starting noise."},
     )
     group_seeds: Literal["same", "distinct"] = field(
         default="same",
         metadata={"help": "Whether the images of a group start from the same noise or each from its own."},
+    )
+    seed_by: Literal["position", "prompt"] = field(
+        default="position",
+        metadata={
+            "help": "Whether the noise of a group is that of its place in the list of prompts, or of its prompt, so that "
+            "prompts may be added anywhere."
+        },
     )
     output_dir: str = field(
         default=None,

@@ -14,6 +14,7 @@
 
 """Groups: an original prompt with its variants and the seeds of their images."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -58,6 +59,7 @@ def make_groups(
     variants: Sequence[Sequence[str]],
     seed: int = 0,
     group_seeds: Literal["same", "distinct"] = "same",
+    seed_by: Literal["position", "prompt"] = "position",
 ) -> list[Group]:
     """
     Groups of prompts and their variants.
@@ -68,16 +70,21 @@ def make_groups(
         variants (`Sequence[Sequence[str]]`):
             Expanded variants of each.
         seed (`int`, *optional*, defaults to `0`):
-            The images of group `i` start from noise `seed + i`.
+            The images of group `i` start from noise `seed + i`, with `seed_by="position"`.
         group_seeds (`"same"` or `"distinct"`, *optional*, defaults to `"same"`):
             Whether all images of a group start from the same noise, so that only the prompt makes a difference, or
             variant `j` from noise `seed + i + 1000000 * j`, so that chance adds to the choice.
+        seed_by (`"position"` or `"prompt"`, *optional*, defaults to `"position"`):
+            Whether `i` is the number of the group, or a hash of its prompt, of 48 bits, so that prompts added anywhere
+            in the list leave the seeds of the others as they are.
     """
     step = {"same": 0, "distinct": 1_000_000}[group_seeds]
-    return [
-        Group(i, prompt, tuple(expanded), tuple(seed + i + step * j for j in range(1 + len(expanded))))
-        for i, (prompt, expanded) in enumerate(zip(prompts, variants, strict=True))
-    ]
+    groups = []
+    for number, (prompt, expanded) in enumerate(zip(prompts, variants, strict=True)):
+        i = number if seed_by == "position" else int(hashlib.sha256(prompt.encode()).hexdigest()[:12], 16)
+        seeds = tuple(seed + i + step * j for j in range(1 + len(expanded)))
+        groups.append(Group(number, prompt, tuple(expanded), seeds))
+    return groups
 
 
 def save_groups(groups: Sequence[Group], path: Path) -> None:

@@ -14,35 +14,32 @@
 
 """What a run will take, before anything is spent: images, survivors, GPU hours, money, memory and disk."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-import yaml
 from peft import LoraConfig
 
 from .evaluation.evaluate import Evaluation
 from .generation import SamplingConfig
 from .gpus import GIGA, GPU, TERA
-from .odds import CORRELATION, Odds, simulate
-from .operations import MetaPipeline, Tower, reward_towers
-from .parser import check_recipe
+from .memory import AUTOCAST_ACTIVATIONS, CONTEXT, Profile, sampling_memory
+from .odds import CORRELATION, simulate
+from .operations import MetaPipeline, reward_towers
+from .plan import Plan, StagePlan
 from .rewards import RewardSpec, parse_rewards
-from .scripts.launch import find_accelerate_config
-from .scripts.run import RECIPES, RunRecipes
 from .sources import check_model
 
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+if TYPE_CHECKING:
+    from .scripts.run import RunRecipes
 
 
 # Shares of the peak that plain loops of diffusers and transformers reach. Sampling of SDXL in half precision: 17 % (H100,
 # batch 1, stock) to 40 % (A100) in published measurements. Training it on an H100: 16 % under autocast, 23 % as a
 # bfloat16 module, measured at micro-batches of 8 with checkpointing, model operations counted only.
-SHARES = {"sampling": 0.3, "training (autocast)": 0.16, "training (DeepSpeed)": 0.23, "float32": 0.5}
-AUTOCAST_ACTIVATIONS = 1.25  # norms and their inputs stay in float32
-CONTEXT = 1.5 * GIGA  # CUDA's own memory, cuDNN's workspaces, fragments
+SHARES = {"sampling": 0.3, "training (autocast)": 0.16, "training (16 bits)": 0.23, "float32": 0.5}
 PNG_BYTES_PER_PIXEL = 1.6
 
 
@@ -62,6 +59,10 @@ class Rates:
             Seconds per training image and its prompt, before training.
         training (`float`):
             FLOP/s of forward and backward pass, the optimizer's time included.
+        storing (`float`, *optional*, defaults to 0):
+            Seconds per image until it is in the pool as a PNG.
+        saving (`float`, *optional*, defaults to `inf`):
+            Bytes/s of the model and its checkpoints.
         loading (`dict[str, float]`, *optional*):
             Seconds until a stage begins its work.
     """
@@ -71,71 +72,9 @@ class Rates:
     judging: float
     encoding: float
     training: float
+    storing: float = 0.0
+    saving: float = float("inf")
     loading: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass
-class StagePlan:
-    """
-    One stage.
-
-    Args:
-        name (`str`):
-            Name of the stage.
-        work (`str`):
-            What it does, in words.
-        flops (`float`):
-            Operations.
-        seconds (`float`):
-            GPU seconds at the assumed share of the peak.
-        memory (`float`):
-            Peak memory of one GPU in bytes.
-        disk (`float`):
-            Bytes written that stay.
-        measured_seconds (`float`, *optional*):
-            GPU seconds at the rates that were measured.
-    """
-
-    name: str
-    work: str
-    flops: float = 0.0
-    seconds: float = 0.0
-    memory: float = 0.0
-    disk: float = 0.0
-    measured_seconds: float | None = None
-
-
-@dataclass(frozen=True)
-class Profile:
-    """
-    How training is spread out.
-
-    Args:
-        num_processes (`int`):
-            GPUs.
-        zero_stage (`int`):
-            Stage of ZeRO; 0 without DeepSpeed.
-        dtype (`str`):
-            Precision of forward and backward pass.
-    """
-
-    num_processes: int
-    zero_stage: int
-    dtype: str
-
-    @property
-    def autocast(self) -> bool:
-        return self.dtype != "float32" and not self.zero_stage
-
-    def static_bytes(self, trained: int, frozen: int) -> float:
-        """Weights, gradients and AdamW's states on one GPU, with `trained` and `frozen` parameters."""
-        n = self.num_processes
-        if self.zero_stage == 0:
-            return 16 * trained + 4 * frozen + (2 * (trained + frozen) if self.autocast else 0)
-        # bfloat16 weights, float32 sums of gradients, float32 master weights and two moments
-        sharded = {1: 12, 2: 16, 3: 18}[self.zero_stage]
-        whole = {1: 6, 2: 2, 3: 0}[self.zero_stage]
-        return (whole + sharded / n) * trained + 2 * frozen / (n if self.zero_stage == 3 else 1)
 
 
 class Planner:
@@ -145,16 +84,16 @@ class Planner:
     Args:
         recipes ([`RunRecipes`]):
             The recipes.
-        folder (`Path`):
-            Where they lie.
+        profile ([`Profile`]):
+            How training is spread out.
         gpu ([`GPU`]):
             The device to plan for.
         pass_rate (`float`, *optional*):
             Share of variants that pass the filter, see [`simulate`].
     """
 
-    def __init__(self, recipes: RunRecipes, folder: Path, gpu: GPU, pass_rate: float | None = None):
-        self.recipes, self.folder, self.gpu = recipes, folder, gpu
+    def __init__(self, recipes: "RunRecipes", profile: Profile, gpu: GPU, pass_rate: float | None = None):
+        self.recipes, self.profile, self.gpu = recipes, profile, gpu
         config = recipes.candidates
         self.odds = simulate(config, pass_rate)
         self.assumed_pass_rate = pass_rate is None
@@ -169,28 +108,17 @@ class Planner:
         if config.target_groups is not None and self.odds.kept_groups:
             drawn_groups = min(drawn_groups, config.target_groups / self.odds.kept_groups)
         self.images = round(drawn_groups * self.odds.images)
+        # A batch that is not full takes as long as one that is: its places are filled with copies, whose images are dropped.
+        self.places = whole_batches(self.images, config.batch_size)
         self.kept_images = drawn_groups * self.odds.kept_images
         self.kept_groups = drawn_groups * self.odds.kept_groups
         arms = len(self.evaluation.config.model_specs) + bool(self.evaluation.config.templates)
-        self.evaluated = arms * len(self.evaluation.prompts) * self.evaluation.config.num_images_per_prompt
+        evaluated = len(self.evaluation.prompts) * self.evaluation.config.num_images_per_prompt  # of each model
+        self.evaluated = arms * evaluated
+        self.evaluated_places = arms * whole_batches(evaluated, self.evaluation.config.batch_size)
         self.samples = recipes.training.max_steps * recipes.training.global_batch_size
         self.weighted = 1.0 if recipes.training.negative_advantages == "keep" else self.odds.weighted
-        self.profile = self._profile()
         self._count()
-
-    def _profile(self) -> Profile:
-        launch, args = self.recipes.launch, self.recipes.training
-        accelerate = {}
-        if launch.accelerate_config is not None:
-            accelerate = yaml.safe_load(find_accelerate_config(launch.accelerate_config).read_text())
-        # What the configuration made of `bf16` is right for the machine that plans, not for the one that is planned for.
-        wanted = check_recipe(self.folder / RECIPES["train"]).get("bf16")
-        half = args.bf16 if self.gpu.name == "cpu" else wanted is not False
-        return Profile(
-            num_processes=launch.num_processes or accelerate.get("num_processes", 1),
-            zero_stage=accelerate.get("deepspeed_config", {}).get("zero_stage", 0),
-            dtype="float16" if args.fp16 else "bfloat16" if half else "float32",
-        )
 
     def _count(self) -> None:
         """Operations and activations of everything that is repeated."""
@@ -249,8 +177,7 @@ class Planner:
         if self.profile.dtype == "float32" or self.gpu.name == "cpu":
             training = single
         else:
-            kind = "training (autocast)" if self.profile.autocast else "training (DeepSpeed)"
-            training = SHARES[kind] * self.gpu.peak(self.profile.dtype)
+            training = SHARES[self._training_share()] * self.gpu.peak(self.profile.dtype)
         return Rates(
             sampling=sampling(self.recipes.candidates.dtype),
             scoring=self.score_flops / single,
@@ -258,6 +185,11 @@ class Planner:
             encoding=self.encode_flops / single,
             training=training,
         )
+
+    def _training_share(self) -> str:
+        if self.profile.dtype == "float32":
+            return "float32"
+        return "training (autocast)" if self.profile.autocast else "training (16 bits)"
 
     def seconds(self, rates: Rates) -> dict[str, float]:
         """GPU seconds of each stage."""
@@ -268,10 +200,13 @@ class Planner:
             share = [SHARES["float32"] if d == "float32" else SHARES["sampling"] for d in both]
             ratio = share[0] * self.gpu.peak(both[0]) / (share[1] * self.gpu.peak(both[1]))
         work = {
-            "generate": self.images * (self.image_flops / rates.sampling + rates.scoring),
+            "generate": self.places * (self.image_flops / rates.sampling + rates.scoring)
+            + self.images * rates.storing,
             "train": self.kept_images * rates.encoding
-            + self.samples * self.weighted * self.training.flops / rates.training,
-            "evaluate": self.evaluated * (self.evaluated_flops / (rates.sampling * ratio) + rates.judging),
+            + self.samples * self.weighted * self.training.flops / rates.training
+            + (self.model_bytes + self.num_saves * self.checkpoint_bytes) / rates.saving,
+            "evaluate": self.evaluated_places * (self.evaluated_flops / (rates.sampling * ratio) + rates.judging)
+            + self.evaluated * rates.storing,
         }
         return {name: seconds + rates.loading.get(name, 0.0) for name, seconds in work.items()}
 
@@ -282,7 +217,7 @@ class Planner:
         most = self.num_prompts * (1 + config.num_variants)
         picture = PNG_BYTES_PER_PIXEL * self.height * self.width
         evaluated_picture = PNG_BYTES_PER_PIXEL * self.evaluated_size[0] * self.evaluated_size[1]
-        frozen = self.denoiser_parameters if self.trained_parameters < self.denoiser_parameters else 0
+        frozen = self.denoiser_parameters if self.adapter else 0
         micro = min(args.per_device_train_batch_size, args.global_batch_size // profile.num_processes or 1)
         activations = micro * self.training.activations * (AUTOCAST_ACTIVATIONS if profile.autocast else 1)
         training_memory = profile.static_bytes(self.trained_parameters, frozen) + activations
@@ -313,7 +248,7 @@ class Planner:
                 f"{profile.num_processes}",
                 flops=self.kept_images * self.encode_flops + self.samples * self.weighted * self.training.flops,
                 memory=training_memory,
-                disk=self._training_disk(frozen),
+                disk=self._training_disk(),
             ),
             StagePlan(
                 "evaluate",
@@ -345,18 +280,37 @@ class Planner:
             assumptions=self.assumptions(measured),
         )
 
-    def _training_disk(self, frozen: int) -> float:
-        """The tuned pipeline, the checkpoints that stay, and the encoded dataset."""
+    @property
+    def adapter(self) -> bool:
+        """Whether an adapter is trained, and the denoiser itself is not."""
+        return self.trained_parameters < self.denoiser_parameters
+
+    @property
+    def num_saves(self) -> int:
+        """Checkpoints that are written."""
         args = self.recipes.training
-        saves = int(args.max_steps // args.save_steps) if args.save_strategy == "steps" and args.save_steps >= 1 else 1
-        saves = 0 if args.save_strategy == "no" else saves
+        if args.save_strategy == "no":
+            return 0
+        return int(args.max_steps // args.save_steps) if args.save_strategy == "steps" and args.save_steps >= 1 else 1
+
+    @property
+    def model_bytes(self) -> int:
+        """What is left of the training: an adapter, or a whole pipeline."""
+        return 4 * (self.trained_parameters if self.adapter else self.pipeline_parameters)
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Weights, their moving average if there is one, and two moments."""
+        return 4 * self.trained_parameters * (4 if self.recipes.training.use_ema else 3)
+
+    def _training_disk(self) -> float:
+        """The tuned pipeline, the checkpoints that stay, and the encoded dataset."""
+        limit = self.recipes.training.save_total_limit
         # One more while the oldest has not been deleted yet.
-        checkpoints = min(saves, args.save_total_limit + 1) if args.save_total_limit else saves
-        weights = 4 * self.trained_parameters * (2 if args.use_ema else 1)
-        saved = 4 * self.trained_parameters if frozen else 4 * self.pipeline_parameters
+        checkpoints = min(self.num_saves, limit + 1) if limit else self.num_saves
         # Mean and deviation of four channels, an eighth of the size, in float32
         latents = self.kept_images * self.height * self.width / 2
-        return saved + checkpoints * (weights + 8 * self.trained_parameters) + latents
+        return self.model_bytes + checkpoints * self.checkpoint_bytes + latents
 
     def assumptions(self, measured: Rates | None) -> list[str]:
         """What the numbers rest on, a line each."""
@@ -375,12 +329,11 @@ class Planner:
         if gpu.name == "cpu":
             shares = f"{SHARES['float32']:.0%} of the peak"
         else:
-            training = "autocast" if self.profile.autocast else "DeepSpeed"
-            share = "float32" if self.profile.dtype == "float32" else f"training ({training})"
             sampling = "float32" if self.recipes.candidates.dtype == "float32" else "sampling"
             shares = (
                 f"{SHARES[sampling]:.0%} of the peak while sampling in {self.recipes.candidates.dtype}, "
-                f"{SHARES[share]:.0%} while training in {self.profile.dtype}, {SHARES['float32']:.0%} in float32 rewards"
+                f"{SHARES[self._training_share()]:.0%} while training in {self.profile.dtype}"
+                f"{' under autocast' if self.profile.autocast else ''}, {SHARES['float32']:.0%} in float32 rewards"
             )
         lines.insert(1, f"Assumed share: {shares}.")
         if measured is not None:
@@ -395,119 +348,12 @@ class Planner:
         return lines
 
 
+def whole_batches(images: int, batch_size: int) -> int:
+    """Places of the batches that it takes to draw so many images."""
+    return -(-images // batch_size) * batch_size
+
+
 def flops(spec: RewardSpec) -> float:
     """Operations of a reward for one image; its prompt's are shared by a group and are little."""
     towers = reward_towers(spec)
     return sum(tower.flops for tower in towers if tower) if towers else 0.0
-
-
-def reward_bytes(specs: Sequence[RewardSpec]) -> float:
-    """Weights of reward models, in float32."""
-    towers: list[Tower] = [tower for spec in specs for tower in reward_towers(spec) or () if tower]
-    return 4.0 * sum(tower.parameters for tower in towers)
-
-
-def sampling_memory(
-    config: SamplingConfig, parameters: int, rewards: Sequence[RewardSpec], denoising: int, decoding: int
-) -> float:
-    """
-    Peak of a stage that draws and scores: pipeline and rewards lie side by side, a batch is denoised, then its images
-    are decoded one by one.
-    """
-    activations = max(config.batch_size * denoising, decoding)
-    return BYTES[config.dtype] * parameters + reward_bytes(rewards) + activations
-
-
-@dataclass
-class Plan:
-    """
-    What a run will take.
-
-    Args:
-        gpu ([`GPU`]):
-            The device.
-        price (`float`, *optional*):
-            Price of a GPU hour.
-        stages (`list[StagePlan]`):
-            The stages.
-        odds ([`Odds`]):
-            What the filter lets through.
-        image_tflops (`float`):
-            TFLOP of an image, all its steps.
-        sample_tflops (`float`):
-            TFLOP of a training sample, forward and backward.
-        denoiser_tflops (`float`):
-            TFLOP of one call of the denoiser for one image.
-        assumptions (`list[str]`):
-            What the numbers rest on.
-    """
-
-    gpu: GPU
-    price: float | None
-    stages: list[StagePlan]
-    odds: Odds
-    image_tflops: float
-    sample_tflops: float
-    denoiser_tflops: float
-    assumptions: list[str]
-
-    @property
-    def calibrated(self) -> bool:
-        return any(stage.measured_seconds is not None for stage in self.stages)
-
-    def best(self, stage: StagePlan) -> float:
-        """Seconds of a stage: measured ones where there are any."""
-        return stage.seconds if stage.measured_seconds is None else stage.measured_seconds
-
-    def to_dict(self) -> dict:
-        """The plan as JSON values; times in seconds, sizes in bytes."""
-        total = sum(map(self.best, self.stages))
-        return {
-            **asdict(self),
-            "gpu_hours": total / 3600,
-            "cost": None if self.price is None else self.price * total / 3600,
-            "disk": sum(stage.disk for stage in self.stages),
-            "fits": all(stage.memory <= self.gpu.memory * GIGA for stage in self.stages),
-        }
-
-    def table(self) -> str:
-        """The plan for the terminal."""
-        head = ["stage", "work", "PFLOP", *(["assumed", "measured"] if self.calibrated else ["GPU time"])]
-        head += ["cost"] * (self.price is not None) + ["memory", "disk"]
-        lines = [head]
-        total = StagePlan("total", "")
-        for stage in self.stages:
-            total.flops += stage.flops
-            total.seconds += stage.seconds
-            total.disk += stage.disk
-            if stage.measured_seconds is not None:
-                total.measured_seconds = (total.measured_seconds or 0.0) + stage.measured_seconds
-        for stage in (*self.stages, total):
-            line = [stage.name, stage.work, f"{stage.flops / 1e15:,.3g}" if stage.flops else ""]
-            line += [duration(stage.seconds)] + [duration(stage.measured_seconds or 0.0)] * self.calibrated
-            if self.price is not None:
-                line.append(f"{self.price * self.best(stage) / 3600:,.2f}")
-            over = " (too much)" if stage.memory > self.gpu.memory * GIGA else ""
-            line += [f"{stage.memory / GIGA:.1f} GB{over}" if stage.memory else "", gigabytes(stage.disk)]
-            lines.append(line)
-        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-        left = {0, 1}
-        return "\n".join(
-            "  ".join(
-                cell.ljust(width) if i in left else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in lines
-        )
-
-
-def duration(seconds: float) -> str:
-    if seconds < 0.5:
-        return ""
-    if seconds < 600:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 36000 else f"{seconds / 3600:,.1f} h"
-
-
-def gigabytes(size: float) -> str:
-    return "" if not size else f"{size / 1e6:.1f} MB" if size < 1e8 else f"{size / GIGA:,.1f} GB"

@@ -48,6 +48,19 @@ class TestGroups:
         (more,) = make_groups(["a"], [["a1", "a2", "a3"]], seed=5, group_seeds="distinct")
         assert more.keys[:3] == groups[0].keys
 
+    @pytest.mark.parametrize("group_seeds", ["same", "distinct"])
+    def test_seeds_of_the_prompt(self, group_seeds):
+        """Prompts may be added anywhere: each image of the others is found in the pool again."""
+        options = {"seed": 5, "group_seeds": group_seeds, "seed_by": "prompt"}
+        before = make_groups(["a", "b"], [["a1", "a2"], ["b1", "b2"]], **options)
+        after = make_groups(["new", "b", "a"], [["n1", "n2"], ["b1", "b2"], ["a1", "a2"]], **options)
+        assert [group.keys for group in after[:0:-1]] == [group.keys for group in before]
+        assert [group.group_id for group in after] == [0, 1, 2]
+        seeds = {seed for group in after for seed in group.seeds}
+        assert len(seeds) == (3 if group_seeds == "same" else 9) and max(seeds) < 2**63
+        other = make_groups(["a"], [["a1", "a2"]], **options | {"seed": 6})
+        assert other[0].seeds[0] == before[0].seeds[0] + 1
+
     @pytest.mark.parametrize("line", ["{", "[]", '{"group_id": 0}', '"x"'])
     def test_bad_line(self, tmp_path, line):
         save_groups(groups_of(1, 1), tmp_path / "groups.jsonl")

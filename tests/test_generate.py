@@ -67,7 +67,7 @@ def test_every_setting(tiny, model, vae):
     }  # fmt: skip
     same = {
         "prompts": tiny / "prompts" / "tiny-hpd-train.jsonl", "num_prompts": 5, "num_variants": 1, "seed": 7,
-        "group_seeds": "distinct", "filter_level": "image", "filter_rewards": "hpsv2", "generate_all": True,
+        "group_seeds": "distinct", "seed_by": "prompt", "filter_level": "image", "filter_rewards": "hpsv2", "generate_all": True,
         "target_groups": 3, "scale_rewards": "none", "reward_weights": "1 2 3", "advantage_eps": 1.0,
         "batch_size": 3, "torch_compile": True, "num_processes": 2, "templates": "a{prompt}",
     }  # fmt: skip

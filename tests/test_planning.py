@@ -25,10 +25,13 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from craft_trl.cli.main import main
 from craft_trl.errors import UsageError
 from craft_trl.gpus import GPUS, find_gpu
+from craft_trl.memory import Profile
 from craft_trl.odds import simulate
 from craft_trl.operations import PUBLISHED, VIT_H, VIT_L, MetaPipeline, count, reward_towers
-from craft_trl.planning import Planner, Profile, Rates, duration
+from craft_trl.plan import duration
+from craft_trl.planning import Planner, Rates
 from craft_trl.rewards import RewardSpec
+from craft_trl.scripts.plan import training_profile
 from craft_trl.scripts.run import RunRecipes
 
 from .test_dataset import config as candidates_config
@@ -194,11 +197,14 @@ class TestOdds:
 
 def test_bytes_of_the_optimizer_by_hand():
     assert Profile(1, 0, "float32").static_bytes(100, 0) == 1600  # weights, gradients, two moments
-    assert Profile(8, 0, "bfloat16").static_bytes(100, 0) == 1800  # and autocast's copies, on every GPU
+    assert Profile(8, 0, "bfloat16").static_bytes(100, 0) == 1800  # and copies in 16 bits, on every GPU
+    assert Profile(8, 0, "bfloat16", autocast=True).static_bytes(100, 0) == 1800
     assert Profile(8, 1, "bfloat16").static_bytes(800, 0) == 800 * (2 + 4) + 100 * 12
     assert Profile(8, 2, "bfloat16").static_bytes(800, 0) == 800 * 2 + 100 * (4 + 12)
     assert Profile(8, 3, "bfloat16").static_bytes(800, 0) == 100 * 18
-    assert Profile(1, 0, "bfloat16").static_bytes(10, 1000) == 160 + 4000 + 2 * 1010  # an adapter
+    # An adapter: what is frozen is in bfloat16 alone, but under autocast in float32 with copies beside it.
+    assert Profile(1, 0, "bfloat16").static_bytes(10, 1000) == 180 + 2 * 1000
+    assert Profile(1, 0, "bfloat16", autocast=True).static_bytes(10, 1000) == 180 + 6 * 1000
     assert Profile(2, 3, "bfloat16").static_bytes(0, 1000) == 1000
 
 
@@ -224,7 +230,8 @@ def plan(capsys, folder, *arguments):
 class TestPlan:
     def test_sums(self, recipes):
         """Hand-worked: images at a given speed, scores at given seconds, and what is spent before the work begins."""
-        planner = Planner(RunRecipes.load(recipes.folder), recipes.folder, find_gpu("a100:40"), pass_rate=0.5)
+        loaded, gpu = RunRecipes.load(recipes.folder), find_gpu("a100:40")
+        planner = Planner(loaded, training_profile(loaded, recipes.folder, gpu), gpu, pass_rate=0.5)
         result = json.loads(json.dumps(planner.plan(price=2.0).to_dict()))
         stages = {stage["name"]: stage for stage in result["stages"]}
         assert list(stages) == ["expand", "generate", "filter", "train", "evaluate"]
@@ -232,21 +239,35 @@ class TestPlan:
         assert stages["generate"]["work"].startswith("15 of 18 images of 64x64, 2 calls x 2")
         assert result["odds"]["images"] == pytest.approx(2.5, abs=0.01)
         # float32 at half of 19.5 TFLOP/s; the rewards are float32 too
-        assert stages["generate"]["seconds"] == pytest.approx(stages["generate"]["flops"] / 9.75e12)
+        assert stages["generate"]["seconds"] == pytest.approx(16 / 15 * stages["generate"]["flops"] / 9.75e12)
         assert stages["evaluate"]["work"].startswith("8 images, 7 rewards")
         assert stages["train"]["work"] == "2 steps of 4, micro-batch 4, bfloat16 on 1"
         assert result["gpu_hours"] * 3600 == pytest.approx(sum(stage["seconds"] for stage in stages.values()))
         assert result["cost"] == pytest.approx(2 * result["gpu_hours"]) and result["fits"] is True
         assert result["disk"] == pytest.approx(sum(stage["disk"] for stage in stages.values()))
 
-        rates = Rates(planner.image_flops, 0.5, 2.0, 3.0, planner.training.flops, {"generate": 10.0})
+        rates = Rates(
+            planner.image_flops, 0.5, 2.0, 3.0, planner.training.flops,
+            storing=0.25, saving=planner.model_bytes / 7, loading={"generate": 10.0},
+        )  # fmt: skip
         seconds = planner.seconds(rates)
-        assert seconds["generate"] == pytest.approx(10 + planner.images * 1.5)
-        assert seconds["train"] == pytest.approx(planner.kept_images * 3 + 8 * planner.odds.weighted)
-        assert seconds["evaluate"] == pytest.approx(8 * (planner.evaluated_flops / planner.image_flops + 2))
+        # Four whole batches of four, of which fifteen images are stored.
+        assert seconds["generate"] == pytest.approx(10 + 16 * 1.5 + 15 * 0.25)
+        # The model in 7 s; a checkpoint has its weights and two moments, and there is none in 2 steps.
+        assert seconds["train"] == pytest.approx(planner.kept_images * 3 + 8 * planner.odds.weighted + 7)
+        assert seconds["evaluate"] == pytest.approx(8 * (planner.evaluated_flops / planner.image_flops + 2.25))
         plan = planner.plan(measured=rates)
         assert plan.best(plan.stages[1]) == seconds["generate"] != plan.stages[1].seconds
         assert "assumed  measured" in plan.table()
+
+        for profile, share in (
+            (Profile(1, 0, "bfloat16"), "23% while training in bfloat16, 50% in float32 rewards"),
+            (Profile(1, 0, "bfloat16", autocast=True), "16% while training in bfloat16 under autocast, 50% in"),
+            (Profile(1, 0, "float32"), "50% while training in float32, 50% in"),
+        ):
+            planner.profile = profile
+            assert share in planner.assumptions(None)[1]
+            assert ("times 1.25 under autocast" in " ".join(planner.assumptions(None))) == profile.autocast
 
     def test_table(self, capsys, recipes):
         recipes("candidates", num_prompts=1000, target_groups=10, batch_size=2_000_000)
@@ -261,6 +282,18 @@ class TestPlan:
         assert "Not counted, unless measured: alignment, quality, defects" in out
         assert "22% of variants pass the filter, as among images that differ by chance alone" in out
         assert "  cost  " in out and " at 3 an hour" in out
+
+    def test_precision_of_training(self, recipes):
+        gpu = find_gpu("h100")
+        for settings, profile in (
+            ({}, Profile(1, 0, "bfloat16")),
+            ({"bf16_mode": "autocast"}, Profile(1, 0, "bfloat16", autocast=True)),
+            ({"bf16_mode": "autocast", "accelerate_config": "zero2"}, Profile(8, 2, "bfloat16")),
+            ({"bf16": False}, Profile(1, 0, "float32")),
+        ):
+            folder = recipes("craft", **settings).parent
+            assert training_profile(RunRecipes.load(folder), folder, gpu) == profile, settings
+            recipes("craft", **dict.fromkeys(settings, "DELETE"))
 
     def test_calibrated(self, capsys, recipes):
         """The rates come from a real batch, real scores and real steps; all that is asserted is that they are used."""

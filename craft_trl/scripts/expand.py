@@ -49,10 +49,15 @@ def make_stage(config: CandidatesConfig, prompts: list[str], expander: PromptExp
     }
     if config.expander != "templates":
         settings["expander_max_attempts"] = config.expander_max_attempts
+    if config.seed_by != "position":
+        settings["seed_by"] = config.seed_by
     return Stage("expand", Path(config.output_dir) / "prompts", settings)
 
 
-def check(config: CandidatesConfig) -> tuple[list[str], dict[str, Any], PromptExpander | InstructedExpander]:
+Checked = tuple[list[str], dict[str, Any], PromptExpander | InstructedExpander]
+
+
+def check(config: CandidatesConfig) -> Checked:
     """Find what is wrong before any work is done; return the prompts, what was left out of them, and the expander."""
     prompts, counts = config.load_prompts(config.seed)
     expander = config.make_expander(config.seed, config.output_dir, config.model_name_or_path, config.model_revision)
@@ -61,12 +66,18 @@ def check(config: CandidatesConfig) -> tuple[list[str], dict[str, Any], PromptEx
     return prompts, counts, expander
 
 
-def main(config: CandidatesConfig) -> None:
+def main(config: CandidatesConfig, checked: Checked | None = None) -> None:
     """
     Write `prompts/groups.jsonl`: every prompt with its variants and seeds; and, if there are any, `prompts/failures.jsonl`:
     prompts without variants, and why.
+
+    Args:
+        config ([`CandidatesConfig`]):
+            Settings.
+        checked (`tuple`, *optional*):
+            What [`check`] has returned, where it was called before.
     """
-    prompts, counts, expander = check(config)
+    prompts, counts, expander = check(config) if checked is None else checked
     stage = make_stage(config, prompts, expander)
 
     def work() -> dict:
@@ -75,7 +86,7 @@ def main(config: CandidatesConfig) -> None:
             prompt, faults = next(iter(expander.failures.items()))
             raise NothingToDoError(f"No prompt could be expanded. The first, {prompt!r}: {'; '.join(faults)[:300]}.")
         # Numbered before any is dropped, so that a prompt's noise does not depend on whether others failed.
-        groups = make_groups(prompts, variants, config.seed, config.group_seeds)
+        groups = make_groups(prompts, variants, config.seed, config.group_seeds, config.seed_by)
         save_groups([group for group in groups if group.expanded_prompts], stage.folder / "groups.jsonl")
         failures = [{"prompt": prompt, "faults": faults} for prompt, faults in expander.failures.items()]
         if failures:

@@ -118,7 +118,7 @@ def main(config: CandidatesConfig, args: GenerateArguments | None = None, set_as
     for shard in pool.damaged:
         _say(f"{shard} is damaged and set aside; its images are made again.")
     before, failed = len(pool), {}
-    if unfinished(pool, groups, config):
+    if begun := unfinished(pool, groups, config):
         most = sum(len(group.keys) for group in groups) if config.reject_on is None else 3 * len(groups)
         check_writable(stage.folder, (most - before) * (config.height or 1024) * (config.width or 1024) * 2)
         with stopwatch(stage, write=_is_main()) as watch:
@@ -138,6 +138,9 @@ def main(config: CandidatesConfig, args: GenerateArguments | None = None, set_as
         _say(outcome(config, groups, pool))
     elif not left:
         stage.finish(images=len(pool))
+        if begun and not _is_main():
+            # The main process may have ended before, and said that groups were left.
+            print(f"[generate] process {os.environ['RANK']} has finished the last group", flush=True)
     elif failed:
         _say(f"{left} groups are left. Run the same command again to go on from here.")
         raise SystemExit(2 if 2 in failed.values() else 1)

@@ -27,11 +27,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
 
 from ..errors import UsageError
-from ..parser import CraftParser
-from .launch import say
-from .run import RunRecipes, find_recipes
+from ..parser import CraftParser, check_recipe
+from .launch import find_accelerate_config, say
+from .run import RECIPES, RunRecipes, find_recipes
+
+
+if TYPE_CHECKING:
+    from ..gpus import GPU
+    from ..memory import Profile
 
 
 @dataclass
@@ -85,7 +93,8 @@ def main(folder: Path, args: PlanArguments, overrides: Sequence[str] = ()) -> No
     gpu = find_gpu(args.gpu)
     if args.calibrate and args.gpu is not None and (here := find_gpu(None)).name != gpu.name:
         raise UsageError(f"calibrate measures this machine, {here.name}: leave out --gpu {args.gpu}.")
-    planner = Planner(RunRecipes.load(folder, overrides), folder, gpu, args.pass_rate)
+    recipes = RunRecipes.load(folder, overrides)
+    planner = Planner(recipes, training_profile(recipes, folder, gpu), gpu, args.pass_rate)
     measured = None
     if args.calibrate:
         from ..calibration import calibrate
@@ -104,6 +113,26 @@ def main(folder: Path, args: PlanArguments, overrides: Sequence[str] = ()) -> No
     cost = "" if args.price is None else f", {total['cost']:,.2f} at {args.price:g} an hour"
     fits = "" if total["fits"] else " A stage does not fit into its memory."
     say(f"\nIn all {total['gpu_hours']:,.3g} GPU hours{cost}, and {total['disk'] / 1e9:,.3g} GB of disk.{fits}")
+
+
+def training_profile(recipes: RunRecipes, folder: Path, gpu: "GPU") -> "Profile":
+    """How the training of a folder of recipes is spread out on GPUs of this kind."""
+    from ..memory import Profile
+
+    launch, training = recipes.launch, recipes.training
+    accelerate = {}
+    if launch.accelerate_config is not None:
+        accelerate = yaml.safe_load(find_accelerate_config(launch.accelerate_config).read_text())
+    zero_stage = accelerate.get("deepspeed_config", {}).get("zero_stage", 0)
+    # What the configuration made of `bf16` is right for the machine that plans, not for the one that is planned for.
+    wanted = check_recipe(folder / RECIPES["train"]).get("bf16")
+    half = training.bf16 if gpu.name == "cpu" else wanted is not False
+    return Profile(
+        num_processes=launch.num_processes or accelerate.get("num_processes", 1),
+        zero_stage=zero_stage,
+        dtype="float16" if training.fp16 else "bfloat16" if half else "float32",
+        autocast=not zero_stage and (training.fp16 or (half and training.bf16_mode == "autocast")),
+    )
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:

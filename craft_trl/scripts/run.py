@@ -175,9 +175,9 @@ def route(overrides: Sequence[str], parsers: dict[str, CraftParser]) -> tuple[di
     return routed, output_dir
 
 
-def check(recipes: RunRecipes) -> None:
-    """Find what is wrong with any stage before the first one spends its time."""
-    expand.check(recipes.candidates)
+def check(recipes: RunRecipes) -> expand.Checked:
+    """Find what is wrong with any stage before the first one spends its time; return what the first one works with."""
+    checked = expand.check(recipes.candidates)
     generate.check(recipes.candidates)
     filter_script.check(recipes.candidates)
     train.check(recipes.train, recipes.launch)
@@ -187,12 +187,12 @@ def check(recipes: RunRecipes) -> None:
     evaluation.check_models(yet_to_come=recipes.training.output_dir)
     for folder in (recipes.candidates.output_dir, recipes.training.output_dir, recipes.evaluation.output_dir):
         check_writable(Path(folder))
+    return checked
 
 
 def main(recipes: RunRecipes) -> None:
     """Run every stage that is not done."""
-    check(recipes)
-    expand.main(recipes.candidates)
+    expand.main(recipes.candidates, check(recipes))
     if generate.main(recipes.candidates, set_aside=True):
         raise UsageError("The pool is not complete: wait for the other process, then run the same command again.")
     filter_script.main(recipes.candidates)

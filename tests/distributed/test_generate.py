@@ -103,11 +103,29 @@ def test_craft_generate(recipe, tmp_path, capsys, interruptible):
     when(begun, lambda: multiprocessing.active_children()[0].kill())
     assert main(["generate", "--config", recipe, "--num_processes", "2"]) == 0
     assert "ended by signal 9" in capsys.readouterr().out
-    one, two = CandidatePool(tmp_path / "alone", NAMES), CandidatePool(pool, NAMES)
+    assert_same(tmp_path / "alone", pool)
+    pool.rename(tmp_path / "two")
+
+    # Each process of accelerate is a whole `craft generate`, as are two that are started by hand. `--multi_gpu` takes the
+    # launcher for several GPUs; without it, accelerate 1.15 starts one process on a CPU, however many it is told.
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--main_process_port", "0", "-m", "craft_trl.scripts.generate", "--config", recipe]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    assert process.returncode == 0, process.stderr
+    assert f"[generate] {len(CandidatePool(pool, NAMES))} images made and scored" in process.stdout or (
+        "[generate] process 1 has finished the last group" in process.stdout
+    )
+    assert_same(tmp_path / "alone", pool)
+
+
+def assert_same(folder: Path, other: Path) -> None:
+    """Two finished pools have the same rows, scores and images, bit for bit."""
+    one, two = CandidatePool(folder, NAMES), CandidatePool(other, NAMES)
     assert one.scores.keys() == two.scores.keys()
     assert all(one.scores[key].tobytes() == two.scores[key].tobytes() for key in one.scores)
     assert list(one.images(one.scores)) == list(two.images(one.scores))
-    assert json.loads((pool / "stage.json").read_text())["finished"]
+    assert json.loads((other / "stage.json").read_text())["finished"]
 
 
 def test_processes_of_accelerate(recipe, capsys, monkeypatch):
