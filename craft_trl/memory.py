@@ -43,12 +43,15 @@ class Profile:
         autocast (`bool`, *optional*, defaults to `False`):
             Whether autocast chooses the precision of each operation, or the whole module computes in `dtype`, see
             [`compute_in_bfloat16`].
+        offload_optimizer (`bool`, *optional*, defaults to `False`):
+            Whether DeepSpeed keeps master weights and moments in the memory of the host.
     """
 
     num_processes: int
     zero_stage: int
     dtype: str
     autocast: bool = False
+    offload_optimizer: bool = False
 
     def static_bytes(self, trained: int, frozen: int) -> float:
         """Weights, gradients and AdamW's states on one GPU, with `trained` and `frozen` parameters."""
@@ -59,6 +62,9 @@ class Profile:
             if self.dtype == "float32":
                 return 16 * trained + 4 * frozen
             return 18 * trained + (6 if self.autocast else 2) * frozen
+        if self.offload_optimizer:
+            # bfloat16 weights, and gradients until they are on the host
+            return (4 * trained + 2 * frozen) / (n if self.zero_stage == 3 else 1)
         # bfloat16 weights, float32 sums of gradients, float32 master weights and two moments
         sharded = {1: 12, 2: 16, 3: 18}[self.zero_stage]
         whole = {1: 6, 2: 2, 3: 0}[self.zero_stage]

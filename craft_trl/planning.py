@@ -324,6 +324,9 @@ class Planner:
             "largest sum of activations alive at once, eager, attention as FlashAttention keeps it"
             + (f", times {AUTOCAST_ACTIVATIONS} under autocast" if self.profile.autocast else "")
             + (f", and {CONTEXT / GIGA} GB for CUDA itself." if gpu.name != "cpu" else "."),
+            "Images are drawn in whole batches, and a checkpoint takes as long to write as the model does, by its bytes."
+            if measured is not None
+            else "Images are drawn in whole batches. Writing them, the model and its checkpoints is not counted.",
             f"A PNG takes {PNG_BYTES_PER_PIXEL} bytes a pixel. Expansion by a language model is not counted.",
         ]
         if gpu.name == "cpu":
@@ -341,7 +344,8 @@ class Planner:
                 2,
                 f"Measured here: sampling {measured.sampling / TERA:.3g} TFLOP/s, training {measured.training / TERA:.3g} "
                 f"TFLOP/s, scoring {1000 * measured.scoring:.3g} ms an image ({1000 * measured.judging:.3g} ms with all "
-                "judges).",
+                f"judges), writing {1000 * measured.storing:.3g} ms an image and {measured.saving / 1e6:.3g} MB/s of the "
+                "model.",
             )
         if self.uncounted:
             lines.append(f"Not counted, unless measured: {', '.join(self.uncounted)}, whose size is not known.")

@@ -202,6 +202,8 @@ def test_bytes_of_the_optimizer_by_hand():
     assert Profile(8, 1, "bfloat16").static_bytes(800, 0) == 800 * (2 + 4) + 100 * 12
     assert Profile(8, 2, "bfloat16").static_bytes(800, 0) == 800 * 2 + 100 * (4 + 12)
     assert Profile(8, 3, "bfloat16").static_bytes(800, 0) == 100 * 18
+    assert Profile(1, 2, "bfloat16", offload_optimizer=True).static_bytes(100, 50) == 400 + 100
+    assert Profile(2, 3, "bfloat16", offload_optimizer=True).static_bytes(100, 50) == 200 + 50
     # An adapter: what is frozen is in bfloat16 alone, but under autocast in float32 with copies beside it.
     assert Profile(1, 0, "bfloat16").static_bytes(10, 1000) == 180 + 2 * 1000
     assert Profile(1, 0, "bfloat16", autocast=True).static_bytes(10, 1000) == 180 + 6 * 1000
@@ -289,6 +291,7 @@ class TestPlan:
             ({}, Profile(1, 0, "bfloat16")),
             ({"bf16_mode": "autocast"}, Profile(1, 0, "bfloat16", autocast=True)),
             ({"bf16_mode": "autocast", "accelerate_config": "zero2"}, Profile(8, 2, "bfloat16")),
+            ({"accelerate_config": "zero2_offload"}, Profile(1, 2, "bfloat16", offload_optimizer=True)),
             ({"bf16": False}, Profile(1, 0, "float32")),
         ):
             folder = recipes("craft", **settings).parent

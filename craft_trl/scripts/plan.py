@@ -123,7 +123,8 @@ def training_profile(recipes: RunRecipes, folder: Path, gpu: "GPU") -> "Profile"
     accelerate = {}
     if launch.accelerate_config is not None:
         accelerate = yaml.safe_load(find_accelerate_config(launch.accelerate_config).read_text())
-    zero_stage = accelerate.get("deepspeed_config", {}).get("zero_stage", 0)
+    deepspeed = accelerate.get("deepspeed_config", {})
+    zero_stage = deepspeed.get("zero_stage", 0)
     # What the configuration made of `bf16` is right for the machine that plans, not for the one that is planned for.
     wanted = check_recipe(folder / RECIPES["train"]).get("bf16")
     half = training.bf16 if gpu.name == "cpu" else wanted is not False
@@ -131,6 +132,7 @@ def training_profile(recipes: RunRecipes, folder: Path, gpu: "GPU") -> "Profile"
         num_processes=launch.num_processes or accelerate.get("num_processes", 1),
         zero_stage=zero_stage,
         dtype="float16" if training.fp16 else "bfloat16" if half else "float32",
+        offload_optimizer=deepspeed.get("offload_optimizer_device", "none") != "none",
         autocast=not zero_stage and (training.fp16 or (half and training.bf16_mode == "autocast")),
     )
 
