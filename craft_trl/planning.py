@@ -14,6 +14,7 @@
 
 """What a run will take, before anything is spent: images, survivors, GPU hours, money, memory and disk."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -289,9 +290,10 @@ class Planner:
     def num_saves(self) -> int:
         """Checkpoints that are written."""
         args = self.recipes.training
-        if args.save_strategy == "no":
-            return 0
-        return int(args.max_steps // args.save_steps) if args.save_strategy == "steps" and args.save_steps >= 1 else 1
+        if args.save_strategy != "steps":
+            return 0 if args.save_strategy == "no" else 1
+        every = args.save_steps if args.save_steps >= 1 else math.ceil(args.max_steps * args.save_steps)
+        return math.ceil(args.max_steps / every)  # the last step is saved whatever its number
 
     @property
     def model_bytes(self) -> int:

@@ -250,14 +250,16 @@ class TestPlan:
 
         rates = Rates(
             planner.image_flops, 0.5, 2.0, 3.0, planner.training.flops,
-            storing=0.25, saving=planner.model_bytes / 7, loading={"generate": 10.0},
+            storing=0.25, saving=(planner.model_bytes + planner.checkpoint_bytes) / 7, loading={"generate": 10.0},
         )  # fmt: skip
         seconds = planner.seconds(rates)
         # Four whole batches of four, of which fifteen images are stored.
         assert seconds["generate"] == pytest.approx(10 + 16 * 1.5 + 15 * 0.25)
-        # The model in 7 s; a checkpoint has its weights and two moments, and there is none in 2 steps.
+        # The model and a checkpoint of the last step, in 7 s
         assert seconds["train"] == pytest.approx(planner.kept_images * 3 + 8 * planner.odds.weighted + 7)
         assert seconds["evaluate"] == pytest.approx(8 * (planner.evaluated_flops / planner.image_flops + 2.25))
+        assert planner.model_bytes == 4 * planner.pipeline_parameters
+        assert planner.checkpoint_bytes == 12 * planner.denoiser_parameters and planner.num_saves == 1
         plan = planner.plan(measured=rates)
         assert plan.best(plan.stages[1]) == seconds["generate"] != plan.stages[1].seconds
         assert "assumed  measured" in plan.table()
