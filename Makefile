@@ -4,6 +4,8 @@ BIN = $(VENV)/bin
 # What tests/parity compares our reward models with. Their dependencies contradict ours and each other: none are installed.
 REFERENCES = hpsv2x==1.2.0 image-reward==1.5 imscore==0.0.11 torchmetrics==1.9.0 \
 	lightning-utilities==0.15.3 clint==0.5.1 args==0.1.0
+# A tracker of `report_to`. It asks for Pillow < 13 and runs with newer ones; what else it needs is in setup.cfg's `test`.
+TRACKER = trackio==0.43.0
 
 .PHONY: demo test style browser
 
@@ -36,5 +38,5 @@ $(VENV)/.installed: setup.cfg | $(BIN)/python
 
 $(VENV)/.installed-test: setup.cfg Makefile | $(BIN)/python
 	$(BIN)/python -m pip install --progress-bar off -e ".[test]"
-	$(BIN)/python -m pip install --progress-bar off --no-deps $(REFERENCES)
+	$(BIN)/python -m pip install --progress-bar off --no-deps $(REFERENCES) $(TRACKER)
 	touch $@ $(VENV)/.installed
