@@ -21,22 +21,21 @@ import shutil
 import numpy as np
 import pytest
 import scipy.stats
+import torch
 from datasets import Dataset, DatasetDict, Features, Image, Value
+from diffusers import StableDiffusionXLPipeline
 from PIL import Image as PILImage
 from safetensors.torch import load_file
 
 from craft_trl import CraftConfig
 from craft_trl.errors import UsageError
 from craft_trl.scripts.train import TrainArguments, main
-from craft_trl.trainer.guard import (
-    PICTURE_METRICS,
-    GuardConfig,
-    find_hacking,
-    image_statistics,
-    judge,
-    student_quantile,
-    thumbnail_features,
-)
+from craft_trl.trainer.guard_config import GuardConfig
+from craft_trl.trainer.image_statistics import PICTURE_METRICS, image_statistics, thumbnail_features
+from craft_trl.trainer.verdict import find_hacking, judge, student_quantile
+
+from .helpers import config, make_dataset
+from .pipelines import make_pipeline
 
 
 ROLES = {"hpsv2": "training", "mps": "held_out", "saturation": "image"}
@@ -262,3 +261,32 @@ class TestAtWork:
         file = "unet/diffusion_pytorch_model.safetensors"
         expected, got = load_file(whole / file), load_file(copy / file)
         assert all((got[name] == value).all() for name, value in expected.items())
+
+
+@pytest.mark.parametrize("kind", ["lora", "ema"])
+def test_what_it_saw_is_what_is_saved(kind, tiny, tmp_path):
+    """An adapter, or the moving average: the pipeline that is saved draws the picture that the guard kept of the best step."""
+    make_pipeline("sdxl", "epsilon", tiny).save_pretrained(tmp_path / "pipeline")
+    make_dataset().save_to_disk(str(tmp_path / "dataset"))
+    (tmp_path / "darkness.py").write_text(
+        "import numpy as np\ndef darkness(images, prompts): return [-np.asarray(i).mean() for i in images]\n"
+    )
+    prompts = tiny / "prompts" / "tiny-parti.jsonl"
+    arguments = TrainArguments(
+        model_name_or_path=str(tmp_path / "pipeline"), dataset_name=str(tmp_path / "dataset"), use_peft=kind == "lora",
+        held_out_rewards=[f"darkness={tmp_path / 'darkness.py'}:darkness"], guard_prompts=str(prompts), guard_steps=1,
+        guard_num_prompts=8, guard_num_images_per_prompt=1, guard_num_inference_steps=2, guard_stop=False,
+    )  # fmt: skip
+    settings = {"max_steps": 3, "learning_rate": 1e-2, "save_strategy": "steps", "save_steps": 1}
+    main(arguments, config(tmp_path, use_ema=kind == "ema", ema_decay=0.5, **settings))
+
+    out = tmp_path / "out"
+    best = json.loads((out / "stage.json").read_text())["summary"]["exported_step"]
+    pipeline = StableDiffusionXLPipeline.from_pretrained(tmp_path / "pipeline" if kind == "lora" else out)
+    if kind == "lora":
+        pipeline.load_lora_weights(out)
+    generator, prompt = torch.Generator().manual_seed(0), arguments.load_guard_prompts()[0]
+    drawn = pipeline(prompt, height=64, width=64, num_inference_steps=2, generator=generator).images[0]
+    kept = {file.name: np.asarray(PILImage.open(file))[:, :64] for file in (out / "guard").glob("step-*.png")}
+    np.testing.assert_array_equal(np.asarray(drawn), kept.pop(f"step-{best:05d}.png"))
+    assert len(kept) == 3 and all((picture != np.asarray(drawn)).any() for picture in kept.values())

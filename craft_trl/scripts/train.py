@@ -54,7 +54,8 @@ from ..trainer.craft_config import CraftConfig
 from ..trainer.craft_trainer import CraftTrainer
 from ..trainer.diffusion_config import DiffusionConfig
 from ..trainer.diffusion_trainer import DiffusionTrainer, pipeline_class_of
-from ..trainer.guard import Guard, GuardConfig
+from ..trainer.guard import Guard
+from ..trainer.guard_config import GuardConfig
 from .launch import LaunchArguments, find_accelerate_config, run_script, say
 
 

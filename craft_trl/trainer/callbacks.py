@@ -12,6 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+import math
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,10 @@ from diffusers.utils import make_image_grid
 from PIL import Image
 from transformers import ProgressCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
+
+from ..errors import TrainingDivergedError
+from .checkpoints import last_complete_checkpoint
+from .sampling import sample
 
 
 if TYPE_CHECKING:
@@ -37,6 +43,31 @@ class LossProgressCallback(ProgressCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.training_bar is not None and logs is not None and "loss" in logs:
             self.training_bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
+
+
+class DivergenceCallback(TrainerCallback):
+    """Stops training that cannot recover, on all processes alike, before it is saved."""
+
+    def __init__(self):
+        self.recent_losses: deque[float] = deque(maxlen=10)  # of `denoising_loss`, one per logging step
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" not in logs:
+            return
+        loss = logs["loss"]
+        self.recent_losses.append(logs["denoising_loss"])
+        recent = sum(self.recent_losses) / len(self.recent_losses)
+        # Noise and velocity have variance 1: a mean squared error above 1 is worse than predicting nothing.
+        if math.isfinite(loss) and (recent < 1 or len(self.recent_losses) < self.recent_losses.maxlen):
+            return
+        what = f"is {recent:.2f}, worse than predicting nothing" if math.isfinite(loss) else f"is {loss}"
+        checkpoint = last_complete_checkpoint(args.output_dir)
+        kept = f"The last checkpoint before is {checkpoint}." if checkpoint else "There is no checkpoint before."
+        raise TrainingDivergedError(
+            f"The loss at step {state.global_step} {what}: training stopped. {kept} Try a lower learning_rate (now "
+            f"{args.learning_rate:g}), a longer warmup_steps (now {args.warmup_steps:g}) or a smaller max_grad_norm "
+            f"(now {args.max_grad_norm:g})."
+        )
 
 
 class EMACallback(TrainerCallback):
@@ -70,8 +101,12 @@ class ValidationCallback(TrainerCallback):
 
     def draw(self, args, step: int) -> None:
         prompts = args.validation_prompts
-        images = self.trainer.sample(
-            prompts, args.validation_num_inference_steps, args.validation_guidance_scale, range(len(prompts))
+        images = sample(
+            self.trainer,
+            prompts,
+            args.validation_num_inference_steps,
+            args.validation_guidance_scale,
+            seeds=range(len(prompts)),
         )
         if self.trainer.is_world_process_zero():
             folder = Path(args.output_dir) / "validation"

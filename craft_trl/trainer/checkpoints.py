@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
+from diffusers.training_utils import EMAModel
 from huggingface_hub import save_torch_state_dict
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..errors import UsageError
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from .diffusion_trainer import DiffusionTrainer
 
 ADAPTER = "pytorch_lora_weights.safetensors"
+AVERAGE = "ema.safetensors"
 PEFT_PREFIX = "base_model.model."
 
 
@@ -127,6 +129,19 @@ def load_adapter(model: PeftModel, folder: Path, component: str) -> None:
     missing = set_peft_model_state_dict(model, layers)
     if missing.unexpected_keys or any("lora_" in name for name in missing.missing_keys):
         raise UsageError(f"The adapter in {folder} is not of this model and configuration.")
+
+
+def save_average(ema: EMAModel, folder: Path) -> None:
+    """Write the moving average of the weights, in the order of the trained parameters, and its step."""
+    average = {str(i): value.contiguous() for i, value in enumerate(ema.shadow_params)}
+    save_file(average, folder / AVERAGE, metadata={"step": str(ema.optimization_step)})
+
+
+def load_average(ema: EMAModel, folder: Path, device: torch.device) -> None:
+    """Load what [`save_average`] wrote."""
+    with safe_open(folder / AVERAGE, "pt", device=str(device)) as file:
+        ema.optimization_step = int(file.metadata()["step"])
+        ema.shadow_params = [file.get_tensor(str(i)) for i in range(len(ema.shadow_params))]
 
 
 def check_saved(state_dict: dict[str, torch.Tensor], *files: Path) -> None:

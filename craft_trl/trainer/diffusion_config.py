@@ -74,8 +74,7 @@ class DiffusionConfig(_BaseConfig):
         > Parameters that control validation
 
         validation_prompts (`list[str]`, *optional*):
-            Prompts to draw while training, each from the same noise every time, into `validation/` of `output_dir`. Not
-            under ZeRO-3.
+            Prompts to draw while training, each from the same noise every time, into `validation/` of `output_dir`.
         validation_steps (`int`, *optional*, defaults to `25`):
             Draw them every so many steps, before the first and after the last.
         validation_num_inference_steps (`int`, *optional*, defaults to `25`):

@@ -16,25 +16,19 @@
 """All that stands between transformers' Trainer and a diffusers model."""
 
 import json
-import math
 import shutil
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-import transformers.integrations.deepspeed as hf_deepspeed
 from datasets import Dataset
 from diffusers import DDPMScheduler, DiffusionPipeline
 from diffusers.training_utils import EMAModel
 from huggingface_hub import HfApi
 from peft import PeftConfig, PeftModel, get_peft_model
-from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
@@ -43,19 +37,20 @@ from trl.trainer.base_trainer import _BaseTrainer
 
 from ..cards import FACTS, model_card, training_facts
 from ..dataset import validate
-from ..errors import TrainingDivergedError, UsageError
+from ..errors import UsageError
 from ..families import get_family
 from ..hub import check_repository, upload
 from ..release import model_release
 from ..sources import check_model, model_hash
 from ..stages import fingerprint
-from .callbacks import EMACallback, ModelFreeTensorBoardCallback, ValidationCallback
+from .callbacks import DivergenceCallback, EMACallback, ModelFreeTensorBoardCallback, ValidationCallback
 from .checkpoints import (
     copy_frozen,
-    last_complete_checkpoint,
     load_adapter,
+    load_average,
     load_weights,
     save_adapter,
+    save_average,
     save_weights,
     unpack_single_file,
 )
@@ -63,9 +58,7 @@ from .compilation import compile_blocks
 from .diffusion_config import DiffusionConfig
 from .precision import checkpoint_block, compute_in_bfloat16
 from .training_samples import StepBatches, TrainingSamples, encode_dataset
-
-
-EMA_WEIGHTS = "ema.safetensors"
+from .zero import zero_init_disabled
 
 
 class DiffusionTrainer(_BaseTrainer):
@@ -178,7 +171,7 @@ class DiffusionTrainer(_BaseTrainer):
         if args.compile_blocks:
             compile_blocks(denoiser, self.family.REPEATED_BLOCKS)
         self._metrics: dict[str, torch.Tensor] = {}
-        self._recent_losses: deque[float] = deque(maxlen=10)
+        self.add_callback(DivergenceCallback())
         # Set by the guard: what to save instead of the last weights.
         self.best_weights: Path | None = None
         self.best_step: int | None = None
@@ -190,9 +183,6 @@ class DiffusionTrainer(_BaseTrainer):
         if self.pop_callback(TensorBoardCallback) is not None:
             self.add_callback(ModelFreeTensorBoardCallback())
         if args.validation_prompts:  # after the trackers, which must have begun
-            # DeepSpeed's hooks gather weights again while the main process draws alone, which others take no part in.
-            if is_deepspeed_zero3_enabled():
-                raise UsageError("validation_prompts cannot be drawn under ZeRO-3: use ZeRO-2, or leave them out.")
             self.add_callback(ValidationCallback(self))
 
     def sample_weights(self, advantages: torch.Tensor) -> torch.Tensor:
@@ -243,71 +233,10 @@ class DiffusionTrainer(_BaseTrainer):
             metrics[name] = total / max(count, 1)
         self._metrics.clear()
         super().log({**logs, **metrics}, start_time)
-        if "loss" in logs:
-            self._check_progress(logs["loss"], metrics["denoising_loss"])
-
-    def _check_progress(self, loss: float, denoising_loss: float) -> None:
-        """Stop training that cannot recover, on all processes alike, before it is saved."""
-        self._recent_losses.append(denoising_loss)
-        recent = sum(self._recent_losses) / len(self._recent_losses)
-        # Noise and velocity have variance 1: a mean squared error above 1 is worse than predicting nothing.
-        if math.isfinite(loss) and (recent < 1 or len(self._recent_losses) < self._recent_losses.maxlen):
-            return
-        what = f"is {recent:.2f}, worse than predicting nothing" if math.isfinite(loss) else f"is {loss}"
-        checkpoint = last_complete_checkpoint(self.args.output_dir)
-        kept = f"The last checkpoint before is {checkpoint}." if checkpoint else "There is no checkpoint before."
-        raise TrainingDivergedError(
-            f"The loss at step {self.state.global_step} {what}: training stopped. {kept} Try a lower learning_rate (now "
-            f"{self.args.learning_rate:g}), a longer warmup_steps (now {self.args.warmup_steps:g}) or a smaller "
-            f"max_grad_norm (now {self.args.max_grad_norm:g})."
-        )
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Parameters that training changes."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-
-    @torch.no_grad()
-    def sample(
-        self, prompts: list[str], num_inference_steps: int, guidance_scale: float, seeds: Iterable[int]
-    ) -> list[Image.Image] | None:
-        """
-        Images of the model as it is, on the main process; `None` on the others. Not under ZeRO-3, where none has it whole.
-
-        Args:
-            prompts (`list[str]`):
-                Prompts.
-            num_inference_steps (`int`):
-                Denoising steps.
-            guidance_scale (`float`):
-                Scale of classifier-free guidance.
-            seeds (`Iterable[int]`):
-                Seed of the starting noise of each image.
-        """
-        if not self.is_world_process_zero():
-            return None
-        with zero_init_disabled():
-            pipeline = self.load_frozen()
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        was_training = model.training
-        denoiser = model.base_model.model if isinstance(model, PeftModel) else model
-        pipeline.to(self.args.device, torch.bfloat16 if self.bf16_module else denoiser.dtype)
-        # After the cast, which would take the denoiser's float32 parameters with it.
-        pipeline.register_modules(**{self.family.DENOISER: denoiser.eval()})
-        pipeline.set_progress_bar_config(disable=True)
-        latent_size = self.train_dataset.encoded["latent_mean"].shape[-2:]
-        height, width = (side * pipeline.vae_scale_factor for side in latent_size)
-        images = []
-        for prompt, seed in zip(prompts, seeds, strict=True):
-            images += pipeline(
-                prompt,
-                num_inference_steps=num_inference_steps,
-                guidance_scale=guidance_scale,
-                height=height,
-                width=width,
-                generator=torch.Generator().manual_seed(seed),
-            ).images
-        model.train(was_training)
-        return images
 
     def _send_telemetry(self) -> None:
         # TRL's trainer reports usage and reads `model.config.model_type`, which a diffusers model does not have: it
@@ -318,13 +247,7 @@ class DiffusionTrainer(_BaseTrainer):
         """Train, see [`~transformers.Trainer.train`]."""
         # The Trainer restores what it knows of. Not in `_load_from_checkpoint`, which DeepSpeed passes by.
         if self.ema is not None and resume_from_checkpoint:
-            path = Path(resume_from_checkpoint) / EMA_WEIGHTS
-            with safe_open(path, "pt") as file:
-                self.ema.optimization_step = int(file.metadata()["step"])
-            self.ema.shadow_params = [
-                value.to(self.args.device)
-                for _, value in sorted(load_file(path).items(), key=lambda item: int(item[0]))
-            ]
+            load_average(self.ema, Path(resume_from_checkpoint), self.args.device)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
@@ -398,8 +321,7 @@ class DiffusionTrainer(_BaseTrainer):
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         if self.ema is not None:
-            average = {str(i): value.contiguous() for i, value in enumerate(self.ema.shadow_params)}
-            save_file(average, folder / EMA_WEIGHTS, metadata={"step": str(self.ema.optimization_step)})
+            save_average(self.ema, folder)
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if isinstance(model, PeftModel):
             pipeline_class = getattr(diffusers, self.model_index["_class_name"])
@@ -454,20 +376,3 @@ class DiffusionTrainer(_BaseTrainer):
 def pipeline_class_of(source: str, revision: str | None = None) -> str:
     """Class name of a pipeline, read from its `model_index.json`."""
     return DiffusionPipeline.load_config(source, revision=revision)["_class_name"]
-
-
-@contextmanager
-def zero_init_disabled() -> Iterator[None]:
-    """
-    Load modules whole on every rank.
-
-    Under ZeRO-3, `from_pretrained` of transformers partitions whatever it loads. Only the denoiser becomes a DeepSpeed
-    engine, so text encoders would stay empty shards. `zero3_init_context_manager(enable=False)` does not prevent it
-    any more (accelerate 1.15); delete this once it does.
-    """
-    reference = hf_deepspeed._hf_deepspeed_config_weak_ref
-    hf_deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        hf_deepspeed._hf_deepspeed_config_weak_ref = reference

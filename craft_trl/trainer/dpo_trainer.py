@@ -31,10 +31,11 @@ from transformers import TrainerCallback
 
 from ..errors import UsageError
 from ..losses import denoising_target, per_sample_mse
-from .diffusion_trainer import DiffusionTrainer, zero_init_disabled
+from .diffusion_trainer import DiffusionTrainer
 from .dpo_config import DiffusionDPOConfig
 from .precision import compute_in_bfloat16
 from .training_samples import TrainingSamples
+from .zero import zero_init_disabled
 
 
 def diffusion_dpo_loss(
@@ -88,22 +89,8 @@ class DiffusionDPOTrainer(DiffusionTrainer):
     The reference model is the one that training starts from: a second, frozen copy of the denoiser, or with an adapter
     the model itself with the adapter switched off.
 
-    Args:
-        model (`str`):
-            Hub id or folder of the pipeline to tune.
-        args ([`DiffusionDPOConfig`]):
-            Configuration.
-        train_dataset ([`~datasets.Dataset`]):
-            Rows with `prompt` and the images `chosen` and `rejected`, such as [`build_pairs`] takes from a pool; and
-            `expanded_prompt` if that is what to train on.
-        revision (`str`, *optional*):
-            Revision of the Hub repository.
-        peft_config ([`~peft.LoraConfig`], *optional*):
-            Train an adapter instead of all parameters.
-        callbacks (`list[TrainerCallback]`, *optional*):
-            Callbacks to add to those of the Trainer.
-        optimizers (`tuple`, *optional*, defaults to `(None, None)`):
-            Optimizer and learning rate scheduler to use instead of those of `args`.
+    Arguments are those of [`DiffusionTrainer`], but for the dataset: rows with `prompt` and the images `chosen` and
+    `rejected`, such as [`build_pairs`] takes from a pool, and `expanded_prompt` if that is what to train on.
     """
 
     _tag_names = ["craft_trl", "diffusion-dpo"]

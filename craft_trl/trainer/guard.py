@@ -17,17 +17,15 @@ The guard against reward hacking: judges that training never saw look at fixed p
 
 Every `guard_steps` it draws the same prompts from the same noise as before training, and compares scores prompt by prompt.
 It says in plain words what changed, stops when the held-out judges fall while the training rewards rise, and has the best
-step saved instead of the last one. docs/guard.md states the rule and its error rate.
+step saved instead of the last one.
 """
 
 import json
-import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from statistics import NormalDist
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -37,315 +35,30 @@ from diffusers.utils import make_image_grid
 from PIL import Image
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
-from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ..benchmarks import load_evaluation_prompts
 from ..errors import UsageError
-from ..evaluation.evaluate import diversity, pixel_distance
-from ..evaluation.statistics import paired_bootstrap
 from ..rewards import Reward, parse_rewards, score
-from ..stages import fingerprint, write_atomically
+from ..stages import write_atomically
+from .guard_config import GuardConfig
+from .image_statistics import picture_metrics, thumbnail_features
+from .sampling import sample
+from .verdict import Verdict, judge
+from .zero import zero_init_disabled
 
 
 if TYPE_CHECKING:
     from .diffusion_trainer import DiffusionTrainer
 
 T = TypeVar("T")
-CONFIDENCE = 0.95
-# What is measured of the pictures themselves.
-PICTURE_METRICS = (
-    "saturation", "brightness", "high_frequency", "nearest_training_image", "diversity", "pixel_diversity",
-)  # fmt: skip
-
-
-@dataclass
-class GuardConfig:
-    """
-    Configuration of the guard. It is on where held-out rewards are named.
-
-    Parameters:
-        held_out_rewards (`list[str]`, *optional*):
-            Judges that training never sees, as `NAME` or `NAME=SOURCE`. Naming them turns the guard on.
-        guard_rewards (`list[str]`, *optional*):
-            Rewards that the training set was filtered with. If given, training stops only if one of them rises while a
-            held-out one falls; else whenever a held-out one falls.
-        guard_prompts (`str`, *optional*):
-            Prompts to draw: a file, a dataset on the Hub or a published prompt set; best none that you report on later.
-        guard_num_prompts (`int`, *optional*, defaults to `16`):
-            Number of prompts, evenly spaced over the file. More make the guard surer and slower.
-        guard_num_images_per_prompt (`int`, *optional*, defaults to `2`):
-            Images of each. Two or more show diversity.
-        guard_steps (`int`, *optional*, defaults to `25`):
-            Look every so many steps, before the first and after the last.
-        guard_num_inference_steps (`int`, *optional*, defaults to `25`):
-            Denoising steps.
-        guard_guidance_scale (`float`, *optional*, defaults to `5.0`):
-            Scale of classifier-free guidance.
-        guard_stop (`bool`, *optional*, defaults to `True`):
-            Whether to stop, or only to say that one should.
-    """
-
-    held_out_rewards: list[str] | None = field(
-        default=None,
-        metadata={"help": "Judges that training never sees, NAME or NAME=SOURCE. Naming them turns the guard on."},
-    )
-    guard_rewards: list[str] | None = field(
-        default=None, metadata={"help": "Rewards the training set was filtered with, NAME or NAME=SOURCE."}
-    )
-    guard_prompts: str | None = field(
-        default=None, metadata={"help": "Prompts to draw: a file, a dataset on the Hub or a published prompt set."}
-    )
-    guard_num_prompts: int = field(default=16, metadata={"help": "Number of prompts, evenly spaced over the file."})
-    guard_num_images_per_prompt: int = field(
-        default=2, metadata={"help": "Images of each. Two or more show diversity."}
-    )
-    guard_steps: int = field(default=25, metadata={"help": "Look every so many steps."})
-    guard_num_inference_steps: int = field(default=25, metadata={"help": "Denoising steps of the guard's images."})
-    guard_guidance_scale: float = field(default=5.0, metadata={"help": "Guidance scale of the guard's images."})
-    guard_stop: bool = field(default=True, metadata={"help": "Whether to stop, or only to say that one should."})
-
-    def __post_init__(self):
-        if not self.held_out_rewards:
-            if self.guard_rewards or self.guard_prompts:
-                raise UsageError("The guard needs judges that training never sees: name held_out_rewards.")
-            return
-        if not self.guard_prompts:
-            raise UsageError("held_out_rewards turn the guard on, which needs prompts: name guard_prompts.")
-        for spec in parse_rewards([*self.held_out_rewards, *(self.guard_rewards or ())]):
-            if spec.name in PICTURE_METRICS:
-                raise UsageError(f"The guard measures {spec.name} itself: give the reward {spec.name!r} another name.")
-        for name, least in (
-            ("guard_num_prompts", 8),  # fewer say nothing about chance
-            ("guard_num_images_per_prompt", 1),
-            ("guard_steps", 1),
-            ("guard_num_inference_steps", 1),
-        ):
-            if getattr(self, name) < least:
-                raise UsageError(f"{name} must be at least {least}, got {getattr(self, name)}.")
-
-    def load_guard_prompts(self) -> list[str]:
-        """The prompts to draw."""
-        rows, column, _ = load_evaluation_prompts(self.guard_prompts)
-        if self.guard_num_prompts > len(rows):
-            raise UsageError(
-                f"guard_num_prompts must be at most {len(rows)}, the prompts in {self.guard_prompts}; got "
-                f"{self.guard_num_prompts}."
-            )
-        chosen = np.linspace(0, len(rows) - 1, self.guard_num_prompts).round().astype(int)
-        return [" ".join(rows[i][column].split()) for i in chosen]
-
-    def guard_settings(self) -> dict:
-        """What decides when training stops and which step is saved."""
-        lists = {"held_out_rewards": self.held_out_rewards, "guard_rewards": self.guard_rewards or []}
-        settings = {name: getattr(self, name) for name in GuardConfig.__dataclass_fields__}
-        scorers = {
-            name: {spec.name: spec.fingerprint() for spec in parse_rewards(texts)} for name, texts in lists.items()
-        }
-        return {**settings, **scorers, "guard_prompts": fingerprint(self.load_guard_prompts())}
-
-
-Scores = Mapping[str, np.ndarray]  # metric -> shape (prompts, images per prompt)
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """
-    What the guard thinks at a step.
-
-    Args:
-        step (`int`):
-            The step.
-        gain (`float`):
-            Mean improvement of the held-out rewards on the base model, in standard deviations of its images.
-        best (`int`):
-            The trained step with the largest gain so far.
-        stop (`bool`):
-            Whether held-out rewards fall while training rewards rise.
-        sentence (`str`):
-            All of it in words.
-    """
-
-    step: int
-    gain: float
-    best: int
-    stop: bool
-    sentence: str
-
-
-@dataclass(frozen=True)
-class Finding:
-    """
-    What the scores of a step say about going on.
-
-    Args:
-        reference (`int`):
-            The step before that the held-out judges liked best, 0 for the base model.
-        fell (`list[str]`):
-            Held-out rewards that have fallen since.
-        rose (`list[str]`):
-            Training rewards that have risen since, looked at only if a held-out one fell.
-        stop (`bool`):
-            Whether to stop.
-    """
-
-    reference: int
-    fell: list[str]
-    rose: list[str]
-    stop: bool
-
-
-def find_hacking(
-    history: Mapping[int, Scores],
-    roles: Mapping[str, str],
-    lower_is_better: set[str] = frozenset(),
-    num_measurements: int = 2,
-) -> Finding:
-    """
-    Whether training should stop at the last step of a history: a held-out reward has fallen since the step that was best
-    before, and a training reward has risen.
-
-    Fallen means that an interval of the paired difference over prompts lies below zero. It is Student's, at a level divided
-    by the number of held-out rewards and of all pairs of measurements, so that all statements of a run hold at once with
-    95 %: where nothing changes, a run is stopped by chance once in twenty at most, although the step to compare with was
-    itself chosen for its scores.
-
-    Args:
-        history (`Mapping[int, Scores]`):
-            Scores by step, the base model's at step 0 first.
-        roles (`Mapping[str, str]`):
-            `"training"`, `"held_out"` or `"image"` by metric.
-        lower_is_better (`set[str]`, *optional*):
-            Metrics of which less is better.
-        num_measurements (`int`, *optional*, defaults to `2`):
-            Measurements that the run will have, with the base model's.
-    """
-    held_out = [name for name, role in roles.items() if role == "held_out"]
-    training = [name for name, role in roles.items() if role == "training"]
-    *before, step = history
-    reference = max(before, key=lambda s: gain(history, s, roles, lower_is_better))
-    now, then = history[step], history[reference]
-    comparisons = len(held_out) * num_measurements * (num_measurements - 1) / 2
-    fell = [name for name in held_out if _fell(now[name], then[name], name in lower_is_better, comparisons)]
-    rose = [name for name in training if fell and _change(now, then, name, lower_is_better) == "rose"]
-    return Finding(reference, fell, rose, stop=bool(fell and (rose or not training)))
-
-
-def gain(
-    history: Mapping[int, Scores], step: int, roles: Mapping[str, str], lower_is_better: set[str] = frozenset()
-) -> float:
-    """Mean improvement of the held-out rewards on the base model, in standard deviations of the base model's images."""
-    gains = []
-    for name in (name for name, role in roles.items() if role == "held_out"):
-        sign = -1 if name in lower_is_better else 1
-        base = history[0][name]
-        gains.append(sign * (history[step][name].mean() - base.mean()) / (base.std() or 1.0))
-    return float(np.mean(gains))
-
-
-def judge(
-    history: Mapping[int, Scores],
-    roles: Mapping[str, str],
-    lower_is_better: set[str] = frozenset(),
-    num_measurements: int = 2,
-) -> Verdict:
-    """The guard's verdict on the last step of a history, in words; arguments as of [`find_hacking`]."""
-    step = list(history)[-1]
-    if step == 0:
-        return Verdict(0, 0.0, 0, False, "step 0: the base model, measured.")
-    gains = {s: gain(history, s, roles, lower_is_better) for s in history if s}
-    best = max(gains, key=gains.get)  # the first of equals
-    finding = find_hacking(history, roles, lower_is_better, num_measurements)
-    now, base = history[step], history[0]
-    held_out = [name for name, role in roles.items() if role == "held_out"]
-
-    parts = []
-    for label, role in (("training", "training"), ("held-out", "held_out")):
-        changes = [_describe(now, base, name, lower_is_better) for name, r in roles.items() if r == role]
-        parts += [f"{label} {', '.join(changes)}"] if changes else []
-    shifts = []
-    for name in (name for name, role in roles.items() if role == "image"):
-        before, after = base[name].mean(), now[name].mean()
-        if _change(now, base, name) and abs(after - before) > 0.1 * abs(before):
-            shifts.append(f"{name} {before:.3g} -> {after:.3g}")
-    parts += [f"images {', '.join(shifts)}"] if shifts else []
-    if finding.stop:
-        since = f"step {finding.reference}" if finding.reference else "the base model"
-        rising = f" while {' and '.join(finding.rose)} rose" if finding.rose else ""
-        parts.append(f"{' and '.join(finding.fell)} fell since {since}{rising}: the rewards are being hacked")
-    elif not any(_change(now, base, name) for name in held_out):
-        parts.append("no held-out change beyond chance")
-    unloved = "" if gains[best] > 0 else ", which the held-out judges do not prefer to the base model"
-    parts.append(f"best is step {best}{unloved}")
-    return Verdict(step, gains[step], best, finding.stop, f"step {step}: {'; '.join(parts)}.")
-
-
-def _fell(now: np.ndarray, then: np.ndarray, lower_is_better: bool, comparisons: float) -> bool:
-    difference = (now - then).mean(axis=1) * (-1 if lower_is_better else 1)  # (prompts,)
-    n = len(difference)
-    error = difference.std(ddof=1) / math.sqrt(n)
-    return bool(difference.mean() + student_quantile(1 - (1 - CONFIDENCE) / comparisons, n - 1) * error < 0)
-
-
-def _change(now: Scores, then: Scores, name: str, lower_is_better: set[str] = frozenset()) -> str | None:
-    """`"rose"` or `"fell"` in quality where the 95 % interval over prompts excludes 0."""
-    interval = paired_bootstrap(now[name], then[name])
-    if interval["ci_low"] <= 0 <= interval["ci_high"]:
-        return None
-    return "rose" if (interval["delta"] > 0) != (name in lower_is_better) else "fell"
-
-
-def _describe(now: Scores, base: Scores, name: str, lower_is_better: set[str]) -> str:
-    interval = paired_bootstrap(now[name], base[name])
-    word = {"rose": " better", "fell": " worse", None: ""}[_change(now, base, name, lower_is_better)]
-    return f"{name} {interval['delta']:+.3g} [{interval['ci_low']:+.3g}, {interval['ci_high']:+.3g}]{word}"
-
-
-def student_quantile(probability: float, degrees: int) -> float:
-    """
-    Quantile of Student's distribution, by the expansion of Abramowitz and Stegun 26.7.5; to 1 % from seven degrees of
-    freedom on for what is needed here.
-    """
-    z, v = NormalDist().inv_cdf(probability), degrees
-    return (
-        z
-        + (z**3 + z) / (4 * v)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
-        + (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * v**4)
-    )
-
-
-def image_statistics(images: Sequence[Image.Image]) -> dict[str, np.ndarray]:
-    """
-    Saturation and brightness, each 0 to 1, and the share of a picture's energy in high frequencies, those above a quarter
-    of the sampling frequency; arrays of shape `(N,)`.
-    """
-    rows = []
-    for image in images:
-        saturation = np.asarray(image.convert("HSV"), dtype=np.float64)[..., 1].mean() / 255
-        grey = np.asarray(image.convert("L"), dtype=np.float64) / 255
-        energy = np.abs(np.fft.fft2(grey - grey.mean())) ** 2
-        frequency = np.hypot(*np.meshgrid(*(np.fft.fftfreq(side) for side in grey.shape), indexing="ij"))
-        high = energy[frequency > 0.25].sum() / energy.sum() if energy.sum() > 1e-9 else 0.0
-        rows.append((saturation, grey.mean(), high))
-    return dict(zip(("saturation", "brightness", "high_frequency"), np.array(rows).T, strict=True))
-
-
-def thumbnail_features(images: Sequence[Image.Image]) -> np.ndarray:
-    """Pictures of 16 x 16 pixels as unit vectors around their mean, shape `(N, 768)`: features where no reward has any."""
-    pixels = np.array([np.asarray(image.convert("RGB").resize((16, 16), Image.Resampling.BOX)) for image in images])
-    pixels = pixels.reshape(len(images), -1).astype(np.float32)
-    pixels -= pixels.mean(axis=1, keepdims=True)
-    return pixels / np.maximum(np.linalg.norm(pixels, axis=1, keepdims=True), 1e-6)
 
 
 class Guard(TrainerCallback):
     """
-    The guard at work, as a callback of a trainer. It does not work under ZeRO-3.
+    The guard at work, as a callback of a trainer.
 
     `guard/` in the output folder gets `verdict.txt`, the scores as `measurements.json` and a picture of each step. The weights
-    of the best step so far are in `checkpoint-best-N` until the end. Only the main process draws and scores, and the rewards are loaded for each measurement and
-    dropped again, so that training keeps its memory.
+    of the best step so far are in `checkpoint-best-N` until the end. All processes draw, and the main process scores. It
+    loads the rewards for each measurement and drops them again, so that training keeps its memory.
 
     Args:
         config ([`GuardConfig`]):
@@ -357,9 +70,6 @@ class Guard(TrainerCallback):
     """
 
     def __init__(self, config: GuardConfig, trainer: "DiffusionTrainer", train_images: Sequence[Image.Image]):
-        # DeepSpeed's hooks gather weights again while the main process draws alone, which the others do not take part in.
-        if is_deepspeed_zero3_enabled():
-            raise UsageError("The guard does not work under ZeRO-3: use ZeRO-2, or leave out held_out_rewards.")
         self.config, self.trainer, self.train_images = config, trainer, train_images
         self.held_out = {spec.name: spec for spec in parse_rewards(config.held_out_rewards)}
         self.training = {spec.name: spec for spec in parse_rewards(config.guard_rewards or [])}
@@ -378,6 +88,7 @@ class Guard(TrainerCallback):
         self.num_measurements = len(steps) + 2  # with the base model's and the last one
         if self.trainer.is_world_process_zero():
             self._load(state.global_step)
+        self.verdicts = self._on_main(lambda: self.verdicts)
         if state.global_step == 0 and self._on_main(lambda: 0 not in self.history):
             self.look(0)
         elif self._on_main(lambda: 0 not in self.history):
@@ -402,10 +113,15 @@ class Guard(TrainerCallback):
         config, n = self.config, self.config.guard_num_images_per_prompt
         prompts = [prompt for prompt in self.prompts for _ in range(n)]
         with self.trainer.exported_weights():
-            images = self.trainer.sample(
-                prompts, config.guard_num_inference_steps, config.guard_guidance_scale, range(len(prompts))
+            images = sample(
+                self.trainer,
+                prompts,
+                config.guard_num_inference_steps,
+                config.guard_guidance_scale,
+                seeds=range(len(prompts)),
             )
             verdict = self._on_main(lambda: self._measure(step, prompts, images))
+            self.verdicts.append(verdict)
             if step and verdict.best == step:
                 self._keep_weights(step)
         self.seconds += time.monotonic() - start
@@ -439,8 +155,6 @@ class Guard(TrainerCallback):
         )
 
     def _measure(self, step: int, prompts: list[str], images: list[Image.Image]) -> Verdict:
-        from .diffusion_trainer import zero_init_disabled
-
         shape = (len(self.prompts), self.config.guard_num_images_per_prompt)
         with zero_init_disabled():
             specs = {**self.training, **self.held_out}
@@ -450,20 +164,13 @@ class Guard(TrainerCallback):
         self.roles = dict.fromkeys(self.training, "training") | dict.fromkeys(self.held_out, "held_out")
         scores = {name: np.asarray(value, dtype=np.float64).reshape(shape) for name, value in values.items()}
 
-        pictures = {name: value.reshape(shape) for name, value in image_statistics(images).items()}  # PICTURE_METRICS
         embed = self._embedder(rewards)
-        features = embed(images)
         if self.train_features is None:
             self.train_features = embed(list(self.train_images))
-        pictures["nearest_training_image"] = (features @ self.train_features.T).max(axis=1).reshape(shape)
-        if shape[1] > 1:
-            pictures["diversity"] = diversity(features.reshape(*shape, -1))
-            groups = [images[i : i + shape[1]] for i in range(0, len(images), shape[1])]
-            pictures["pixel_diversity"] = np.array([[pixel_distance(group)] for group in groups])
+        pictures = picture_metrics(images, embed(images), self.train_features, shape)
         self.roles |= dict.fromkeys(pictures, "image")
         self.history[step] = {**scores, **pictures}
         verdict = judge(self.history, self.roles, self.lower_is_better, self.num_measurements)
-        self.verdicts.append(verdict)
         self.folder.mkdir(parents=True, exist_ok=True)
         make_image_grid(images[:: shape[1]][:16], rows=1, cols=min(16, shape[0])).save(
             self.folder / f"step-{step:05d}.png"

@@ -13,7 +13,10 @@
 # limitations under the License.
 
 
-"""One process, DDP and ZeRO-1, 2 and 3 on two processes train the same model on the same samples."""
+"""
+One process, DDP and ZeRO-1, 2 and 3 on two processes train the same model on the same samples, and what is drawn meanwhile
+is the same too.
+"""
 
 import json
 import os
@@ -25,6 +28,7 @@ import numpy as np
 import pytest
 import yaml
 from diffusers import StableDiffusionXLPipeline
+from PIL import Image
 from safetensors.torch import load_file
 
 from craft_trl.cli.main import main
@@ -56,8 +60,22 @@ def workplace(tiny, tmp_path_factory):
     pool = CandidatePool(folder / "pool", brightness)
     generate_candidates(pool, groups, generator, brightness)
     build_dataset_dict(groups, pool, FilterConfig(filter_level="image")).save_to_disk(str(folder / "dataset"))
-    train(folder, tiny, [sys.executable], "one", "--per_device_train_batch_size", "8")
+    (folder / "whiteness.py").write_text(
+        "import numpy as np\ndef whiteness(images, prompts): return [np.asarray(i).mean() for i in images]\n"
+    )
+    train(folder, tiny, [sys.executable], "one", "--per_device_train_batch_size", "8", *watched(tiny))
     return folder
+
+
+def watched(tiny) -> list[str]:
+    """Options that have images drawn while training: three to watch, which two processes cannot share evenly, and the guard's."""
+    return [
+        "--validation_prompts", "a fox", "a red car", "a star", "--validation_num_inference_steps", "1",
+        "--validation_steps", "4", "--held_out_rewards", "whiteness=whiteness.py:whiteness",
+        "--guard_prompts", str(tiny / "prompts" / "tiny-parti.jsonl"), "--guard_num_prompts", "9",
+        "--guard_num_images_per_prompt", "1", "--guard_steps", "4", "--guard_num_inference_steps", "1",
+        "--guard_stop", "false",
+    ]  # fmt: skip
 
 
 def options(tiny, name, *arguments) -> list[str]:
@@ -107,13 +125,31 @@ def difference(folder: Path, name: str, other: str) -> float:
 
 @pytest.mark.parametrize("mode", ["ddp", "zero1", "zero2", "zero3"])
 def test_mode(workplace, tiny, mode):
-    process = train(workplace, tiny, launcher(workplace, mode), mode, "--per_device_train_batch_size", "2")
+    # ZeRO-1 alone is not watched: that must not change what is learnt.
+    arguments = ["--per_device_train_batch_size", "2", *(watched(tiny) if mode != "zero1" else [])]
+    process = train(workplace, tiny, launcher(workplace, mode), mode, *arguments)
     assert process.stdout.count("[train] 4 steps") == 1  # said by one process, not by both
     np.testing.assert_allclose(losses(workplace, mode), losses(workplace, "one"), rtol=1e-5)
     # Four steps of AdamW at 1e-4 move a weight by up to 4e-4.
     assert difference(workplace, mode, "one") < 1e-5
     pipeline = StableDiffusionXLPipeline.from_pretrained(workplace / mode)
     assert pipeline("a fox", height=64, width=64, num_inference_steps=1).images[0].size == (64, 64)
+    if mode == "zero1":
+        return
+    for step in (0, 4):
+        seen, expected = (measurements(workplace, name)[str(step)] for name in (mode, "one"))
+        assert seen.keys() == expected.keys()
+        for name in expected:
+            np.testing.assert_allclose(seen[name], expected[name], rtol=1e-3, atol=1e-4, err_msg=name)
+        a, b = (
+            np.asarray(Image.open(workplace / name / "validation" / f"step-{step:05d}.png")).astype(int)
+            for name in (mode, "one")
+        )
+        assert a.shape == (64, 3 * 64, 3) and np.abs(a - b).max() <= 1
+
+
+def measurements(folder: Path, name: str) -> dict:
+    return json.loads((folder / name / "guard" / "measurements.json").read_text())["steps"]
 
 
 def test_bfloat16_under_ddp(workplace, tiny, monkeypatch):
@@ -136,7 +172,8 @@ def test_resuming_under_zero_is_exact(workplace, tiny, mode):
     record = json.loads((folder / "stage.json").read_text())
     (folder / "stage.json").write_text(json.dumps({**record, "finished": False}))
     (folder / "checkpoint-4" / "trainer_state.json").unlink()
-    process = train(workplace, tiny, launcher(workplace, mode), mode, "--per_device_train_batch_size", "2")
+    arguments = ["--per_device_train_batch_size", "2", *watched(tiny)]
+    process = train(workplace, tiny, launcher(workplace, mode), mode, *arguments)
     assert f"goes on from {mode}/checkpoint-2" in process.stdout
     resumed = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
     assert all((whole[key] == resumed[key]).all() for key in whole)
