@@ -18,6 +18,7 @@ import dataclasses
 import difflib
 import re
 import types
+from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -47,19 +48,27 @@ class CraftParser(TrlParser):
             self.hints.update({f.name: hints[f.name] for f in dataclasses.fields(dataclass_type) if f.init})
 
     def parse_args_and_config(self, args: Sequence[str] | None = None, **kwargs) -> tuple:
-        # `TrlParser` opens the file and lets errors through as they come; it must be readable YAML before that.
-        if args is not None and "--config" in args:
-            position = list(args).index("--config") + 1
-            if position == len(args):
-                raise UsageError("--config needs the path of a recipe, such as recipes/tiny/craft.yaml.")
-            self.recipe = Path(args[position])
-            check_recipe(self.recipe)
+        # `TrlParser` knows `--config` as a word of its own only, opens the file and lets errors through as they come; it must
+        # be readable YAML before that.
+        if args is not None:
+            args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+            if args.count("--config") > 1:
+                raise UsageError("--config is given twice: a command reads one recipe.")
+            if "--config" in args:
+                position = args.index("--config") + 1
+                if position == len(args):
+                    raise UsageError("--config needs the path of a recipe, such as recipes/tiny/craft.yaml.")
+                self.recipe = Path(args[position])
+                check_recipe(self.recipe)
         return super().parse_args_and_config(args=args, **kwargs)
 
     def set_defaults_with_config(self, **kwargs) -> list[str]:
         # `TrlParser` hands over the raw values of the YAML file, and argparse converts string defaults only: a list or
         # a float where an integer belongs would go through. Check here, where the key is still known.
         unknown = sorted(set(kwargs) - set(self.hints))
+        if len(unknown) > 2:
+            keys = ", ".join(map(repr, unknown[:3])) + (f" and {len(unknown) - 3} more" if unknown[3:] else "")
+            raise UsageError(f"{self.recipe}: unknown keys {keys}. Is it a recipe of another command?")
         if unknown:
             raise UsageError(f"{self.recipe}: unknown key {unknown[0]!r}. {suggest(unknown[0], self.hints)}")
         values = {key: relative_to(self.recipe.parent, value) for key, value in kwargs.items()}
@@ -69,15 +78,30 @@ class CraftParser(TrlParser):
         return super().set_defaults_with_config(**values)
 
     def parse_args_into_dataclasses(self, args: Sequence[str] | None = None, **kwargs) -> tuple:
+        given = set()
         for arg in args or ():
+            if not arg.startswith("--"):
+                continue
             key = arg.removeprefix("--").split("=")[0].replace("-", "_")
-            if arg.startswith("--") and not {key, key.removeprefix("no_")} & {*self.hints, "help"}:
+            if not {key, key.removeprefix("no_")} & {*self.hints, "help"}:
                 raise UsageError(f"Unknown argument {arg.split('=')[0]}. {suggest(key, self.hints, prefix='--')}")
+            # Of an option that is repeated argparse takes the last one. Whoever repeats a list means all of it.
+            if key in given and list in map(get_origin, _options(self.hints.get(key))):
+                raise UsageError(f"--{key} is given twice: write all its values after one, --{key} A B.")
+            given.add(key)
         return super().parse_args_into_dataclasses(args=args, **kwargs)
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Namespace | None = None) -> tuple:
+        # `HfArgumentParser` raises a bare `ValueError` for words that no option takes, and makes the dataclasses before, whose
+        # checks would speak first: of a recipe that was named without `--config` everything is missing.
+        namespace, unused = super().parse_known_args(args, namespace)
+        if unused:
+            raise UsageError(describe_unexpected(unused[0], self.hints, recipe_missing=self.recipe is None))
+        return namespace, unused
 
     def error(self, message: str) -> None:
         # argparse would print the usage of every option, several screens, before the one line that matters.
-        raise UsageError(message[0].upper() + message[1:] + ".")
+        raise UsageError(message[0].upper() + message[1:].rstrip(".") + ".")
 
 
 def check_recipe(path: Path) -> dict:
@@ -90,6 +114,11 @@ def check_recipe(path: Path) -> dict:
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(recipe, dict):
         raise UsageError(f"{path} must hold `key: value` lines, got {type(recipe).__name__}.")
+    for key in recipe:
+        if not isinstance(key, str):
+            raise UsageError(f"{path}: a key must be text, got {key!r}.")
+    if not isinstance(recipe.get("env", {}), dict):  # of the environment variables that `TrlParser` sets
+        raise UsageError(f"{path}: env must hold `NAME: value` lines, got {recipe['env']!r}.")
     return recipe
 
 
@@ -111,6 +140,19 @@ def split_path(value: str) -> tuple[str, str]:
     """What stands before the path in a recipe's `NAME=KIND:PATH`, `NAME=PATH`, `KIND:PATH` or `PATH`, and the path."""
     prefix = re.match(r"(?:[\w.-]+=)?(?:[a-z]+:)?", value).group()
     return prefix, value[len(prefix) :]
+
+
+def describe_unexpected(word: str, known: Iterable[str], recipe_missing: bool = False) -> str:
+    """What to say of a word on the command line that no option takes, with what was probably meant."""
+    key, equals, value = word.partition("=")
+    key = key.lstrip("-").replace("-", "_")
+    if equals and key in known:
+        remedy = f"Write --{key} {value}."
+    elif recipe_missing and word.endswith((".yaml", ".yml")):
+        remedy = f"Write --config {word}."
+    else:
+        remedy = "Options are written --KEY VALUE; `--help` lists them."
+    return f"Unexpected argument {word!r}. {remedy}"
 
 
 def suggest(

@@ -16,6 +16,7 @@
 """Where models, datasets and prompts come from: a path here, or a repository on the Hub."""
 
 import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -44,7 +45,14 @@ def check_model(source: str, revision: str | None = None) -> None:
     if path.suffix == ".safetensors":
         single_file_names(path)
         return
-    if (path / "model_index.json").is_file():
+    if (index := path / "model_index.json").is_file():
+        # diffusers would raise a `KeyError` for a file without a class, when much else has been loaded.
+        try:
+            described = "_class_name" in json.loads(index.read_text())
+        except (ValueError, TypeError):
+            described = False
+        if not described:
+            raise UsageError(f"Model {source}: its model_index.json does not describe a diffusers pipeline.")
         return
     if path.exists():
         raise UsageError(

@@ -253,7 +253,10 @@ class TestBakeoff:
         ("changes", "message"),
         [
             ({"arms": ["craft", "ppo"]}, "arms: there is no 'ppo'. Known are sft"),
-            ({"seeds": [1, 1]}, "seeds must be different numbers, at least one; got [1, 1]"),
+            ({"seeds": [1, 1]}, "seeds must be different numbers from 0 on, at least one; got [1, 1]"),
+            ({"seeds": [-1]}, "seeds must be different numbers from 0 on, at least one; got [-1]"),
+            ({"global_batch_size": 0}, "global_batch_size must be at least 1, got 0"),
+            ({"learning_rates": ["sft=1e-4", "sft=2e-4"]}, "must name each arm once, got sft=1e-4 sft=2e-4"),
             ({"learning_rates": ["craft=fast"]}, "learning_rates must be ARM=RATE with an arm of"),
             ({"learning_rates": ["dpo=1e-5"]}, "learning_rates must be ARM=RATE with an arm of"),
             ({"training": "./none.yaml"}, "Cannot read the recipe"),

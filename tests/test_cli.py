@@ -25,6 +25,8 @@ import yaml
 
 from craft_trl.cli.main import main
 
+from .conftest import TINY
+
 
 def run(capsys, *argv):
     code = main([str(arg) for arg in argv])
@@ -111,6 +113,11 @@ class TestMistakes:
             ),
             (["RECIPES", "--generate.num_prompts", "3"], "Before the dot goes one of candidates, train, evaluate"),
             (["RECIPES", "--max_steps", "x"], "invalid int value: 'x'"),
+            (["RECIPES", "--output_dir"], "--output_dir needs one folder, got none"),
+            (["RECIPES", "--output_dir", "a", "b"], "--output_dir needs one folder, got a b"),
+            (["RECIPES", "--max_steps=3", "3"], "Unexpected argument '3'"),
+            (["RECIPES", "--max_steps=x"], "invalid int value: 'x'"),
+            (["RECIPES", "--output_dir=/proc/nowhere"], "Cannot write to /proc/nowhere"),
             (["RECIPES", "3"], "Unexpected argument '3'"),
             (["RECIPES", "--output_dir", "/proc/nowhere"], "Cannot write to /proc/nowhere"),
             (
@@ -124,6 +131,35 @@ class TestMistakes:
         code, out, err = run(capsys, "run", *args)
         assert code == 2 and err.startswith("craft: error: ") and err.count("\n") == 1 and message in err, err
         assert out == ""
+
+    @pytest.mark.parametrize(
+        ("command", "key"),
+        [
+            ("run RECIPES", "output_dir"),
+            ("expand --config RECIPES/candidates.yaml", "output_dir"),
+            ("generate --config RECIPES/candidates.yaml", "output_dir"),
+            ("filter --config RECIPES/candidates.yaml", "output_dir"),
+            ("train --config RECIPES/craft.yaml", "output_dir"),
+            ("evaluate --config RECIPES/evaluate.yaml", "output_dir"),
+            ("dpo --config RECIPES/craft.yaml", "output_dir"),
+            ("sheet --config RECIPES/candidates.yaml", "output_dir"),
+            ("export --model RECIPES/pipeline", "output"),
+            ("plan RECIPES", "output_dir"),
+            ("bakeoff RECIPES/bakeoff.yaml", "output_dir"),
+            ("push RECIPES", "repo_id"),
+            ("serve-reward hpsv2", "port"),
+            ("env", None),
+        ],
+    )
+    def test_a_word_that_no_option_takes(self, capsys, tmp_path, recipes, command, key):
+        shutil.copy(TINY / "bakeoff.yaml", recipes.folder)
+        argv = command.replace("RECIPES", str(recipes.folder)).split()
+        remedy = f"Write --{key} x/y." if key else "takes no arguments"
+        for word, said in ((f"{key}=x/y", remedy), ("stray", "'stray'")):
+            code, out, err = run(capsys, *argv, word)
+            assert code == 2 and err.startswith("craft: error: ") and err.count("\n") == 1, err
+            assert said in err and repr(word) in err and out == ""
+        assert not (tmp_path / "runs").exists() and not (tmp_path / "x").exists()
 
     def test_bad_line_in_a_prompt_file(self, capsys, tmp_path, recipes):
         (tmp_path / "p.jsonl").write_text('{"prompt": "a fox"}\n{"prompt": "a c')

@@ -150,12 +150,28 @@ def test_adapter(pipelines, adapter, tmp_path, format):
         ("sdxl", "diffusers", "x.safetensors", "The output of diffusers is a folder, got x.safetensors"),
         ("nothing", "diffusers", "x", "it has no model_index.json or pytorch_lora_weights.safetensors"),
         ("sdxl", "diffusers", ".", "exists: choose another output"),
+        ("sdxl", "diffusers", "/proc/nowhere", "Cannot write to /proc/nowhere"),
         ("sdxl", None, "x", "format is missing: give it as --format"),
     ],
 )
 def test_bad_input(pipelines, source, format, output, message):
     with pytest.raises(UsageError, match=message):
         main(ExportArguments(model=str(pipelines / source), format=format, output=output))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "format", "message"),
+    [
+        ("model_index.json", "{", "diffusers", "its model_index.json does not describe a diffusers pipeline"),
+        ("model_index.json", "{}", "diffusers", "its model_index.json does not describe a diffusers pipeline"),
+        ("pytorch_lora_weights.safetensors", "{}", "peft", "pytorch_lora_weights.safetensors is damaged"),
+    ],
+)
+def test_a_damaged_model(tmp_path, name, content, format, message):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / name).write_text(content)
+    with pytest.raises(UsageError, match=message):
+        main(ExportArguments(model=str(tmp_path / "model"), format=format, output="x"))
 
 
 def test_an_error_leaves_nothing_behind(pipelines, tmp_path):

@@ -71,6 +71,9 @@ class TestCraftParser:
             ("names: a", "names must be a list of texts, got 'a'"),
             ("names: [1]", r"names must be a list of texts, got \[1\]"),
             ("weights: [a]", r"weights must be a list of numbers or null, got \['a'\]"),
+            ("a: 1\nb: 2\nc: 3\nd: 4", "unknown keys 'a', 'b', 'c' and 1 more. Is it a recipe of another command?"),
+            ("1: 2", "a key must be text, got 1"),
+            ("env: 3", "env must hold `NAME: value` lines, got 3"),
             ("- a\n- b", "must hold `key: value` lines, got list"),
             ("a: [", "is not YAML"),
         ],
@@ -89,12 +92,22 @@ class TestCraftParser:
             (["--level", "batch"], "invalid choice: 'batch'"),
             (["--num_variants"], "expected one argument"),
             (["--config"], "needs the path of a recipe"),
+            (["--config", "a.yaml", "--config", "b.yaml"], "--config is given twice"),
+            (["--config=nothing.yaml"], "Cannot read the recipe nothing.yaml: No such file"),
+            (["--names", "a", "--size", "1", "--names", "b"], "write all its values after one, --names A B"),
+            (["stray"], "Unexpected argument 'stray'. Options are written --KEY VALUE"),
+            (["--size", "1", "-x"], "Unexpected argument '-x'"),
+            (["num-variants=3"], "Unexpected argument 'num-variants=3'. Write --num_variants 3."),
+            (["recipes/a.yaml"], "Unexpected argument 'recipes/a.yaml'. Write --config recipes/a.yaml."),
             (["--config", "nothing.yaml"], "Cannot read the recipe nothing.yaml: No such file"),
         ],
     )
     def test_bad_command_lines(self, args, message):
         with pytest.raises(UsageError, match=message):
             CraftParser([Settings]).parse_args_and_config(args)
+
+    def test_the_last_of_a_repeated_value_counts(self):
+        assert CraftParser([Settings]).parse_args_and_config(["--size", "1", "--size", "2"])[0].size == 2
 
     def test_help(self, capsys):
         with pytest.raises(SystemExit, match="0"):

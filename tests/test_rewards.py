@@ -402,6 +402,7 @@ class TestRewardSpec:
             ("hpsv2=./nowhere", "there is no folder ./nowhere"),
             ("hpsv2=nowhere", "there is no folder nowhere"),
             ("mine=./nowhere.py:x", "there is no file ./nowhere.py"),
+            ("mine=./nowhere:x", "'./nowhere' is neither a file that ends in .py nor a module"),
             ("mine=http://", "a served reward is named like mine=http://host:8000"),
             ("mine=http://host:port", "a served reward is named like"),
             ("mine=http://host:99999", "a served reward is named like"),
@@ -415,7 +416,11 @@ class TestRewardSpec:
 
     @pytest.mark.parametrize(
         ("text", "message"),
-        [("mine=no_such_module:x", "there is no module no_such_module"), ("mine=math:x", "math has no attribute 'x'")],
+        [
+            ("mine=no_such_module:x", "there is no module no_such_module"),
+            ("mine=math:x", "math has no attribute 'x'"),
+            ("mine=math:pi", "pi must be a function or a class, got float"),
+        ],
     )
     def test_wrong_callables(self, text, message):
         with pytest.raises(UsageError, match=message):

@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command == "serve-reward":
         return exit_code(lambda: _serve_reward(rest))
     if command == "env":
-        return exit_code(_env)
+        return exit_code(lambda: _env(rest))
     script = importlib.import_module(f"..scripts.{command}", package=__package__)
     if command in ("train", "dpo") and "-h" not in rest and "--help" not in rest:
         return exit_code(lambda: _train(script, rest))
@@ -166,14 +166,20 @@ def _serve_reward(argv: list[str]) -> None:
     main(RewardSpec.parse(argv[0]), args)
 
 
-def _env() -> None:
+def _env(argv: list[str]) -> None:
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
     import torch
 
+    from ..errors import UsageError
     from ..rewards import REWARDS
 
+    if argv and argv[0] in ("-h", "--help"):
+        print(_usage())
+        return
+    if argv:
+        raise UsageError(f"craft env takes no arguments, got {argv[0]!r}.")
     print(f"craft_trl {__version__}, Python {platform.python_version()}, {platform.platform()}")
     for name in (
         "torch",

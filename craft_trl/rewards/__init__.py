@@ -104,6 +104,8 @@ class RewardSpec:
             module = source.rpartition(":")[0]
             if module.endswith(".py") and not Path(module).is_file():
                 raise UsageError(f"Reward {text!r}: there is no file {module}.")
+            if not module.endswith(".py") and not all(map(str.isidentifier, module.split("."))):
+                raise UsageError(f"Reward {text!r}: {module!r} is neither a file that ends in .py nor a module.")
         elif source and not looks_like_hub_id(source) and not Path(source).is_dir():
             raise UsageError(f"Reward {text!r}: there is no folder {source}.")
         return spec
@@ -174,7 +176,10 @@ def _load_custom(source: str) -> Reward:
     if not hasattr(module, attribute):
         raise UsageError(f"Reward {source!r}: {module_name} has no attribute {attribute!r}.")
     reward = getattr(module, attribute)
-    return reward() if inspect.isclass(reward) else reward
+    reward = reward() if inspect.isclass(reward) else reward
+    if not callable(reward):
+        raise UsageError(f"Reward {source!r}: {attribute} must be a function or a class, got {type(reward).__name__}.")
+    return reward
 
 
 def parse_rewards(texts: list[str]) -> list[RewardSpec]:

@@ -99,12 +99,17 @@ class BakeoffConfig:
         for name in ("candidates", "training", "evaluation", "output_dir"):
             if not getattr(self, name):
                 raise UsageError(f"{name} is missing: give it in the recipe or as --{name}.")
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise UsageError(f"seeds must be different numbers, at least one; got {self.seeds}.")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
+            raise UsageError(f"seeds must be different numbers from 0 on, at least one; got {self.seeds}.")
+        for name in ("max_steps", "global_batch_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}.")
         for item in self.learning_rates:
             arm, _, rate = item.partition("=")
             if arm not in METHODS or not _is_number(rate):
                 raise UsageError(f"learning_rates must be ARM=RATE with an arm of {', '.join(METHODS)}; got {item!r}.")
+        if len(self.rates) < len(self.learning_rates):
+            raise UsageError(f"learning_rates must name each arm once, got {' '.join(self.learning_rates)}.")
 
     @property
     def rates(self) -> dict[str, str]:

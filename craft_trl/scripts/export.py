@@ -40,13 +40,15 @@ from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.utils import convert_state_dict_to_kohya, convert_unet_state_dict_to_peft
 from peft import LoraConfig
 from peft.utils import load_peft_weights
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import UsageError
 from ..families import get_family
 from ..families.single_file import single_file_state_dict
 from ..parser import CraftParser
+from ..sources import check_model, first_line
+from ..stages import check_writable
 from ..trainer.checkpoints import ADAPTER, PEFT_PREFIX
 from .launch import run_script, say
 
@@ -96,6 +98,14 @@ def check(args: ExportArguments) -> bool:
         raise UsageError(
             f"Model {folder} is no folder of a pipeline or an adapter: it has no model_index.json or {ADAPTER}."
         )
+    if adapter:
+        try:
+            with safe_open(folder / ADAPTER, "pt"):
+                pass
+        except SafetensorError as error:
+            raise UsageError(f"{folder / ADAPTER} is damaged: {first_line(error)}.") from error
+    else:
+        check_model(args.model)
     formats = ADAPTER_FORMATS if adapter else PIPELINE_FORMATS
     if args.format not in formats:
         what = "an adapter" if adapter else "a pipeline"
@@ -105,6 +115,7 @@ def check(args: ExportArguments) -> bool:
     if formats[args.format] != (output.suffix == ".safetensors"):
         kind = "a file that ends in .safetensors" if formats[args.format] else "a folder"
         raise UsageError(f"The output of {args.format} is {kind}, got {output}.")
+    check_writable(output)
     return adapter
 
 

@@ -33,7 +33,7 @@ from ..errors import UsageError
 from ..evaluation.config import EvaluationConfig
 from ..evaluation.evaluate import Evaluation
 from ..hub import check_repository
-from ..parser import CraftParser, split_path, suggest
+from ..parser import CraftParser, describe_unexpected, split_path, suggest
 from ..stages import check_writable
 from ..trainer.craft_config import CraftConfig
 from . import evaluate, expand, generate, push, train
@@ -143,21 +143,22 @@ class RunRecipes:
 def route(overrides: Sequence[str], parsers: dict[str, CraftParser]) -> tuple[dict[str, list[str]], str | None]:
     """Command line arguments by recipe, and the run's folder if it was given."""
     routed: dict[str, list[str]] = {name: [] for name in parsers}
-    output_dir, target = None, None
+    # The words of the run's own option, and where the words after an option go.
+    output_dir: list[str] | None = None
+    target: list[str] | None = None
     for arg in overrides:
         if not arg.startswith("--"):
             if target is None:
-                raise UsageError(f"Unexpected argument {arg!r}.")
-            if target == "output_dir":
-                output_dir = arg
-            else:
-                routed[target].append(arg)
+                known = {hint for parser in parsers.values() for hint in parser.hints}
+                raise UsageError(describe_unexpected(arg, known))
+            target.append(arg)
             continue
-        key = arg.removeprefix("--").replace("-", "_")
-        stage, dot, name = key.rpartition(".")
-        if key == "output_dir":
-            target = "output_dir"
+        key, equals, value = arg.removeprefix("--").partition("=")
+        stage, dot, name = key.replace("-", "_").rpartition(".")
+        if not dot and name == "output_dir":
+            output_dir = target = [value] if equals else []
             continue
+        arg = f"--{key}"
         if dot and stage not in parsers:
             raise UsageError(f"Unknown argument {arg}. Before the dot goes one of {', '.join(parsers)}.")
         knowing = [
@@ -170,9 +171,13 @@ def route(overrides: Sequence[str], parsers: dict[str, CraftParser]) -> tuple[di
         if len(knowing) > 1:
             choices = " or ".join(f"--{s}.{name}" for s in knowing)
             raise UsageError(f"{arg} is known to several stages: say {choices}.")
-        target = knowing[0]
-        routed[target].append(f"--{name}")
-    return routed, output_dir
+        target = routed[knowing[0]]
+        target.append(f"--{name}{equals}{value}")
+    if output_dir is None:
+        return routed, None
+    if len(output_dir) != 1 or not output_dir[0]:
+        raise UsageError(f"--output_dir needs one folder, got {' '.join(output_dir) or 'none'}.")
+    return routed, output_dir[0]
 
 
 def check(recipes: RunRecipes) -> expand.Checked:
