@@ -294,7 +294,9 @@ def verdict(rows: Sequence[dict], base: str = "base") -> dict:
     best = against[winner, base]
     interval = f"{best['delta']:+.3f} [{best['ci_low']:+.3f}, {best['ci_high']:+.3f}] standard deviations"
     if best["ci_low"] > 0:
-        sentences.append(f"{winner} wins: {interval} of held-out score against the base model.")
+        sentences.append(
+            f"{winner} {'comes first' if level else 'wins'}: {interval} of held-out score against the base model."
+        )
     else:
         sentences.append(f"No arm is better than the base model beyond chance; {winner} comes closest: {interval}.")
     if level:

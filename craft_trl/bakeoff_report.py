@@ -49,7 +49,8 @@ def write_bakeoff_report(
     rows = {(row["arm"], row["against"], row["metric"]): row for row in content["rows"]}
     metrics = list(dict.fromkeys(row["metric"] for row in content["rows"]))
     ranking = content["verdict"]["ranking"]
-    longest = max(abs(bound) for arm in ranking for bound in _bounds(rows[arm, "base", HELD_OUT])) or 1.0
+    # The ends of the axis, on which the base model is 0.
+    bounds = [0.0, *(rows[arm, "base", HELD_OUT][end] for arm in ranking for end in ("ci_low", "ci_high"))]
     page = render(
         "bakeoff.html",
         verdict=content["verdict"],
@@ -58,28 +59,25 @@ def write_bakeoff_report(
         rows=rows,
         metrics=metrics,
         held_out=HELD_OUT,
-        longest=longest,
+        low=min(bounds),
+        span=(max(bounds) - min(bounds)) or 1.0,
         seeds=seeds,
         duration=duration,
         num_prompts=len(evaluation.prompts),
-        pictures=_pictures(evaluation, ["base", *(f"{arm}-{seeds[0]}" for arm in arms)]),
+        pictures=_pictures(evaluation, {"base": "base"} | {arm: f"{arm}-{seeds[0]}" for arm in ranking}),
         settings=flat({name: value for name, value in content["settings"].items() if name != "models"}),
     )
     path.write_text(page, encoding="utf-8")
 
 
-def _bounds(row: Mapping[str, float]) -> tuple[float, float]:
-    return row["ci_low"], row["ci_high"]
-
-
-def _pictures(evaluation: Evaluation, models: Sequence[str], shown: int = 8) -> list[dict]:
-    """Prompts evenly spaced over the list, with the image of each model."""
+def _pictures(evaluation: Evaluation, models: Mapping[str, str], shown: int = 8) -> list[dict]:
+    """Prompts evenly spaced over the list, with the image of each model under its caption, in this order."""
     chosen = np.unique(np.linspace(0, len(evaluation.prompts) - 1, min(len(evaluation.prompts), shown)).astype(int))
     pictures = [{"prompt": evaluation.prompts[i], "images": []} for i in chosen]
-    for arm in evaluation.arms():
-        if arm.name not in models:
-            continue
+    drawn = {arm.name: arm for arm in evaluation.arms()}
+    for caption, name in models.items():
+        arm = drawn[name]
         pool = CandidatePool(arm.folder, list(evaluation.specs), verify=False)
         for picture, png in zip(pictures, pool.images([arm.keys[i] for i in chosen]), strict=True):
-            picture["images"].append((arm.name, data_uri(png)))
+            picture["images"].append((caption, data_uri(png)))
     return pictures

@@ -22,11 +22,15 @@ from PIL import Image
 
 from craft_trl.errors import UsageError
 from craft_trl.evaluation.config import EvaluationConfig
-from craft_trl.evaluation.evaluate import Evaluation, compare, diversity, pixel_distance
+from craft_trl.evaluation.diversity import diversity, pixel_distance
+from craft_trl.evaluation.evaluate import Evaluation
+from craft_trl.evaluation.provenance import notes
 from craft_trl.evaluation.report import curve, format_table, verdict, write_report
-from craft_trl.evaluation.statistics import paired_bootstrap
+from craft_trl.evaluation.statistics import compare, paired_bootstrap
 from craft_trl.scripts.evaluate import main
 from craft_trl.sources import content_hash
+from craft_trl.stages import Stage
+from craft_trl.trainer.guard import GuardConfig
 
 
 class TestPairedBootstrap:
@@ -260,6 +264,33 @@ class TestEvaluation:
     def test_missing_model(self, tiny):
         with pytest.raises(UsageError, match="runs/tiny/model: there is no such folder"):
             Evaluation(self.config(tiny, models=[f"base={tiny / 'pipeline'}", "craft=runs/tiny/model"])).check_models()
+
+
+def test_a_judge_that_chose_the_saved_step_is_named(tiny, tmp_path):
+    """Held out of the training, but of a choice by this judge the table must speak."""
+    settings = make_config(tiny)
+    guard = GuardConfig(held_out_rewards=settings.held_out_rewards, guard_prompts=settings.prompts)
+    stage = Stage("train", tmp_path / "model", {"guard": guard.guard_settings()})
+    stage.begin()
+    for part in (tiny / "pipeline").iterdir():
+        (stage.folder / part.name).symlink_to(part)
+    stage.finish()
+    models = [f"base={tiny / 'pipeline'}", f"craft={stage.folder}", f"unet=unet:{stage.folder / 'unet'}"]
+    evaluation = Evaluation(make_config(tiny, models=models))
+    assert evaluation.guards == {"craft": ["all_atoms"], "unet": ["all_atoms"]}
+    table = [
+        {"metric": metric, "settings": evaluation.settings()}
+        | row(metric, role, 1, 2)
+        | {"mean": 1.5, "win_rate": 1.0}
+        for metric, role in evaluation.roles.items()
+    ]
+    (note,) = notes(table)
+    assert note.startswith(
+        "all_atoms: the guard of craft, unet saved the step of the training that this judge liked best"
+    )
+    # Another judge of the same name is another judge.
+    other = make_config(tiny, models=models, held_out_rewards=[f"all_atoms={tiny / 'inspector.py'}:quality"])
+    assert Evaluation(other).guards == {}
 
 
 class TestEarlierResults:

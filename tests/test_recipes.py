@@ -102,7 +102,7 @@ def test_memory_is_computed_for_what_the_recipes_say(benchmark_train):
 def test_memory_profiles_train_the_same(name):
     """Only what the memory of the GPU is about differs from the full recipe."""
     full, profile = (yaml.safe_load((ROOT / "recipes/sdxl" / f"{n}.yaml").read_text()) for n in ("craft", name))
-    allowed = {"per_device_train_batch_size", "activation_checkpointing", "output_dir"}
+    allowed = {"per_device_train_batch_size", "activation_checkpointing", "output_dir", "guard_rewards"}
     allowed |= {
         "craft_24gb": {"accelerate_config", "num_processes"},
         "craft_lora": {"use_peft", "lora_r", "learning_rate", "validation_prompts", "validation_guidance_scale"},

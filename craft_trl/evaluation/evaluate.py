@@ -17,10 +17,9 @@
 
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
 from pathlib import Path
 from typing import TypeVar
 
@@ -39,18 +38,17 @@ from ..errors import UsageError
 from ..expansion import PromptExpander
 from ..generation import ImageGenerator
 from ..pool import CandidatePool, Key
-from ..rewards import REWARDS, Reward, RewardSpec, loading, parse_rewards
-from ..sources import content_hash, looks_like_hub_id
+from ..rewards import Reward, parse_rewards
 from ..stages import fingerprint
 from .config import EvaluationConfig
+from .diversity import diversity, pixel_distance
 from .geneval import GenEval
 from .models import ModelSpec
-from .statistics import paired_bootstrap, stratified_mean
+from .provenance import describe_scorer, judges_of_guard, settings_difference
+from .statistics import compare
 
 
 T = TypeVar("T")
-# Settings that must be the same of all scores in one table.
-COMPARED = ("prompts", "num_images_per_prompt", "seed", "sampling", "rewards")
 
 
 @dataclass
@@ -149,7 +147,19 @@ class Evaluation:
 
     def settings(self) -> dict:
         """What every result carries: what was drawn, how, and by which weights it was judged."""
-        return {"models": self.model_hashes, **self.settings_without_models}
+        return {"models": self.model_hashes, "guards": self.guards, **self.settings_without_models}
+
+    @cached_property
+    def guards(self) -> dict[str, list[str]]:
+        """By model whose training a guard watched: the judges here that were the guard's, too."""
+        chosen = {}
+        for name, spec in self.config.model_specs.items():
+            if spec.kind == "results":
+                judges = self.earlier_results(name).get("guards", {}).get(name, [])
+                chosen[name] = [judge for judge in judges if judge in self.specs]
+            else:
+                chosen[name] = judges_of_guard(spec, self.specs)
+        return {name: judges for name, judges in chosen.items() if judges}
 
     @cached_property
     def settings_without_models(self) -> dict:
@@ -300,125 +310,3 @@ class Evaluation:
             raise UsageError(f"Model {arm.name}: {path} is not of the prompts and seeds of its results.json.")
         shape = (len(self.prompts), self.config.num_images_per_prompt)
         return {name: table[name].to_numpy().reshape(shape) for name in metrics}
-
-
-def describe_scorer(spec: RewardSpec) -> dict[str, str | None]:
-    """Id of a scorer, and the SHA-256 of its weights: `None` of the user's own code, and of a served one."""
-    if spec.custom or spec.remote:
-        return {"id": spec.fingerprint(), "sha256": None}
-    if spec.source is not None:
-        folder = loading.find(spec.source, REWARDS[spec.name].weights[0])
-        return {"id": spec.source if looks_like_hub_id(spec.source) else folder.name, "sha256": content_hash(folder)}
-    hashes = [
-        weights.sha256 or loading.sha256(loading.find(None, weights) / weights.files[0])
-        for weights in REWARDS[spec.name].weights
-    ]
-    return {"id": spec.fingerprint(), "sha256": "+".join(hashes)}
-
-
-def settings_difference(one: Mapping, other: Mapping) -> str | None:
-    """The first setting by which scores cannot be compared, in words; `None` if there is none."""
-    for key in COMPARED:
-        a, b = one.get(key), other.get(key)
-        if a == b:
-            continue
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            inner = next(name for name in {**a, **b} if a.get(name) != b.get(name))
-            key, a, b = f"{key}.{inner}", a.get(inner), b.get(inner)
-        return f"{key} is {json.dumps(a)[:80]} there and {json.dumps(b)[:80]} here"
-    return None
-
-
-def check_comparable(rows: Sequence[Mapping]) -> None:
-    """Raise a [`UsageError`] unless all rows of a table were made under the same settings."""
-    settings = [row["settings"] for row in rows if "settings" in row]
-    for other in settings[1:]:
-        if different := settings_difference(settings[0], other):
-            raise UsageError(f"Results of different settings cannot stand in one table: {different}.")
-
-
-def pixel_distance(images: Sequence[Image.Image]) -> float:
-    """Root mean square difference of pixel values from 0 to 1, the mean over all pairs of `S >= 2` images of a size."""
-    pixels = [np.asarray(image.convert("RGB"), dtype=np.float32) / 255 for image in images]
-    return float(np.mean([np.sqrt(np.mean(np.square(a - b))) for a, b in combinations(pixels, 2)]))
-
-
-def diversity(features: np.ndarray) -> np.ndarray:
-    """
-    How much the images of a prompt differ: one minus the mean cosine of all pairs.
-
-    Args:
-        features (`np.ndarray` of shape `(P, S, D)`):
-            Unit features of the `S >= 2` images of each prompt.
-
-    Returns:
-        `np.ndarray` of shape `(P, 1)`, 0 for images that are all the same.
-    """
-    cosines = features @ features.transpose(0, 2, 1)  # (P, S, S)
-    size = features.shape[1]
-    return 1 - (cosines.sum(axis=(1, 2)) - size)[:, None] / (size * (size - 1))
-
-
-def compare(
-    scores: Mapping[str, Mapping[str, np.ndarray]],
-    roles: Mapping[str, str],
-    lower_is_better: set[str] = frozenset(),
-    parts: list[str] | None = None,
-    num_bootstrap: int = 2000,
-    mean_of_parts: set[str] = frozenset(),
-) -> list[dict]:
-    """
-    A row per model and metric.
-
-    Args:
-        scores (`Mapping[str, Mapping[str, np.ndarray]]`):
-            Per model, the base first, and metric: scores of shape `(P, S)` for the same prompts and seeds.
-        roles (`Mapping[str, str]`):
-            `"training"`, `"held_out"` or `"diversity"`, by metric.
-        lower_is_better (`set[str]`, *optional*):
-            Metrics of which less is better.
-        parts (`list[str]`, *optional*):
-            Style or category of each prompt. If given, every part gets rows of its own.
-        num_bootstrap (`int`, *optional*, defaults to `2000`):
-            Bootstrap samples.
-        mean_of_parts (`set[str]`, *optional*):
-            Metrics whose value over all prompts is the mean of the parts' values, however many prompts each has.
-
-    Returns:
-        `list[dict]`: rows with `model`, `metric`, `role`, `higher_is_better`, `part` (`None` for all prompts), `n`
-        (prompts), `mean`, `median`, and against the base `delta`, `ci_low`, `ci_high`, `win_rate` (`None` for the base).
-    """
-    # In double precision, so that scores read back from a file give the same numbers.
-    scores = {model: {n: np.asarray(v, dtype=np.float64) for n, v in m.items()} for model, m in scores.items()}
-    base = next(iter(scores.values()))
-    everything = np.ones(len(next(iter(base.values()))), dtype=bool)
-    masks = {None: everything} | {part: np.array(parts) == part for part in dict.fromkeys(parts or ())}
-    rows = []
-    for model, metrics in scores.items():
-        for metric, values in metrics.items():
-            for part, mask in masks.items():
-                strata = np.array(parts) if metric in mean_of_parts and part is None and parts else None
-                row = {
-                    "model": model,
-                    "metric": metric,
-                    "role": roles[metric],
-                    "higher_is_better": metric not in lower_is_better,
-                    "part": part,
-                    "n": int(mask.sum()),
-                    "mean": stratified_mean(values[mask].mean(axis=1), strata),
-                    "median": float(np.median(values[mask])),
-                }
-                nothing = dict.fromkeys(("delta", "ci_low", "ci_high", "win_rate"))
-                paired = (
-                    nothing
-                    if metrics is base
-                    else paired_bootstrap(
-                        values[mask],
-                        base[metric][mask],
-                        num_bootstrap,
-                        higher_is_better=row["higher_is_better"],
-                        strata=strata,
-                    )
-                )
-                rows.append(row | paired)
-    return rows

@@ -26,7 +26,8 @@ from ..dataset import vetoed_itself
 from ..pages import data_uri, render
 from ..pool import CandidatePool, Key
 from ..stages import read_record
-from .evaluate import Arm, Evaluation, check_comparable
+from .evaluate import Arm, Evaluation
+from .provenance import check_comparable, notes
 
 
 STAGES = ("expand", "generate", "filter", "train", "evaluate")
@@ -117,12 +118,9 @@ def format_table(rows: Sequence[dict]) -> str:
                 ]
             )
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    notes = dict.fromkeys(
-        f"{row['metric']}: {row['scorer']['note']}" for row in rows if row.get("scorer", {}).get("note")
-    )
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    ) + "".join(f"\n{note}" for note in notes)
+    ) + "".join(f"\n{note}" for note in notes(rows))
 
 
 def write_report(
@@ -163,7 +161,7 @@ def write_report(
         if model == base or arms[model].spec.kind == "results"
         else _pairs(evaluation, arms[base], arms[model], scores, judge),
         judge=judge,
-        notes=dict.fromkeys(f"{row['metric']}: {row['scorer']['note']}" for row in rows if row["scorer"]["note"]),
+        notes=notes(rows),
         settings=_flat(evaluation.settings()),
         run=_run(Path(config.run_dir)) if config.run_dir else None,
         num_prompts=len(evaluation.prompts),

@@ -15,6 +15,8 @@
 
 """Paired statistics over prompts."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 
@@ -78,3 +80,68 @@ def paired_bootstrap(
         "ci_high": float(np.percentile(means, 97.5)),
         "win_rate": stratified_mean(wins.reshape(len(wins), -1).mean(axis=1), strata),
     }
+
+
+def compare(
+    scores: Mapping[str, Mapping[str, np.ndarray]],
+    roles: Mapping[str, str],
+    lower_is_better: set[str] = frozenset(),
+    parts: list[str] | None = None,
+    num_bootstrap: int = 2000,
+    mean_of_parts: set[str] = frozenset(),
+) -> list[dict]:
+    """
+    A row per model and metric.
+
+    Args:
+        scores (`Mapping[str, Mapping[str, np.ndarray]]`):
+            Per model, the base first, and metric: scores of shape `(P, S)` for the same prompts and seeds.
+        roles (`Mapping[str, str]`):
+            `"training"`, `"held_out"` or `"diversity"`, by metric.
+        lower_is_better (`set[str]`, *optional*):
+            Metrics of which less is better.
+        parts (`list[str]`, *optional*):
+            Style or category of each prompt. If given, every part gets rows of its own.
+        num_bootstrap (`int`, *optional*, defaults to `2000`):
+            Bootstrap samples.
+        mean_of_parts (`set[str]`, *optional*):
+            Metrics whose value over all prompts is the mean of the parts' values, however many prompts each has.
+
+    Returns:
+        `list[dict]`: rows with `model`, `metric`, `role`, `higher_is_better`, `part` (`None` for all prompts), `n`
+        (prompts), `mean`, `median`, and against the base `delta`, `ci_low`, `ci_high`, `win_rate` (`None` for the base).
+    """
+    # In double precision, so that scores read back from a file give the same numbers.
+    scores = {model: {n: np.asarray(v, dtype=np.float64) for n, v in m.items()} for model, m in scores.items()}
+    base = next(iter(scores.values()))
+    everything = np.ones(len(next(iter(base.values()))), dtype=bool)
+    masks = {None: everything} | {part: np.array(parts) == part for part in dict.fromkeys(parts or ())}
+    rows = []
+    for model, metrics in scores.items():
+        for metric, values in metrics.items():
+            for part, mask in masks.items():
+                strata = np.array(parts) if metric in mean_of_parts and part is None and parts else None
+                row = {
+                    "model": model,
+                    "metric": metric,
+                    "role": roles[metric],
+                    "higher_is_better": metric not in lower_is_better,
+                    "part": part,
+                    "n": int(mask.sum()),
+                    "mean": stratified_mean(values[mask].mean(axis=1), strata),
+                    "median": float(np.median(values[mask])),
+                }
+                nothing = dict.fromkeys(("delta", "ci_low", "ci_high", "win_rate"))
+                paired = (
+                    nothing
+                    if metrics is base
+                    else paired_bootstrap(
+                        values[mask],
+                        base[metric][mask],
+                        num_bootstrap,
+                        higher_is_better=row["higher_is_better"],
+                        strata=strata,
+                    )
+                )
+                rows.append(row | paired)
+    return rows
