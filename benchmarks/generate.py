@@ -29,17 +29,15 @@ scoring, PNG and parquet against the time of its denoiser and VAE calls alone.
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from measuring import ceiling, heading, machine, take_turns, timed
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -51,6 +49,7 @@ from craft_trl.groups import make_groups
 from craft_trl.pool import CandidatePool
 
 
+PACKAGES = ("torch", "diffusers", "transformers", "pyarrow", "pillow")
 REWARDS = ["hpsv2", "pickscore", "aesthetic"]
 CORRELATION = 0.4
 # Widths of UNet, VAE and text encoders, head dimension 64; depths are the real ones at full size only.
@@ -200,30 +199,6 @@ def networks(pipeline: StableDiffusionXLPipeline, batch_size: int, side: int) ->
     }
 
 
-def ceiling(device: str, dtype: torch.dtype) -> float:
-    """TFLOP/s of a matrix product of random numbers, the best of several."""
-    side = 8192 if device != "cpu" else 1024
-    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    best = 0.0
-    for _ in range(10):
-        seconds = timed(lambda: a @ b, device)
-        best = max(best, 2 * side**3 / seconds / 1e12)
-    return best
-
-
-def timed(work, device: str) -> float:
-    synchronise(device)
-    start = time.perf_counter()
-    work()
-    synchronise(device)
-    return time.perf_counter() - start
-
-
-def synchronise(device: str) -> None:
-    if device != "cpu":
-        torch.accelerator.synchronize()
-
-
 @torch.no_grad()
 def measure(size: dict, args, device: str, dtype: torch.dtype) -> dict:
     pipeline = make_pipeline(size, device, dtype)
@@ -272,7 +247,8 @@ def measure(size: dict, args, device: str, dtype: torch.dtype) -> dict:
 
     cases = {"diffusers, one prompt at a time": loop, "denoiser and VAE alone": networks_alone}
     cases |= {name: ours(generator) for name, generator in generators.items()}
-    rounds, rates = interleave(cases, device, args.minutes * 60 * 0.6)
+    turns = take_turns(cases, device, time.monotonic() + args.minutes * 60 * 0.6)
+    rounds, rates = min(map(len, turns.values())), {name: statistics.median(values) for name, values in turns.items()}
 
     # Prompts whose candidates take about a third of the time.
     per_image = 1 / rates["ImageGenerator"]
@@ -310,37 +286,9 @@ def measure(size: dict, args, device: str, dtype: torch.dtype) -> dict:
     }
 
 
-def interleave(cases: dict, device: str, seconds: float) -> tuple[int, dict]:
-    """Medians of images per second; the first round, which compiles and warms up, does not count."""
-    rates, deadline, rounds, longest = {name: [] for name in cases}, time.monotonic() + seconds, 0, 0.0
-    while rounds < 2 or time.monotonic() + longest < deadline:
-        begun = time.monotonic()
-        for name, run in cases.items():
-            start = time.perf_counter()
-            number = run()
-            synchronise(device)
-            if rounds:
-                rates[name].append(number / (time.perf_counter() - start))
-        longest, rounds = max(longest, time.monotonic() - begun) if rounds else 0.0, rounds + 1
-    return rounds - 1, {name: statistics.median(values) for name, values in rates.items()}
-
-
-def machine(device: str) -> dict:
-    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
-    names = ("torch", "diffusers", "transformers", "pyarrow", "pillow")
-    return {
-        "device": name,
-        "cores": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "load_average": os.getloadavg()[0],
-        "python": platform.python_version(),
-        **{package: version(package) for package in names},
-    }
-
-
 def report(result: dict) -> None:
     about = result["machine"]
-    print(f"\n{about['device']}, {about['cores']} cores, load {about['load_average']:.1f}, torch {about['torch']}")
+    print(f"\n{heading(about)}")
     for name, row in result["counts"].items():
         print(
             f"{name}: {row['share_of_brute_force']:.3f} of the denoiser's work by brute force "
@@ -378,7 +326,7 @@ def main() -> None:
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     size = args.size or ("full" if device == "cuda" else "small")
-    result = {"machine": machine(device), "size": size, "steps": args.steps, "batch_size": args.batch_size}
+    result = {"machine": machine(device, PACKAGES), "size": size, "steps": args.steps, "batch_size": args.batch_size}
     result["counts"] = count(args.groups, args.batch_size)
     if not args.counts_only:
         dtype = torch.bfloat16 if device == "cuda" else torch.float32

@@ -27,18 +27,16 @@ reads on each call; without the package its rows are empty.
 import argparse
 import contextlib
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import open_clip
 import torch
+from measuring import ceiling, heading, machine, take_turns
 from PIL import Image
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
@@ -59,6 +57,7 @@ SIZES = {
     "small": {"text": (256, 6, 4), "vision": (320, 8, 4), "large": (256, 6, 4), "dim": 256},
 }
 IMAGES_PER_PROMPT = 8
+PACKAGES = ("torch", "torchvision", "transformers", "open_clip_torch", "pillow")
 
 
 def tower(width: int, layers: int, heads: int) -> dict:
@@ -141,25 +140,6 @@ def pictures(number: int, side: int) -> list[Image.Image]:
     return images
 
 
-def ceiling(device: str, dtype: torch.dtype) -> float:
-    """TFLOP/s of a plain matrix product here and now."""
-    n = 8192 if device == "cuda" else 1024
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    a @ b
-    synchronise(device)
-    start, repeats = time.perf_counter(), 0
-    while time.perf_counter() - start < 0.5:
-        a @ b
-        synchronise(device)
-        repeats += 1
-    return 2 * n**3 * repeats / (time.perf_counter() - start) / 1e12
-
-
-def synchronise(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
 def flips(exact: dict[str, np.ndarray], rough: dict[str, np.ndarray]) -> dict[str, float]:
     """Largest difference of scores, and how many "variant beats original" decisions it turns, in percent."""
 
@@ -190,7 +170,7 @@ def main() -> None:
         parser.error(f"--images must be a multiple of {IMAGES_PER_PROMPT}, got {number}")
     images = pictures(number, 1024)
     prompts = [f"a picture, number {i // IMAGES_PER_PROMPT}, of a fox" for i in range(number)]
-    result = {"machine": machine(device), "size": size, "images": number, "minutes": args.minutes}
+    result = {"machine": machine(device, PACKAGES), "size": size, "images": number, "minutes": args.minutes}
     deadline = time.monotonic() + 60 * args.minutes
     with contextlib.ExitStack() as stack:
         folders = write_weights(Path(stack.enter_context(tempfile.TemporaryDirectory())), SIZES[size])
@@ -246,30 +226,15 @@ def main() -> None:
             few = images if device == "cuda" else images[:8]
             cases["hpsv2.score(list)"] = lambda: len(reference(few, prompts[0]))
             cases["hpsv2.score(one)"] = lambda: len(reference(images[0], prompts[0]))
-        result["rounds"], result["images_per_second"] = measure(cases, device, deadline)
+        rates = take_turns(cases, device, deadline)
+        result["rounds"] = min(map(len, rates.values()))
+        result["images_per_second"] = {
+            name: {"median": statistics.median(values), "best": max(values)} for name, values in rates.items()
+        }
         result["ceiling_tflops"] = {name: ceiling(device, getattr(torch, name)) for name in ("float32", "bfloat16")}
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
     report(result)
-
-
-def measure(cases: dict, device: str, deadline: float) -> tuple[int, dict[str, dict[str, float]]]:
-    """Rates of the cases that take turns until the deadline, once at least, after a first turn that does not count."""
-    rates: dict[str, list[float]] = {name: [] for name in cases}
-    rounds, longest = 0, 0.0
-    while rounds < 2 or time.monotonic() + longest < deadline:
-        begun = time.monotonic()
-        for name, run in cases.items():
-            synchronise(device)
-            start = time.perf_counter()
-            number = run()
-            synchronise(device)
-            if rounds:
-                rates[name].append(number / (time.perf_counter() - start))
-        longest, rounds = max(longest, time.monotonic() - begun), rounds + 1
-    return rounds - 1, {
-        name: {"median": statistics.median(values), "best": max(values)} for name, values in rates.items()
-    }
 
 
 def gigaflop(reward, image: Image.Image) -> float:
@@ -281,24 +246,8 @@ def gigaflop(reward, image: Image.Image) -> float:
     return counter.get_total_flops() / 1e9
 
 
-def machine(device: str) -> dict:
-    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
-    names = ("torch", "torchvision", "transformers", "open_clip_torch", "pillow")
-    return {
-        "device": name,
-        "cores": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "load_average": os.getloadavg()[0],
-        "python": platform.python_version(),
-        **{package: version(package) for package in names},
-    }
-
-
 def report(result: dict) -> None:
-    machine = result["machine"]
-    print(
-        f"\n{machine['device']}, {machine['cores']} cores, load {machine['load_average']:.1f}, torch {machine['torch']}"
-    )
+    print(f"\n{heading(result['machine'])}")
     print(f"{result['size']} size, {result['images']} images of 1024 px, {result['rounds']} rounds\n")
     rates = result["images_per_second"]
     peer = rates.get("hpsv2.score(list)", {}).get("median")
