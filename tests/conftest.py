@@ -77,7 +77,8 @@ def recipes(tiny, tmp_path):
         return path
 
     edit("candidates", num_prompts=6, batch_size=4, num_inference_steps=2)
-    edit("craft", max_steps=2, global_batch_size=4, per_device_train_batch_size=4)
+    guard = {key: "DELETE" for key in yaml.safe_load((folder / "craft.yaml").read_text()) if key.startswith("guard_")}
+    edit("craft", max_steps=2, global_batch_size=4, per_device_train_batch_size=4, held_out_rewards="DELETE", **guard)
     edit("evaluate", num_prompts=4, batch_size=4, num_inference_steps=2, num_bootstrap=50)
     edit.folder = folder
     return edit
