@@ -239,11 +239,23 @@ class TestStages:
         assert list((tmp_path / "runs/tiny/pool").glob("*.parquet"))
 
     def test_results(self, capsys, tmp_path, recipes):
+        recipes(
+            "craft",
+            held_out_rewards=["imagereward=./evaluators/imagereward"],
+            guard_prompts="./prompts/tiny-parti.jsonl",
+            guard_num_prompts=8,
+            guard_num_images_per_prompt=1,
+            guard_num_inference_steps=1,
+            guard_steps=1,
+        )
         code, out, err = run(
             capsys, "run", recipes.folder, "--output_dir", "runs/mine", "--candidates.num_prompts", "4"
         )
         assert code == 0, err
         run_dir = tmp_path / "runs" / "mine"
+        note = "imagereward: the guard of craft saved the step of the training that this judge liked best"
+        assert note in out and note in (run_dir / "evaluation" / "report.html").read_text()
+        assert (run_dir / "model" / "guard" / "verdict.txt").read_text().count("\n") == 3
         rows = json.loads((run_dir / "evaluation" / "results.json").read_text())
         assert {row["role"] for row in rows} == {"training", "held_out"}
         assert {

@@ -270,7 +270,8 @@ def test_a_judge_that_chose_the_saved_step_is_named(tiny, tmp_path):
     """Held out of the training, but of a choice by this judge the table must speak."""
     settings = make_config(tiny)
     guard = GuardConfig(held_out_rewards=settings.held_out_rewards, guard_prompts=settings.prompts)
-    stage = Stage("train", tmp_path / "model", {"guard": guard.guard_settings()})
+    record = {"guard": guard.guard_settings(), "training": {"max_steps": 50}}
+    stage = Stage("train", tmp_path / "model", record)
     stage.begin()
     for part in (tiny / "pipeline").iterdir():
         (stage.folder / part.name).symlink_to(part)
@@ -288,6 +289,12 @@ def test_a_judge_that_chose_the_saved_step_is_named(tiny, tmp_path):
     assert note.startswith(
         "all_atoms: the guard of craft, unet saved the step of the training that this judge liked best"
     )
+    # Looks at the last step only: no choice.
+    record["training"]["max_steps"] = guard.guard_steps
+    short = Stage("train", stage.folder, record)
+    short.finish()
+    assert Evaluation(make_config(tiny, models=models)).guards == {}
+    stage.finish()
     # Another judge of the same name is another judge.
     other = make_config(tiny, models=models, held_out_rewards=[f"all_atoms={tiny / 'inspector.py'}:quality"])
     assert Evaluation(other).guards == {}

@@ -50,8 +50,10 @@ def judges_of_guard(model: ModelSpec, judges: Mapping[str, RewardSpec]) -> list[
     """
     source = Path(model.source)
     for folder in (source, source.parent):  # a part of a model names a folder or file in it
-        guard = ((read_record(folder) or {}).get("settings") or {}).get("guard")
-        if guard:
+        settings = (read_record(folder) or {}).get("settings", {})
+        guard = settings.get("guard")
+        # One that looks at the last step only has nothing to choose from.
+        if guard and guard["guard_steps"] < settings["training"]["max_steps"]:
             chose = set(guard["held_out_rewards"].values())
             return [name for name, spec in judges.items() if spec.fingerprint() in chose]
     return []
