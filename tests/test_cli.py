@@ -247,6 +247,7 @@ class TestStages:
             guard_num_images_per_prompt=1,
             guard_num_inference_steps=1,
             guard_steps=1,
+            guard_stop=False,
         )
         code, out, err = run(
             capsys, "run", recipes.folder, "--output_dir", "runs/mine", "--candidates.num_prompts", "4"
