@@ -349,6 +349,8 @@ class Planner:
                 f"judges), writing {1000 * measured.storing:.3g} ms an image and {measured.saving / 1e6:.3g} MB/s of the "
                 "model.",
             )
+        if self.recipes.train.held_out_rewards:
+            lines.append("Not counted: the guard, which draws and judges images while the model trains.")
         if self.uncounted:
             lines.append(f"Not counted, unless measured: {', '.join(self.uncounted)}, whose size is not known.")
         return lines

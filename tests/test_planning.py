@@ -264,6 +264,10 @@ class TestPlan:
         assert plan.best(plan.stages[1]) == seconds["generate"] != plan.stages[1].seconds
         assert "assumed  measured" in plan.table()
 
+        assert "guard" not in " ".join(planner.assumptions(None))
+        loaded.train.held_out_rewards = ["imagereward"]
+        assert any(line.startswith("Not counted: the guard") for line in planner.assumptions(None))
+
         for profile, share in (
             (Profile(1, 0, "bfloat16"), "23% while training in bfloat16, 50% in float32 rewards"),
             (Profile(1, 0, "bfloat16", autocast=True), "16% while training in bfloat16 under autocast, 50% in"),
