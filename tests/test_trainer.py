@@ -357,6 +357,16 @@ class TestSavingAndResuming:
         pipeline.unet = trainer.model.merge_and_unload()
         np.testing.assert_allclose(draw(), adapted, atol=1e-4)
 
+    def test_an_adapter_starts_from_the_seed(self, make_trainer):
+        from peft import LoraConfig
+
+        lora = {"r": 2, "target_modules": ["to_q"], "init_lora_weights": "gaussian"}
+        torch.manual_seed(1)
+        first = make_trainer(name="a", peft_config=LoraConfig(**lora))
+        torch.manual_seed(2)
+        same, other = (make_trainer(name=f"{n}", peft_config=LoraConfig(**lora), seed=n) for n in (42, 7))
+        assert equal(weights(first), weights(same)) and not equal(weights(first), weights(other))
+
     def test_half_written_checkpoints_are_passed_over(self, make_trainer, tmp_path):
         trainer = make_trainer(max_steps=3, save_strategy="steps", save_steps=1)
         trainer.train()

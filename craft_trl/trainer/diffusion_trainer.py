@@ -137,6 +137,7 @@ class DiffusionTrainer(_BaseTrainer):
             denoiser.requires_grad_(False)
             if self.bf16_module:  # what is not trained needs no master weights; peft keeps the adapter in float32
                 denoiser.to(torch.bfloat16)
+            torch.manual_seed(args.seed)  # the Trainer sets it too, but after the adapter has been drawn
             # Not `add_adapter`: the Trainer does not recognise that and would save the full weights.
             trained = get_peft_model(denoiser, peft_config)
 
