@@ -97,8 +97,7 @@ def child(args: argparse.Namespace) -> None:
     clock(sys.modules[evaluate.fill_pool.__module__], "score", "scoring")
     clock(CandidatePool, "write", "images and scores to files")
     clock(evaluate, "compare", "means and intervals")
-    clock(script, "per_image", "scores.parquet")
-    clock(script.pq, "write_table", "scores.parquet")
+    clock(script, "per_image", "rows of scores.parquet")
     clock(script, "write_report", "report")
     config = EvaluationConfig(
         models=[f"base={TINY}/pipeline", f"again={TINY}/pipeline"],
