@@ -216,7 +216,7 @@ class TestAtWork:
         file = "unet/diffusion_pytorch_model.safetensors"
         exported, base = load_file(folder / file), load_file(tiny / "pipeline" / file)
         kept = load_file(folder / f"checkpoint-{best}" / file)  # of the Trainer
-        assert not list(folder.glob("checkpoint-best-*"))
+        assert not list(folder.glob("best-checkpoint-*"))
         assert all((exported[name] == value).all() for name, value in kept.items())
         assert any((exported[name] != value).any() for name, value in base.items())
         assert (folder / "model_index.json").exists() and f"{best}" in (folder / "README.md").read_text()
@@ -255,7 +255,7 @@ class TestAtWork:
         for checkpoint in copy.glob("checkpoint-*"):
             if checkpoint.name != "checkpoint-3":
                 shutil.rmtree(checkpoint)
-        shutil.copytree(copy / "checkpoint-3" / "unet", copy / "checkpoint-best-3" / "unet")
+        shutil.copytree(copy / "checkpoint-3" / "unet", copy / "best-checkpoint-3" / "unet")
         main(hacked[1], training_config(copy))
         assert (copy / "guard" / "verdict.txt").read_text() == (whole / "guard" / "verdict.txt").read_text()
         file = "unet/diffusion_pytorch_model.safetensors"

@@ -57,7 +57,7 @@ class Guard(TrainerCallback):
     The guard at work, as a callback of a trainer.
 
     `guard/` in the output folder gets `verdict.txt`, the scores as `measurements.json` and a picture of each step. The weights
-    of the best step so far are in `checkpoint-best-N` until the end. All processes draw, and the main process scores. It
+    of the best step so far are in `best-checkpoint-N` until the end. All processes draw, and the main process scores. It
     loads the rewards for each measurement and drops them again, so that training keeps its memory.
 
     Args:
@@ -186,7 +186,7 @@ class Guard(TrainerCallback):
 
     def _keep_weights(self, step: int) -> None:
         """Save the weights of a step, then drop those of the step that was best before. On all processes."""
-        target, temporary = self._weights(step), self.folder.parent / "checkpoint-best-unfinished"
+        target, temporary = self._weights(step), self.folder.parent / "best-checkpoint-unfinished"
         self.trainer.save_model(str(temporary), _internal_call=True)
 
         def rename() -> None:
@@ -198,13 +198,14 @@ class Guard(TrainerCallback):
 
     def remove_weights(self, but: Path | None = None) -> None:
         """Remove what was kept of best steps, once the model is saved."""
-        for folder in self.folder.parent.glob("checkpoint-best-*"):
+        for folder in self.folder.parent.glob("best-checkpoint-*"):
             if folder != but:
                 shutil.rmtree(folder)
 
     def _weights(self, step: int) -> Path:
-        # Not a checkpoint to the Trainer, which asks for a number; and like checkpoints it is not pushed to the Hub.
-        return self.folder.parent / f"checkpoint-best-{step}"
+        # Not `checkpoint-...`: under save_total_limit the Trainer (transformers 5.23) takes every folder of such a name for a
+        # checkpoint, with or without a number, and removes the oldest.
+        return self.folder.parent / f"best-checkpoint-{step}"
 
     def _write(self) -> None:
         measurements = {
