@@ -64,7 +64,7 @@ def training_facts(trainer: "DiffusionTrainer", dataset_name: str | None = None)
         "lora": None if adapter is None else {"rank": adapter.r, "alpha": adapter.lora_alpha},
         "dataset": dataset_name,
         "rows": len(trainer.train_dataset.advantages),
-        "guarded": trainer.best_step is not None,
+        "guarded": trainer.best_step is not None and trainer.best_of > 1,
         "settings": {
             "optimizer steps": trainer.best_step or trainer.state.global_step,
             "samples per step": args.global_batch_size,

@@ -176,6 +176,7 @@ class DiffusionTrainer(_BaseTrainer):
         # Set by the guard: what to save instead of the last weights.
         self.best_weights: Path | None = None
         self.best_step: int | None = None
+        self.best_of = 0  # how many steps it was chosen from
         self.ema: EMAModel | None = None
         if args.use_ema:
             self.ema = EMAModel(self.trainable_parameters(), decay=args.ema_decay, foreach=True)

@@ -240,6 +240,7 @@ class Guard(TrainerCallback):
             return wanted if wanted in steps else None
 
         self.trainer.best_step = self._on_main(best)
+        self.trainer.best_of = self._on_main(lambda: sum(step > 0 for step in self.history))
         self.trainer.best_weights = self._weights(self.trainer.best_step) if self.trainer.best_step else None
 
     def _on_main(self, work: Callable[[], T]) -> T:
