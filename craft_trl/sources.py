@@ -20,7 +20,6 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 
 from .errors import UsageError
@@ -60,6 +59,8 @@ def check_model(source: str, revision: str | None = None) -> None:
         )
     if not looks_like_hub_id(source):
         raise UsageError(f"Model {source}: there is no such folder. A model on the Hub is named like org/name.")
+    from diffusers import DiffusionPipeline  # here, so that rewards cost no import of all its models
+
     try:
         DiffusionPipeline.load_config(source, revision=revision)
     except (OSError, ValueError) as error:

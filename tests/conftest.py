@@ -37,6 +37,28 @@ hypothesis.settings.load_profile("craft_trl")
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "recipes" / "tiny"
+# Programs that tests start find this package, and the tests, wherever they stand.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+# The files that take longest begin first: one that began last would leave the other workers with nothing to do.
+LONGEST = (
+    "distributed/test_same_training.py",
+    "test_trainer.py",
+    "distributed/test_generate.py",
+    "test_bakeoff.py",
+    "test_hub.py",
+    "test_killed.py",
+    "test_tiny_build.py",
+    "distributed/test_same_evaluation.py",
+    "test_guard.py",
+    "test_cli.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    order = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
 @pytest.fixture(scope="session")

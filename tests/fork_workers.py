@@ -13,8 +13,8 @@
 # limitations under the License.
 
 """
-Workers that fill a pool together, and that are killed. A program of its own, since a process can be forked safely only
-before it has threads: `python -m tests.fork_workers FOLDER` prints what it saw as JSON.
+Workers that fill a pool together, and that are killed. A [`Program`] of its own, since a process can be forked safely
+only before it has threads: it prints what it saw as JSON.
 """
 
 import json
@@ -80,7 +80,8 @@ def describe(folder: Path, reference: CandidatePool) -> dict:
     }
 
 
-def main(folder: Path) -> None:
+def main() -> None:
+    folder = Path(sys.argv[1])
     codes = {"one": wait(start(folder / "one"))}
     for name, number in (("two", 2), ("three", 3)):
         codes[name] = wait(*[start(folder / name) for _ in range(number)])
@@ -123,7 +124,3 @@ def main(folder: Path) -> None:
     reference = CandidatePool(folder / "one", REWARDS)
     pools = {path.name: describe(path, reference) for path in sorted(folder.iterdir()) if path.is_dir()}
     print(json.dumps({"codes": codes, "pools": pools, "seen": seen, "rows": len(reference), "rows_beside": rows}))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -17,8 +17,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -31,6 +29,7 @@ from craft_trl.groups import load_groups
 from craft_trl.scripts.expand import make_parser
 
 from .chat_server import ChatServer
+from .processes import Program
 
 
 RUN = Path("runs/tiny")
@@ -125,25 +124,16 @@ class TestEndpoint:
         halt = [4]
         with ChatServer(lambda number, prompt, body: "hang" if number >= halt[0] else answer(prompt)) as server:
             path = recipe(server, expander_concurrency=2)
-            command = [sys.executable, "-m", "craft_trl.cli.main", "expand", "--config", path]
             for kill, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
-                # A shell's background job ignores SIGINT, and so would its children.
-                process = subprocess.Popen(
-                    command,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-                )
+                program = Program(main, "expand", "--config", path)
                 while len(server.requests) < halt[0] + 2:  # two wait for their answers
-                    assert process.poll() is None, process.communicate()
+                    assert program.is_alive(), program.output
                     time.sleep(0.01)
-                os.kill(process.pid, kill)
-                _, err = process.communicate()
-                assert process.returncode == code
+                os.kill(program.pid, kill)
+                output = program.finish(code)
                 halt[0] += 2 + 4
-            assert err.endswith("craft: stopped. Run the same command again to go on from here.\n")
-            assert "Traceback" not in err
+            assert output.endswith("craft: stopped. Run the same command again to go on from here.\n")
+            assert "Traceback" not in output
             halt[0] = 1000
             assert main(["expand", "--config", path]) == 0
             assert len(server.requests) == 12 + 2 + 2  # no answer that had come is asked for again

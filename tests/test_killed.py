@@ -16,25 +16,14 @@
 """A run that is killed with -9 in each of its stages and started again ends with what an undisturbed run ends with."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 from safetensors.torch import load_file
 
+from craft_trl.cli.main import main
 
-def start(folder: Path, run_dir: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "craft_trl.cli.main", "run", str(folder), "--output_dir", run_dir]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def finish(process: subprocess.Popen) -> str:
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    return output
+from .processes import Program
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -44,7 +33,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_killed_in_every_stage(recipes, tmp_path):
     recipes("candidates", num_prompts=8, batch_size=4)
     recipes("craft", max_steps=6, save_steps=2)
-    finish(start(recipes.folder, "runs/whole"))
+    Program(main, "run", recipes.folder, "--output_dir", "runs/whole").finish()
 
     killed = tmp_path / "runs" / "killed"
     moments = {
@@ -55,13 +44,13 @@ def test_killed_in_every_stage(recipes, tmp_path):
         "evaluate": lambda: any((killed / "evaluation" / "images").glob("*/shard-*.parquet")),
     }
     for stage, moment in moments.items():
-        process = start(recipes.folder, "runs/killed")
+        program = Program(main, "run", recipes.folder, "--output_dir", "runs/killed")
         while not moment():
-            assert process.poll() is None, f"ended before it could be killed in {stage}: {process.stdout.read()}"
+            assert program.is_alive(), f"ended before it could be killed in {stage}: {program.output}"
             time.sleep(0.0005)
-        os.kill(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-    output = finish(start(recipes.folder, "runs/killed"))
+        program.kill()
+        program.finish(-9)
+    output = Program(main, "run", recipes.folder, "--output_dir", "runs/killed").finish()
     assert output.count("done before") == 4 and "Verdict: " in output
 
     whole = tmp_path / "runs" / "whole"

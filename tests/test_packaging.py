@@ -62,27 +62,24 @@ def test_wheel_runs_on_its_own(wheel, tmp_path):
     """Unpacked somewhere else, with no checkout in sight, the packaged recipe is found and its first stage runs."""
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
-    code = "import sys; from craft_trl.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    run = [sys.executable, "-c", code]
+    code = """
+from craft_trl.cli.main import main
+from craft_trl.scripts.run import find_recipes
+folder = find_recipes("recipes/tiny")
+print(folder)
+raise SystemExit(main(["expand", "--config", f"{folder}/candidates.yaml"]))
+"""
     environment = {
         "PYTHONPATH": str(tmp_path / "site"),
         "PATH": "/usr/bin:/bin",
         "HF_HUB_OFFLINE": "1",
         "HOME": str(tmp_path),
     }
-    folder = subprocess.run(
-        [sys.executable, "-c", "from craft_trl.scripts.run import find_recipes; print(find_recipes('recipes/tiny'))"],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
-    ).stdout.strip()  # fmt: skip
-    assert folder == str(tmp_path / "site" / "craft_trl" / "recipes" / "tiny")
     process = subprocess.run(
-        [*run, "expand", "--config", f"{folder}/candidates.yaml"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert process.returncode == 0, process.stderr
+    assert process.stdout.splitlines()[0] == str(tmp_path / "site" / "craft_trl" / "recipes" / "tiny")
     assert (tmp_path / "runs" / "tiny" / "prompts" / "groups.jsonl").exists()
 
 

@@ -16,11 +16,8 @@
 import dataclasses
 import json
 import math
-import os
 import random
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -31,6 +28,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
+
+from .processes import Program
 
 
 ROOT = Path(__file__).parents[1]
@@ -366,34 +365,23 @@ class TestCommandLine:
             main(["--output_dir", "x", "--scale", "0"])
 
 
-def run_build(folder: Path, *options: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "recipes.tiny.build", "--output_dir", str(folder), *options]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-
-
 @pytest.fixture(scope="module")
 def smoke_build(tmp_path_factory):
     """A smoke build that was killed on its way and started again; its folder and what the second start printed."""
     folder = tmp_path_factory.mktemp("build") / "smoke"
-    killed = run_build(folder, "--smoke")
+    killed = Program(main, "--output_dir", folder, "--smoke")
     deadline = time.monotonic() + 120
     while not (folder / "work" / "scenes").exists():
-        assert killed.poll() is None and time.monotonic() < deadline, killed.communicate()[0]
+        assert killed.is_alive() and time.monotonic() < deadline, killed.output
         time.sleep(0.02)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
+    killed.kill()
+    killed.finish(-9)
     assert not (folder / "pipeline").exists()
     # What a kill in the middle of two later stages would have left.
     for output in ("pipeline", "rewards/hps"):
         (folder / f"{output}.unfinished").mkdir(parents=True)
         (folder / f"{output}.unfinished" / "half.safetensors").write_bytes(b"half")
-    resumed = run_build(folder, "--smoke")
-    printed = resumed.communicate(timeout=300)[0]
-    assert resumed.returncode == 0, printed
-    return folder, printed
+    return folder, Program(main, "--output_dir", folder, "--smoke").finish()
 
 
 class TestSmokeBuild:
@@ -404,14 +392,14 @@ class TestSmokeBuild:
         assert "wrote pipeline in" in printed and "wrote rewards/hps in" in printed
         assert "wrote prompts in" not in printed
         assert not list(folder.rglob("*.unfinished"))
-        again = run_build(folder, "--smoke")
-        assert "complete, nothing to do" in again.communicate(timeout=60)[0]
+        again = Program(main, "--output_dir", folder, "--smoke").finish()
+        assert "complete, nothing to do" in again
 
     def test_only_what_is_missing_is_built(self, smoke_build):
         folder, _ = smoke_build
         before = {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
         shutil.rmtree(folder / "evaluators" / "inspector")
-        printed = run_build(folder, "--smoke").communicate(timeout=120)[0]
+        printed = Program(main, "--output_dir", folder, "--smoke").finish()
         assert printed.count("skipped") == 16 and "wrote evaluators/inspector in" in printed, printed
         changed = {file for file, time_ns in before.items() if file.exists() and file.stat().st_mtime_ns != time_ns}
         allowed = (folder / "evaluators" / "inspector", folder / "work" / "logs")

@@ -29,17 +29,15 @@ import pytest
 from craft_trl.cli.main import main
 from craft_trl.pool import CandidatePool
 
+from .. import fork_workers
+from ..processes import Program
 
-ROOT = Path(__file__).parents[2]
+
 NAMES = ["hpsv2", "pickscore", "aesthetic"]
 
 
 def test_killed_at_random_moments(tmp_path):
-    command = [sys.executable, "-m", "tests.fork_workers", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600)
-    assert process.returncode == 0, process.stderr
-    result = json.loads(process.stdout)
+    result = json.loads(Program(fork_workers.main, tmp_path / "pools").finish().splitlines()[-1])
     for name, pool in result["pools"].items():
         expected = {"same_rows": True, "same_scores": True, "same_images": True, "doubles": 0, "damaged": 0}
         assert {key: pool[key] for key in expected} == expected, name
@@ -110,7 +108,7 @@ def test_craft_generate(recipe, tmp_path, capsys, interruptible):
     # launcher for several GPUs; without it, accelerate 1.15 starts one process on a CPU, however many it is told.
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command += ["--main_process_port", "0", "-m", "craft_trl.scripts.generate", "--config", recipe]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert process.returncode == 0, process.stderr
     assert f"[generate] {len(CandidatePool(pool, NAMES))} images made and scored" in process.stdout or (

@@ -15,19 +15,14 @@
 """A comparison that was killed with -9 and goes on with two processes ends with the numbers of an undisturbed one."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from craft_trl.scripts.evaluate import main, make_parser
+from craft_trl.cli.main import main
 
-
-ROOT = Path(__file__).parents[2]
+from ..processes import Program, launch
 
 
 def arguments(tiny: Path, output_dir: str) -> list[str]:
@@ -42,30 +37,17 @@ def arguments(tiny: Path, output_dir: str) -> list[str]:
 
 
 def test_killed_and_sharded(tiny, tmp_path):
-    main(*make_parser().parse_args_and_config(args=arguments(tiny, "whole")))
-
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    options = {
-        "cwd": tmp_path,
-        "env": environment,
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.STDOUT,
-        "text": True,
-    }
-    command = ["-m", "craft_trl.scripts.evaluate", *arguments(tiny, "killed")]
-    killed = subprocess.Popen([sys.executable, *command], **options)
+    assert main(["evaluate", *arguments(tiny, "whole")]) == 0
+    killed = Program(main, "evaluate", *arguments(tiny, "killed"))
     while not any((tmp_path / "killed" / "images").glob("*/shard-*.parquet")):
-        assert killed.poll() is None, killed.stdout.read()
+        assert killed.is_alive(), killed.output
         time.sleep(0.001)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.communicate()
+    killed.kill()
+    killed.finish(-9)
     assert not (tmp_path / "killed" / "results.json").exists()
-    # `accelerate launch` starts a single process for MULTI_CPU (accelerate 1.15).
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29513"]
-    sharded = subprocess.run([*launcher, *command], check=False, **options)
-    assert sharded.returncode == 0, sharded.stdout
-    assert sharded.stdout.count("Verdict: ") == 1  # said by one process, not by both
-    assert "(2 of 2)" in sharded.stdout
+    output = launch(None, "evaluate", *arguments(tiny, "killed")).finish()
+    assert output.count("Verdict: ") == 1  # said by one process, not by both
+    assert "(2 of 2)" in output
 
     rows = {name: json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "killed")}
     assert rows["whole"] == rows["killed"]

@@ -19,9 +19,6 @@ is the same too.
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +30,7 @@ from safetensors.torch import load_file
 
 from craft_trl.cli.main import main
 
-
-ROOT = Path(__file__).parents[2]
+from ..processes import ROOT, Program, launch
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +59,16 @@ def workplace(tiny, tmp_path_factory):
     (folder / "whiteness.py").write_text(
         "import numpy as np\ndef whiteness(images, prompts): return [np.asarray(i).mean() for i in images]\n"
     )
-    train(folder, tiny, [sys.executable], "one", "--per_device_train_batch_size", "8", *watched(tiny))
+    arguments = ["--per_device_train_batch_size", "8", *watched(tiny), "--accelerate_config", "cpu"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["train", *options(tiny, "one", *arguments)]) == 0
     return folder
+
+
+@pytest.fixture(autouse=True)
+def in_workplace(workplace, in_tmp_path, monkeypatch):
+    monkeypatch.chdir(workplace)
 
 
 def watched(tiny) -> list[str]:
@@ -86,30 +90,20 @@ def options(tiny, name, *arguments) -> list[str]:
     ]  # fmt: skip
 
 
-def train(folder, tiny, launcher, name, *arguments) -> subprocess.CompletedProcess:
-    command = [*launcher, "-m", "craft_trl.scripts.train", *options(tiny, name, *arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    process = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1500)
-    assert process.returncode == 0, process.stdout + process.stderr
-    return process
-
-
-def launcher(folder: Path, mode: str) -> list[str]:
+def accelerate_config(mode: str) -> Path | None:
+    """The packaged configuration for two processes without GPUs; none for DDP."""
     if mode == "ddp":
-        # `accelerate launch` starts a single process for MULTI_CPU (accelerate 1.15).
-        return [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29511"]
+        return None
     config = yaml.safe_load((ROOT / "accelerate_configs" / f"{mode}.yaml").read_text())
     config.update(num_processes=2, use_cpu=True, mixed_precision="no")
-    (folder / f"{mode}.yaml").write_text(yaml.safe_dump(config))
-    return [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        f"{mode}.yaml",
-        "--main_process_port",
-        "29512",
-    ]
+    path = Path(f"{mode}.yaml")
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def train(tiny, mode: str, name: str, *arguments) -> str:
+    """Train on two processes and return what they say."""
+    return launch(accelerate_config(mode), "train", *options(tiny, name, *arguments)).finish()
 
 
 def losses(folder: Path, name: str) -> list[float]:
@@ -127,8 +121,8 @@ def difference(folder: Path, name: str, other: str) -> float:
 def test_mode(workplace, tiny, mode):
     # ZeRO-1 alone is not watched: that must not change what is learnt.
     arguments = ["--per_device_train_batch_size", "2", *(watched(tiny) if mode != "zero1" else [])]
-    process = train(workplace, tiny, launcher(workplace, mode), mode, *arguments)
-    assert process.stdout.count("[train] 4 steps") == 1  # said by one process, not by both
+    output = train(tiny, mode, mode, *arguments)
+    assert output.count("[train] 4 steps") == 1  # said by one process, not by both
     np.testing.assert_allclose(losses(workplace, mode), losses(workplace, "one"), rtol=1e-5)
     # Four steps of AdamW at 1e-4 move a weight by up to 4e-4.
     assert difference(workplace, mode, "one") < 1e-5
@@ -152,12 +146,12 @@ def measurements(folder: Path, name: str) -> dict:
     return json.loads((folder / name / "guard" / "measurements.json").read_text())["steps"]
 
 
-def test_bfloat16_under_ddp(workplace, tiny, monkeypatch):
+def test_bfloat16_under_ddp(workplace, tiny):
     """The same micro-batches one after the other and side by side: their gradients are added in float32 either way."""
-    monkeypatch.chdir(workplace)
     arguments = ["--bf16", "true", "--per_device_train_batch_size", "4"]
-    assert main(["train", *options(tiny, "one_bf16", *arguments)]) == 0
-    train(workplace, tiny, launcher(workplace, "ddp"), "ddp_bf16", *arguments)
+    alone = Program(main, "train", *options(tiny, "one_bf16", *arguments))
+    train(tiny, "ddp", "ddp_bf16", *arguments)
+    alone.finish()
     np.testing.assert_allclose(losses(workplace, "ddp_bf16"), losses(workplace, "one_bf16"), rtol=1e-5)
     assert difference(workplace, "ddp_bf16", "one_bf16") < 1e-5
     assert difference(workplace, "one_bf16", "one") > 1e-5
@@ -172,8 +166,7 @@ def test_resuming_under_zero_is_exact(workplace, tiny, mode):
     record = json.loads((folder / "stage.json").read_text())
     (folder / "stage.json").write_text(json.dumps({**record, "finished": False}))
     (folder / "checkpoint-4" / "trainer_state.json").unlink()
-    arguments = ["--per_device_train_batch_size", "2", *watched(tiny)]
-    process = train(workplace, tiny, launcher(workplace, mode), mode, *arguments)
-    assert f"goes on from {mode}/checkpoint-2" in process.stdout
+    output = train(tiny, mode, mode, "--per_device_train_batch_size", "2", *watched(tiny))
+    assert f"goes on from {mode}/checkpoint-2" in output
     resumed = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
     assert all((whole[key] == resumed[key]).all() for key in whole)
