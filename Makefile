@@ -13,8 +13,9 @@ TRACKER = trackio==0.43.0
 demo: $(VENV)/.installed
 	$(BIN)/craft run recipes/tiny
 
+# Three workers keep two cores busy: some tests wait for processes and servers.
 test: $(VENV)/.installed-test browser
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests -n 3 --dist loadfile --no-loadscope-reorder
 
 # What tests/test_sheet.py drives. Only root can install it, with a network; without it those tests are skipped.
 browser:
