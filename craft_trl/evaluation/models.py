@@ -98,13 +98,14 @@ class ModelSpec:
         Raise a [`UsageError`] unless the model is there and, if it is a part, fits the base model. It loads no network,
         but downloads what it must look into: the configuration of a denoiser, and the file of a state dict or adapter.
         """
-        check_model(self.source if self.kind == "pipeline" else self.base)
-        if self.kind in ("pipeline", "results"):
-            return
-        if Path(self.base).is_file():
+        whole = self.kind in ("pipeline", "results")
+        if not whole and Path(self.base).is_file():
             raise UsageError(
                 f"Model {self.name}: a {self.kind} goes into a base that is a folder or on the Hub, and {self.base} is a file."
             )
+        check_model(self.source if self.kind == "pipeline" else self.base)
+        if whole:
+            return
         if self.kind == "lora":
             # On a denoiser without weights, to see that it fits.
             state_dict, network_alphas, metadata = self.lora_state_dict()
