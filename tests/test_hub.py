@@ -50,7 +50,7 @@ from .hub_server import READER, WRITER, HubServer, Repo
 SETTINGS = ["--candidates.num_prompts", "8", "--evaluate.num_prompts", "4", "--num_bootstrap", "50"]
 SETTINGS += [f"--{stage}.{name}" for stage, name in (("candidates", "num_inference_steps"),)] + ["2"]
 SETTINGS += ["--evaluate.num_inference_steps", "2", "--max_steps", "1", "--global_batch_size", "4"]
-SETTINGS += ["--per_device_train_batch_size", "4"]
+SETTINGS += ["--per_device_train_batch_size", "4", "--guard_num_prompts", "8", "--guard_num_inference_steps", "1"]
 RUN = ["run", str(TINY), "--output_dir", "runs/tiny", *SETTINGS]
 
 
