@@ -40,6 +40,7 @@ import pyarrow.parquet as pq
 from measuring import heading, machine
 from PIL import Image
 
+from craft_trl import storing
 from craft_trl.evaluation import evaluate
 from craft_trl.evaluation.config import EvaluationConfig
 from craft_trl.pool import CandidatePool
@@ -94,7 +95,7 @@ def child(args: argparse.Namespace) -> None:
         judges = [f"{name}={__file__}:{name}" for name in ("first", "second", "third", "fourth", "fifth", "sixth")]
     clock(evaluate.ImageGenerator, "__init__", "loading")
     clock(evaluate.ImageGenerator, "__call__", "drawing")
-    clock(sys.modules[evaluate.fill_pool.__module__], "score", "scoring")
+    clock(storing, "score", "scoring")
     clock(CandidatePool, "write", "images and scores to files")
     clock(evaluate, "compare", "means and intervals")
     clock(script, "per_image", "rows of scores.parquet")
