@@ -13,15 +13,15 @@
 # limitations under the License.
 
 
-"""What the README shows is run as it stands there."""
+"""What the README and the pages show is taken as it stands there."""
 
+import importlib
+import os
 import re
 import shlex
 from pathlib import Path
 
 import pytest
-
-from craft_trl.cli.main import main
 
 
 ROOT = Path(__file__).parents[1]
@@ -45,28 +45,65 @@ def test_python_example(checkout):
     assert StableDiffusionXLPipeline.from_pretrained("model").unet.config.sample_size == 16
 
 
-def test_every_command_parses(checkout, capsys):
-    """Commands are stopped at the parser: running them all at their real size is what `make demo` does."""
+PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/**/*.md")])
+
+
+def commands(page):
+    """Command lines of a page: those of its code blocks, with or without a fence."""
+    lines = re.findall(r"^(?: {4})?((?:craft|accelerate launch) .*)", page.read_text(), flags=re.MULTILINE)
+    return [[os.path.expanduser(word) for word in shlex.split(line, comments=True)] for line in lines]
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if commands(page)], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_every_command_parses(page, checkout, monkeypatch):
+    """Commands are stopped behind the parser: running them all at their real size is what `make demo` does."""
     from craft_trl.cli.main import STAGES, TOOLS
     from craft_trl.scripts.run import RunRecipes, find_recipes
 
-    commands = [line.split("#")[0] for line in re.findall(r"^craft .*", README, flags=re.MULTILINE)]
-    assert len(commands) >= 7
-    for command in commands:
-        _, name, *args = shlex.split(command)
+    monkeypatch.setenv("HOME", str(checkout))
+    (checkout / "Downloads").mkdir()
+    (checkout / "Downloads" / "veto.jsonl").touch()
+    monkeypatch.chdir(checkout)
+    for command, *args in commands(page):  # after HOME is set: a shell would put it in place of ~
+        if command == "accelerate":
+            options, args = args[: args.index("-m")], args[args.index("-m") + 1 :]
+            if "--config_file" in options:
+                assert (ROOT / options[options.index("--config_file") + 1]).is_file()
+            name, args = args[0].removeprefix("craft_trl.scripts."), args[1:]
+        else:
+            name, *args = args
+        args = args[: args.index(">")] if ">" in args else args
         if name == "run":
             RunRecipes.load(find_recipes(args[0]), args[1:])
-        elif name in ("plan", "bakeoff", "push"):
-            module = __import__(f"craft_trl.scripts.{name}", fromlist=["make_parser"])
-            options = [arg for arg in args[1:] if arg.startswith("--")]
-            assert {option.removeprefix("--") for option in options} <= {a.dest for a in module.make_parser()._actions}
+        elif name == "plan":
+            run_options, own = [], {action.dest for action in import_script("plan").make_parser()._actions}
+            for option, *values in options_of(args[1:]):
+                run_options += [] if option.removeprefix("--") in own else [option, *values]
+            RunRecipes.load(find_recipes(args[0]), run_options)
+        elif name == "bakeoff":
+            import_script(name).make_parser().parse_args_and_config(args=["--config", *args])
+        elif name in ("push", "serve-reward"):
+            import_script(name.replace("-", "_")).make_parser().parse_args_and_config(args=args[1:])
         else:
             assert name in {**STAGES, **TOOLS}
-            module = __import__(f"craft_trl.scripts.{name}", fromlist=["make_parser"])
-            module.make_parser().parse_args_and_config(args)
-    assert main(["--help"]) == 0
+            import_script(name).make_parser().parse_args_and_config(args=args)
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)h][^)]*)\)", README):
-        assert (ROOT / target).exists(), target
+def import_script(name):
+    return importlib.import_module(f"craft_trl.scripts.{name}")
+
+
+def options_of(args):
+    """Options, each with its values."""
+    options = []
+    for arg in args:
+        options.append([arg]) if arg.startswith("--") else options[-1].append(arg)
+    return options
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#h][^)#]*)[^)]*\)", page.read_text()):
+        assert (page.parent / target).exists(), target
