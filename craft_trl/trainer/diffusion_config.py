@@ -96,7 +96,8 @@ class DiffusionConfig(_BaseConfig):
     bf16: bool | None = field(
         default=None,
         metadata={
-            "help": "Whether to train in bfloat16. Defaults to `True` on a GPU that has it, unless fp16 is set."
+            "help": "Whether to train in bfloat16. Defaults to `True` on a GPU that has it, and where `accelerate launch` "
+            "was told so, unless fp16 is set."
         },
     )
     ddp_find_unused_parameters: bool | None = field(
@@ -188,8 +189,13 @@ class DiffusionConfig(_BaseConfig):
                 f"{accumulation}: leave it out."
             )
         self.gradient_accumulation_steps = accumulation
+        if not torch.accelerator.is_available():
+            # TrainingArguments (transformers 5.23) falls back on the CPU by itself, but then refuses bf16, and each of
+            # several processes takes itself for the only one.
+            self.use_cpu = True
         if self.bf16 is None:
-            self.bf16 = not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+            launched = os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16"  # DeepSpeed will compute in it
+            self.bf16 = not self.fp16 and (launched or torch.cuda.is_available() and torch.cuda.is_bf16_supported())
         super().__post_init__()
         if self.max_steps < 1:
             raise UsageError(f"max_steps must be at least 1, got {self.max_steps}: a handful of images has no epochs.")

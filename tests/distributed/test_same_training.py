@@ -86,7 +86,7 @@ def options(tiny, name, *arguments) -> list[str]:
     return [
         "--model_name_or_path", str(tiny / "pipeline"), "--dataset_name", "dataset", "--output_dir", name,
         "--max_steps", "4", "--global_batch_size", "8", "--lr_scheduler_type", "constant", "--learning_rate", "1e-4",
-        "--save_steps", "2", "--use_cpu", *arguments,
+        "--save_steps", "2", *arguments,
     ]  # fmt: skip
 
 
@@ -95,7 +95,7 @@ def accelerate_config(mode: str) -> Path | None:
     if mode == "ddp":
         return None
     config = yaml.safe_load((ROOT / "accelerate_configs" / f"{mode}.yaml").read_text())
-    config.update(num_processes=2, use_cpu=True, mixed_precision="no")
+    config.update(num_processes=2, mixed_precision="no")
     path = Path(f"{mode}.yaml")
     path.write_text(yaml.safe_dump(config))
     return path
