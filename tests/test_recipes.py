@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from craft_trl.errors import UsageError
@@ -52,6 +53,8 @@ def test_recipe(path):
 @pytest.mark.parametrize("num_processes", [1, 8])
 def test_batch_arithmetic(path, num_processes, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", str(num_processes))
+    # Without a GPU this process would look for the others, which are not there.
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     content = yaml.safe_load(path.read_text())
     _, args, _ = train.make_parser().parse_args_and_config(["--config", str(path)])
     share = content["global_batch_size"] / num_processes
