@@ -213,6 +213,8 @@ class TestAtWork:
         assert summary["stopped_by_guard"] and 3 <= summary["steps"] < 30
         best = summary["exported_step"]
         assert best in range(3, 30, 3)
+        # A card speaks of a choice only where there was one, between several steps.
+        assert json.loads((folder / "training.json").read_text())["guarded"] == (summary["steps"] > 3)
         file = "unet/diffusion_pytorch_model.safetensors"
         exported, base = load_file(folder / file), load_file(tiny / "pipeline" / file)
         kept = load_file(folder / f"checkpoint-{best}" / file)  # of the Trainer

@@ -184,6 +184,7 @@ StableDiffusionXLPipeline.from_pretrained("org/tiny")
 
     def test_dry_run(self, run, monkeypatch, capsys):
         facts = run / "model" / "training.json"
+        assert '"guarded": false' in facts.read_text()  # its guard saw one trained step, the last
         facts.write_text(facts.read_text().replace('"guarded": false', '"guarded": true'))
         assert push("--repo_id", "org/tiny", "--dry_run") == 0  # with no token, no server and HF_HUB_OFFLINE
         assert "would put model org/tiny on the Hub" in capsys.readouterr().out

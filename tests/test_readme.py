@@ -103,6 +103,10 @@ def options_of(args):
     return options
 
 
+def test_commands_are_found():
+    assert len(commands(ROOT / "README.md")) >= 15 and sum(len(commands(page)) for page in PAGES) >= 40
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#h][^)#]*)[^)]*\)", page.read_text()):
