@@ -28,8 +28,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Threads that wait must not spin: on a busy machine of few cores that makes PyTorch twenty times slower.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the cores
+# One thread each, as pytest's workers share the cores; and without workers too, since the last bits depend on the number of
+# threads, and the programs that tests start (preload.py) have one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # No deadline: a busy machine must not fail a test. Derandomised: a failure can be repeated.
 hypothesis.settings.register_profile("craft_trl", deadline=None, derandomize=True)

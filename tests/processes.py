@@ -83,10 +83,10 @@ class Program(_CONTEXT.Process):
         return output
 
 
-def launch(config: Path | None, *command: str | Path) -> Program:
+def launch(config: Path | str | None, *command: str | Path) -> Program:
     """
-    A command of `craft` on two processes: through `accelerate launch` with this configuration, or through `torchrun`, as
-    `accelerate launch` starts a single process for MULTI_CPU (accelerate 1.15).
+    A command of `craft` on two processes: through `accelerate launch` with this configuration, or this flag, or through
+    `torchrun`, as `accelerate launch` starts a single process for MULTI_CPU (accelerate 1.15).
     """
     from accelerate.commands.launch import main as accelerate
     from torch.distributed.run import main as torchrun
@@ -95,4 +95,5 @@ def launch(config: Path | None, *command: str | Path) -> Program:
     fork = {"PET_START_METHOD": "fork", "PET_RUN_PATH": "1"}
     if config is None:
         return Program(torchrun, "--nproc_per_node", "2", RANK, *command, **fork)
-    return Program(accelerate, "--config_file", config, "--main_process_port", "0", RANK, *command, **fork)
+    options = [config, "--num_processes", "2"] if isinstance(config, str) else ["--config_file", config]
+    return Program(accelerate, *options, "--main_process_port", "0", RANK, *command, **fork)

@@ -18,8 +18,6 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -30,7 +28,7 @@ from craft_trl.cli.main import main
 from craft_trl.pool import CandidatePool
 
 from .. import fork_workers
-from ..processes import Program
+from ..processes import Program, launch
 
 
 NAMES = ["hpsv2", "pickscore", "aesthetic"]
@@ -106,13 +104,9 @@ def test_craft_generate(recipe, tmp_path, capsys, interruptible):
 
     # Each process of accelerate is a whole `craft generate`, as are two that are started by hand. `--multi_gpu` takes the
     # launcher for several GPUs; without it, accelerate 1.15 starts one process on a CPU, however many it is told.
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--main_process_port", "0", "-m", "craft_trl.scripts.generate", "--config", recipe]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
-    assert process.returncode == 0, process.stderr
-    assert f"[generate] {len(CandidatePool(pool, NAMES))} images made and scored" in process.stdout or (
-        "[generate] process 1 has finished the last group" in process.stdout
+    output = launch("--multi_gpu", "generate", "--config", recipe).finish()
+    assert f"[generate] {len(CandidatePool(pool, NAMES))} images made and scored" in output or (
+        "[generate] process 1 has finished the last group" in output
     )
     assert_same(tmp_path / "alone", pool)
 
