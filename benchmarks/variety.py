@@ -14,7 +14,7 @@
 
 
 """
-How much variety a gain in reward costs at the least: the best of k images of the base model, without any training.
+How much variety a gain in reward costs without any training: the best of k images of the base model.
 
     PYTHONPATH=. python benchmarks/variety.py --output-dir runs/variety --json variety.json
 
@@ -22,8 +22,8 @@ The base model of the tiny recipes draws `--images` images of every prompt of an
 into sets of k, the best image of each set by the sum of the standardised training rewards is taken, and pairs of such
 choices for the same prompt are compared: what they gain over all images, and how much they differ, by the same distances
 as in the evaluation. The same for images of which the inspector says that they show no defect, and that they show
-all that was asked for as well. Selection changes no image and keeps as close to the base model as a gain allows, so it is what a
-trained model's variety is to be held against. Killed, it goes on where it was.
+all that was asked for as well. Selection changes no image, so a trained model's variety can be held against it. It is no bound: an
+expanded prompt may cost less. Killed, it goes on where it was.
 """
 
 import argparse
