@@ -15,11 +15,9 @@
 """Prompts that say the same: compared as normalised text, or by the share of words and word pairs they have in common."""
 
 import math
-import sys
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from functools import cache
 
 
 def normalise(text: str) -> str:
@@ -28,12 +26,18 @@ def normalise(text: str) -> str:
     white space collapsed. Symbols, such as emoji, are kept; a text of nothing but punctuation is kept as it is.
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(folded.translate(_punctuation()).split()) or text
+    return " ".join(folded.translate(_PUNCTUATION).split()) or text
 
 
-@cache
-def _punctuation() -> dict[int, str]:
-    return {code: " " for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)).startswith("P")}
+class _Punctuation(dict):
+    """What `str.translate` replaces each character by. It grows with the characters that are met."""
+
+    def __missing__(self, code: int) -> int | str:
+        self[code] = " " if unicodedata.category(chr(code)).startswith("P") else code
+        return self[code]
+
+
+_PUNCTUATION = _Punctuation()
 
 
 def find_near_duplicates(

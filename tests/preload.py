@@ -23,6 +23,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")  # as `craft` does; DeepSpeed is 
 
 import accelerate.commands.launch  # noqa: E402, F401
 import deepspeed  # noqa: E402, F401
+import open_clip  # noqa: E402, F401
 import torch.distributed.run  # noqa: E402, F401
 from diffusers import StableDiffusionXLPipeline  # noqa: E402, F401
 from transformers import Trainer  # noqa: E402, F401

@@ -159,6 +159,17 @@ class TestVerdict:
             "none is worse."
         )
 
+    def test_sentence_names_what_the_images_lost_in_variety(self):
+        rows = [row("a", "training", 1, 2), row("b", "held_out", 1, 2)]
+        diverse = [
+            {**row("diversity_a", "diversity", -0.2, -0.1), "mean": 0.25},  # 0.4 before
+            {**row("diversity_pixels", "diversity", -0.1, 0.1), "mean": 0.2},
+        ]
+        said = verdict(rows + diverse, "m")
+        assert said["word"] == "better"
+        assert said["sentence"].endswith("none is worse. The images of one prompt differ less: diversity_a -38%.")
+        assert verdict(rows + diverse[1:], "m") == verdict(rows, "m")
+
 
 def test_curve_is_svg():
     svg = curve([1, 2, 3], [0.3, 0.1, 0.2])

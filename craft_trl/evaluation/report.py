@@ -38,7 +38,8 @@ def verdict(rows: Sequence[dict], model: str) -> dict[str, str]:
     What the numbers say about a model, in one word and one sentence.
 
     A metric rose or fell if its 95 % interval excludes 0. Held-out judges decide: training rewards that rise while a
-    held-out judge falls are the mark of reward hacking, not of a better model.
+    held-out judge falls are the mark of reward hacking, not of a better model. A fall of diversity changes no word, as
+    every choice among images costs some, but the sentence says how much.
 
     Args:
         rows (`Sequence[dict]`):
@@ -50,7 +51,9 @@ def verdict(rows: Sequence[dict], model: str) -> dict[str, str]:
         `dict[str, str]`: `word`, one of `better`, `better on training rewards only`, `hacked`, `worse` and `undecided`;
         and `sentence`.
     """
-    rows = [row for row in rows if row["model"] == model and row["part"] is None and row["role"] != "diversity"]
+    rows = [row for row in rows if row["model"] == model and row["part"] is None]
+    varied = [row for row in rows if row["role"] == "diversity"]
+    rows = [row for row in rows if row["role"] != "diversity"]
     if all(row["delta"] is None for row in rows):
         return {"word": "undecided", "sentence": f"{model} stands alone: there is no other model to compare it with."}
     base = "the base model"
@@ -76,6 +79,9 @@ def verdict(rows: Sequence[dict], model: str) -> dict[str, str]:
     )
     fallen = training["fell"] + held_out["fell"]
     tail = f"; worse: {', '.join(fallen)}" if fallen else "; none is worse"
+    if narrowed := [row for row in varied if row["delta"] is not None and row["ci_high"] < 0]:
+        names = ", ".join(f"{row['metric']} {row['delta'] / (row['mean'] - row['delta']):.0%}" for row in narrowed)
+        tail += f". The images of one prompt differ less: {names}"
     opening = {
         "better": f"{model} is better than {base}",
         "better on training rewards only": f"{model} is better than {base} by the rewards it was trained on only",

@@ -15,8 +15,11 @@
 
 """`craft` as one of several processes; `torch.distributed.run` wants a function that returns, not one that exits."""
 
+import os
+
 from craft_trl.cli.main import main
 
 
 if code := main():
     raise SystemExit(code)
+print(f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} has ended")

@@ -108,6 +108,7 @@ def test_craft_generate(recipe, tmp_path, capsys, interruptible):
     assert f"[generate] {len(CandidatePool(pool, NAMES))} images made and scored" in output or (
         "[generate] process 1 has finished the last group" in output
     )
+    assert all(f"rank {rank} of 2 has ended" in output for rank in range(2))
     assert_same(tmp_path / "alone", pool)
 
 
