@@ -26,6 +26,7 @@ import yaml
 from craft_trl.cli.main import main
 
 from .conftest import TINY
+from .processes import Program
 
 
 def run(capsys, *argv):
@@ -178,15 +179,14 @@ class TestMistakes:
         assert code == 2 and "Model runs/tiny/model: there is no such folder" in err
 
     def test_as_a_process(self, recipes):
-        """Through `accelerate launch` and `python -m` as well: one line, the exit code, no traceback."""
+        """Through `accelerate launch` and `craft` as well: one line, the exit code, no traceback."""
         path = recipes("craft", dataset_name="runs/none")
-        for command in (["-m", "craft_trl.scripts.train"], ["-m", "craft_trl.cli.main", "train"]):
-            process = subprocess.run([sys.executable, *command, "--config", path], capture_output=True, text=True)
-            assert process.returncode == 2, process.stderr
-            assert process.stderr.splitlines()[-1].startswith(
-                "craft: error: Dataset runs/none: there is no such folder"
-            )
-            assert "Traceback" not in process.stderr
+        command = [sys.executable, "-m", "craft_trl.scripts.train", "--config", path]
+        process = subprocess.run(command, capture_output=True, text=True)
+        assert process.returncode == 2, process.stderr
+        for output in (process.stderr, Program(main, "train", "--config", path).finish(2)):
+            assert output.splitlines()[-1].startswith("craft: error: Dataset runs/none: there is no such folder")
+            assert "Traceback" not in output
 
 
 class TestStages:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from .diffusion_trainer import DiffusionTrainer
 
 
+LARGEST_BATCH = 4
+
+
 @torch.no_grad()
 def sample(
     trainer: "DiffusionTrainer",
@@ -65,17 +68,21 @@ def sample(
     # After the cast, which would take the denoiser's float32 parameters with it.
     pipeline.register_modules(**{trainer.family.DENOISER: denoiser.eval()})
     pipeline.set_progress_bar_config(disable=True)
+    pipeline.vae.enable_slicing()  # decodes one image at a time, as several take several times the memory
     latent_size = trainer.train_dataset.encoded["latent_mean"].shape[-2:]
     height, width = (side * pipeline.vae_scale_factor for side in latent_size)
-    images = []
-    for prompt, seed in filled[trainer.args.process_index * share :][:share]:
+    own, images = filled[trainer.args.process_index * share :][:share], []
+    # A batch that the training has room for. Each is a call of the denoiser, whose parameters ZeRO-3 gathers every time.
+    size = min(trainer.args.per_device_train_batch_size, LARGEST_BATCH)
+    for start in range(0, share, size):
+        batch = own[start : start + size]
         images += pipeline(
-            prompt,
+            [prompt for prompt, _ in batch],
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             height=height,
             width=width,
-            generator=torch.Generator().manual_seed(seed),
+            generator=[torch.Generator().manual_seed(seed) for _, seed in batch],
         ).images
     model.train(was_training)
     return gather_object(images)[: len(wanted)]

@@ -148,13 +148,14 @@ def measurements(folder: Path, name: str) -> dict:
 
 def test_bfloat16_under_ddp(workplace, tiny):
     """The same micro-batches one after the other and side by side: their gradients are added in float32 either way."""
-    arguments = ["--bf16", "true", "--per_device_train_batch_size", "4"]
+    # Two steps, as a CPU is slow in bfloat16; the loss of the first is before any weight has changed.
+    arguments = ["--bf16", "true", "--per_device_train_batch_size", "4", "--max_steps", "2"]
     alone = Program(main, "train", *options(tiny, "one_bf16", *arguments))
     train(tiny, "ddp", "ddp_bf16", *arguments)
     alone.finish()
     np.testing.assert_allclose(losses(workplace, "ddp_bf16"), losses(workplace, "one_bf16"), rtol=1e-5)
     assert difference(workplace, "ddp_bf16", "one_bf16") < 1e-5
-    assert difference(workplace, "one_bf16", "one") > 1e-5
+    assert abs(losses(workplace, "one_bf16")[0] / losses(workplace, "one")[0] - 1) > 1e-4
 
 
 @pytest.mark.parametrize("mode", ["zero2", "zero3"])
