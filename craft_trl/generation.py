@@ -23,9 +23,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import diffusers
+import diffusers  # its classes are imported when they are named: all of them take seconds, and a typo should not
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline
 from PIL import Image
 
 from .errors import UsageError
@@ -161,7 +160,7 @@ class ImageGenerator:
 
     def __init__(
         self,
-        model: str | DiffusionPipeline,
+        model: "str | diffusers.DiffusionPipeline",
         config: SamplingConfig,
         revision: str | None = None,
         device: str | torch.device | None = None,
@@ -173,7 +172,9 @@ class ImageGenerator:
         self.pipeline = model
         self.family = get_family(type(model).__name__)
         if config.vae_name_or_path is not None:
-            model.vae = AutoencoderKL.from_pretrained(config.vae_name_or_path, dtype=dtype, use_safetensors=True)
+            model.vae = diffusers.AutoencoderKL.from_pretrained(
+                config.vae_name_or_path, dtype=dtype, use_safetensors=True
+            )
         if model.vae.dtype == torch.float16 and model.vae.config.force_upcast:
             cast(model.vae, torch.float32)  # as the pipeline of SDXL does for every batch
         model.to(device or default_device())
@@ -309,7 +310,7 @@ def cast(module: torch.nn.Module, dtype: torch.dtype) -> None:
     torch.nn.Module.to(module, dtype)
 
 
-def make_scheduler(name: str, config: dict) -> diffusers.SchedulerMixin:
+def make_scheduler(name: str, config: dict) -> "diffusers.SchedulerMixin":
     """
     The scheduler of this class name with the settings of a model's own, such as its noise schedule, `prediction_type`
     and `rescale_betas_zero_snr`.
@@ -328,7 +329,9 @@ def make_scheduler(name: str, config: dict) -> diffusers.SchedulerMixin:
     return scheduler_class.from_config(config, **overrides)
 
 
-def load_pipeline(source: str, dtype: torch.dtype = torch.float32, revision: str | None = None) -> DiffusionPipeline:
+def load_pipeline(
+    source: str, dtype: torch.dtype = torch.float32, revision: str | None = None
+) -> "diffusers.DiffusionPipeline":
     """
     Pipeline of a Hub id, a folder or a single `.safetensors` file, that returns images as the model draws them.
 
@@ -339,7 +342,9 @@ def load_pipeline(source: str, dtype: torch.dtype = torch.float32, revision: str
     if Path(source).suffix == ".safetensors":
         pipeline = _load_single_file(Path(source), dtype)
     else:
-        pipeline = DiffusionPipeline.from_pretrained(source, dtype=dtype, revision=revision, use_safetensors=True)
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(
+            source, dtype=dtype, revision=revision, use_safetensors=True
+        )
     # A safety checker blackens candidates and a watermark is in every one of them; a model would be trained on both.
     for name in ("safety_checker", "watermark"):
         if getattr(pipeline, name, None) is not None:
@@ -347,7 +352,7 @@ def load_pipeline(source: str, dtype: torch.dtype = torch.float32, revision: str
     return pipeline
 
 
-def _load_single_file(path: Path, dtype: torch.dtype) -> DiffusionPipeline:
+def _load_single_file(path: Path, dtype: torch.dtype) -> "diffusers.DiffusionPipeline":
     index, names = path.parent / "model_index.json", single_file_names(path)
     if index.is_file():
         config, class_name = str(path.parent), json.loads(index.read_text())["_class_name"]

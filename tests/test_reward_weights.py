@@ -113,25 +113,25 @@ print(reward([Image.new("RGB", (64, 64), "red")], ["a red fox"]).item())
 """
 
 
-def test_a_repository_on_the_hub(hub, tiny, tmp_path):
-    """In processes of their own, as huggingface_hub reads its environment when it is imported."""
-
-    def run(offline):
-        environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "PATH": "/usr/bin:/bin"}
-        environment |= {"HF_HUB_OFFLINE": offline, "GOMP_SPINCOUNT": "10000"}
-        return subprocess.run(
-            [sys.executable, "-c", SCORE], env=environment, capture_output=True, text=True, timeout=200
-        )
-
+def test_a_repository_on_the_hub(hub, tiny, tmp_path, monkeypatch):
+    """In a process of its own, as huggingface_hub reads its environment when it is imported."""
     reward = RewardSpec.parse(f"pickscore={tiny / 'rewards' / 'pick'}").load()
-    expected = reward([Image.new("RGB", (64, 64), "red")], ["a red fox"]).item()
-    process = run(offline="0")
+    image = Image.new("RGB", (64, 64), "red")
+    expected = reward([image], ["a red fox"]).item()
+    environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "PATH": "/usr/bin:/bin"}
+    environment |= {"HF_HUB_OFFLINE": "0", "GOMP_SPINCOUNT": "10000"}
+    process = subprocess.run(
+        [sys.executable, "-c", SCORE], env=environment, capture_output=True, text=True, timeout=200
+    )
     assert process.stdout.strip() == str(expected), process.stderr
     assert "model.safetensors" in hub.downloads
     # Once it is there, neither the server nor a network is needed.
     hub.stop()
-    process = run(offline="1")
-    assert process.stdout.strip() == str(expected), process.stderr
+    with pytest.raises(UsageError, match="tiny/pick"):
+        RewardSpec.parse("pickscore=tiny/pick").load()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    cached = RewardSpec.parse("pickscore=tiny/pick").load()
+    assert cached([image], ["a red fox"]).item() == expected
 
 
 def test_pinned_weights(hub, tmp_path, monkeypatch):

@@ -25,8 +25,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusers import DiffusionPipeline
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+import diffusers
+import transformers
 
 from ..duplicates import normalise
 from ..errors import UsageError
@@ -55,7 +55,9 @@ FUNCTION_WORDS = {
 FUNCTION_WORDS = {language: frozenset(words.split()) for language, words in FUNCTION_WORDS.items()}
 
 
-def find_faults(prompt: str, variant: str, tokenizers: Sequence[PreTrainedTokenizerBase] = ()) -> list[str]:
+def find_faults(
+    prompt: str, variant: str, tokenizers: "Sequence[transformers.PreTrainedTokenizerBase]" = ()
+) -> list[str]:
     """
     What is wrong with a variant of a prompt, each fault as `kind: detail`; empty if nothing is.
 
@@ -93,7 +95,7 @@ def find_faults(prompt: str, variant: str, tokenizers: Sequence[PreTrainedTokeni
     return faults
 
 
-def too_long(text: str, tokenizers: Sequence[PreTrainedTokenizerBase]) -> str | None:
+def too_long(text: str, tokenizers: "Sequence[transformers.PreTrainedTokenizerBase]") -> str | None:
     """The fault of a text that one of the tokenizers would cut off."""
     for tokenizer in tokenizers:
         # Quiet: a longer text is what this looks for.
@@ -103,7 +105,7 @@ def too_long(text: str, tokenizers: Sequence[PreTrainedTokenizerBase]) -> str | 
     return None
 
 
-def load_tokenizers(model: str, revision: str | None = None) -> list[PreTrainedTokenizerBase]:
+def load_tokenizers(model: str, revision: str | None = None) -> "list[transformers.PreTrainedTokenizerBase]":
     """
     Tokenizers of a pipeline, of which nothing else is downloaded: a folder, a Hub id, or a single `.safetensors` file with
     the pipeline's configuration beside it. A file without is one of Stable Diffusion or SDXL, which read CLIP's tokens.
@@ -111,12 +113,14 @@ def load_tokenizers(model: str, revision: str | None = None) -> list[PreTrainedT
     path = Path(model)
     try:
         if path.suffix == ".safetensors" and not (path.parent / "model_index.json").is_file():
-            return [AutoTokenizer.from_pretrained("openai/clip-vit-large-patch14")]
+            return [transformers.AutoTokenizer.from_pretrained("openai/clip-vit-large-patch14")]
         source = str(path.parent) if path.suffix == ".safetensors" else model
         check_model(source, revision)
-        parts = DiffusionPipeline.load_config(source, revision=revision)
+        parts = diffusers.DiffusionPipeline.load_config(source, revision=revision)
         names = [name for name, part in parts.items() if name.startswith("tokenizer") and part[0] is not None]
-        return [AutoTokenizer.from_pretrained(source, subfolder=name, revision=revision) for name in names]
+        return [
+            transformers.AutoTokenizer.from_pretrained(source, subfolder=name, revision=revision) for name in names
+        ]
     except OSError as error:
         raise UsageError(f"Model {model}: its tokenizers cannot be loaded: {first_line(error)}") from error
 

@@ -15,8 +15,8 @@
 
 """Stable Diffusion 1.x and 2.x: one text encoder, no micro-conditioning."""
 
+import diffusers
 import torch
-from diffusers import DiffusionPipeline
 
 
 PIPELINE = "StableDiffusionPipeline"
@@ -26,7 +26,7 @@ REPEATED_BLOCKS = ["BasicTransformerBlock", "ResnetBlock2D"]
 
 
 @torch.no_grad()
-def encode_prompts(pipeline: DiffusionPipeline, prompts: list[str]) -> dict[str, torch.Tensor]:
+def encode_prompts(pipeline: "diffusers.DiffusionPipeline", prompts: list[str]) -> dict[str, torch.Tensor]:
     """Conditioning that belongs to a prompt: `prompt_embeds` of shape `(N, 77, 768)`."""
     prompt_embeds, _ = pipeline.encode_prompt(
         prompts, device=pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False
@@ -34,7 +34,7 @@ def encode_prompts(pipeline: DiffusionPipeline, prompts: list[str]) -> dict[str,
     return {"prompt_embeds": prompt_embeds}
 
 
-def encode_empty_prompt(pipeline: DiffusionPipeline) -> dict[str, torch.Tensor]:
+def encode_empty_prompt(pipeline: "diffusers.DiffusionPipeline") -> dict[str, torch.Tensor]:
     """Conditioning of the empty prompt, as the pipeline has it at inference."""
     return encode_prompts(pipeline, [""])
 

@@ -15,8 +15,8 @@
 
 """SDXL: two text encoders, and the image's size and crop as conditioning."""
 
+import diffusers
 import torch
-from diffusers import DiffusionPipeline
 
 
 PIPELINE = "StableDiffusionXLPipeline"
@@ -26,7 +26,7 @@ REPEATED_BLOCKS = ["BasicTransformerBlock", "ResnetBlock2D"]
 
 
 @torch.no_grad()
-def encode_prompts(pipeline: DiffusionPipeline, prompts: list[str]) -> dict[str, torch.Tensor]:
+def encode_prompts(pipeline: "diffusers.DiffusionPipeline", prompts: list[str]) -> dict[str, torch.Tensor]:
     """
     Conditioning that belongs to a prompt: `prompt_embeds` of shape `(N, 77, 2048)`, the penultimate states of both
     encoders, and `pooled_prompt_embeds` of shape `(N, 1280)`.
@@ -38,7 +38,7 @@ def encode_prompts(pipeline: DiffusionPipeline, prompts: list[str]) -> dict[str,
 
 
 @torch.no_grad()
-def encode_empty_prompt(pipeline: DiffusionPipeline) -> dict[str, torch.Tensor]:
+def encode_empty_prompt(pipeline: "diffusers.DiffusionPipeline") -> dict[str, torch.Tensor]:
     """
     Conditioning of the empty prompt, as the pipeline has it at inference: zeros where `force_zeros_for_empty_prompt` is
     set, as it is for SDXL base, not what the encoders make of an empty text.
