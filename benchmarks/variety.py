@@ -24,18 +24,28 @@ choices for the same prompt are compared: what they gain over all images, and ho
 as in the evaluation. The same for images of which the inspector says that they show no defect, and that they show
 all that was asked for as well. Selection changes no image, so a trained model's variety can be held against it. It is no bound: an
 expanded prompt may cost less. Killed, it goes on where it was.
+
+And whether a trained model is less varied than the images that it learned from:
+
+    PYTHONPATH=. python benchmarks/variety.py --run runs/tiny_full --num-prompts 200 --output-dir runs/variety_run
+
+For the prompts of the kept groups, the images that the filter kept are compared with two images each of the base model, of
+the base model with an expanded prompt, and of the trained model.
 """
 
 import argparse
 import io
 import json
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+from datasets import load_from_disk
 from measuring import heading, machine
 from PIL import Image
 
 from craft_trl.evaluation.config import EvaluationConfig
+from craft_trl.evaluation.diversity import diversity, pixel_distance
 from craft_trl.evaluation.evaluate import Evaluation
 from craft_trl.pool import CandidatePool
 from craft_trl.rewards import parse_rewards
@@ -48,25 +58,29 @@ JUDGES += [f"{name}={TINY}/inspector.py:{name}" for name in ("alignment", "all_a
 SPLITS = 50  # random splits into sets that are averaged
 
 
-def images_and_scores(args: argparse.Namespace) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """Scores by judge of shape `(P, S)`, unit features `(P, S, D)` and pixels from 0 to 1 `(P, S, H * W * 3)`."""
+def evaluation_of(args: argparse.Namespace, models: list[str], prompts: Path, **settings) -> Evaluation:
+    """As the recipes evaluate, on other noise."""
     config = EvaluationConfig(
-        models=[f"base={TINY}/pipeline"],
-        prompts=str(args.prompts),
+        models=models,
+        prompts=str(prompts),
         num_prompts=args.num_prompts,
-        num_images_per_prompt=args.images,
         scheduler="DPMSolverMultistepScheduler",
         num_inference_steps=10,
         guidance_scale=args.guidance_scale,
         height=64,
         width=64,
         seed=6_000_000_000,  # not the images of the evaluation
-        rewards=REWARDS,
-        held_out_rewards=JUDGES,
         num_bootstrap=1,
         output_dir=str(args.output_dir),
+        **settings,
     )
-    evaluation = Evaluation(config)
+    return Evaluation(config)
+
+
+def images_and_scores(args: argparse.Namespace) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Scores by judge of shape `(P, S)`, unit features `(P, S, D)` and pixels from 0 to 1 `(P, S, H * W * 3)`."""
+    judges = {"rewards": REWARDS, "held_out_rewards": JUDGES, "num_images_per_prompt": args.images}
+    evaluation = evaluation_of(args, [f"base={TINY}/pipeline"], args.prompts, **judges)
     _, scores = evaluation.run("cpu")
     arm = evaluation.arms()[0]
     pool = CandidatePool(arm.folder, list(evaluation.specs))
@@ -123,8 +137,40 @@ def distances(
     return {"diversity_hpsv2": float(np.mean(1 - cosines)), "diversity_pixels": float(rms.mean())}
 
 
+def against_its_data(args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Mean tiny-hps and distances of what was kept in a run, and of its models, on the prompts of two or more kept images."""
+    kept = defaultdict(list)
+    for row in load_from_disk(args.run / "dataset")["train"]:
+        kept[row["prompt"]].append(row)
+    kept = {prompt: rows for prompt, rows in kept.items() if len(rows) > 1}
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    prompts = args.output_dir / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in kept))
+    models = [f"base={TINY}/pipeline", f"trained={args.run}/model"]
+    template = ["{prompt}, high quality, sharp"]
+    evaluation = evaluation_of(args, models, prompts, rewards=REWARDS[:1], templates=template, num_images_per_prompt=2)
+    _, scores = evaluation.run("cpu")
+    figures = {name: {metric: float(values.mean()) for metric, values in by.items()} for name, by in scores.items()}
+    return figures | {"kept images": of_kept([kept[prompt] for prompt in evaluation.prompts])}
+
+
+def of_kept(groups: list[list[dict]]) -> dict[str, float]:
+    """The same figures of images in groups of any size, a mean over groups; a row has `image` and `hpsv2`."""
+    embedder = parse_rewards(REWARDS[:1])[0].load("cpu")
+    found = defaultdict(list)
+    for group in groups:
+        images = [row["image"].convert("RGB") for row in group]
+        found["hpsv2"].append(np.mean([row["hpsv2"] for row in group]))
+        found["diversity_hpsv2"].append(diversity(embedder.image_features(images).numpy()[None]).item())
+        found["diversity_pixels"].append(pixel_distance(images))
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--run", type=Path, help="folder of a finished run: hold its model against what it learned from"
+    )
     parser.add_argument("--prompts", type=Path, default=TINY / "prompts" / "tiny-hpd-test.jsonl")
     parser.add_argument("--num-prompts", type=int, help="default: all")
     parser.add_argument("--images", type=int, default=8, help="of each prompt; default 8")
@@ -134,6 +180,19 @@ def main() -> None:
     args = parser.parse_args()
     if args.images < 2:
         parser.error(f"--images must be at least 2, got {args.images}")
+    if args.run:
+        missing = [folder for folder in ("dataset", "model") if not (args.run / folder).is_dir()]
+        if missing:
+            parser.error(f"--run {args.run} has no folder {missing[0]}: a run has one when `craft run` has ended")
+        result = {"machine": machine("cpu", ("torch", "diffusers", "transformers")), "figures": against_its_data(args)}
+        if args.json:
+            args.json.write_text(json.dumps(result, indent=1) + "\n")
+        print(f"\n{heading(result['machine'])}\n{'':<16}{'tiny-hps x 100':>14}{'features':>10}{'pixels':>8}")
+        for name, row in result["figures"].items():
+            print(
+                f"{name:<16}{100 * row['hpsv2']:>14.2f}{row['diversity_hpsv2']:>10.3f}{row['diversity_pixels']:>8.3f}"
+            )
+        return
     scores, features, pixels = images_and_scores(args)
     sound = scores["defects"] == 0
     result = {
@@ -150,17 +209,19 @@ def main() -> None:
     print(
         f"\n{heading(result['machine'])}\n{len(features)} prompts x {args.images} images, guidance {args.guidance_scale}"
     )
-    print(f"{'':<16}{'tiny-hps':>9}{'imagereward':>13}{'alignment':>11}{'defects':>9}{'features':>10}{'pixels':>8}")
+    print(
+        f"{'':<16}{'tiny-hps x 100':>14}{'imagereward':>13}{'alignment':>11}{'defects':>9}{'features':>10}{'pixels':>8}"
+    )
     for k, row in result["best_of"].items():
         print(
-            f"{'any image' if k == 1 else f'best of {k}':<16}{row['hpsv2']:>+9.2f}{row['imagereward']:>+13.3f}"
+            f"{'any image' if k == 1 else f'best of {k}':<16}{100 * row['hpsv2']:>+14.2f}{row['imagereward']:>+13.3f}"
             f"{row['alignment']:>+11.3f}{row['defects']:>+9.3f}{row['diversity_hpsv2']:>10.3f}{row['diversity_pixels']:>8.3f}"
         )
     for name in ("without_defect", "without_defect_and_as_asked"):
         row = result[name]
         print(
             f"{name.replace('_', ' ')} ({row['share']:.0%} of the images; {row['prompts']} prompts have two): tiny-hps "
-            f"{row['hpsv2']:+.2f}, features {row['all_diversity_hpsv2']:.3f} -> {row['diversity_hpsv2']:.3f}, pixels "
+            f"x 100 {100 * row['hpsv2']:+.2f}, features {row['all_diversity_hpsv2']:.3f} -> {row['diversity_hpsv2']:.3f}, pixels "
             f"{row['all_diversity_pixels']:.3f} -> {row['diversity_pixels']:.3f}"
         )
 

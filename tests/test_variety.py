@@ -19,6 +19,7 @@ import importlib.util
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from .conftest import ROOT
 
@@ -66,3 +67,25 @@ def test_only(variety, images):
     assert figures["all_diversity_hpsv2"] == pytest.approx(0.5) and figures["all_diversity_pixels"] == pytest.approx(
         0.25
     )
+
+
+def test_of_kept(variety):
+    rng = np.random.default_rng(0)
+    noise = [Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)) for _ in range(2)]
+    plain = [Image.new("RGB", (64, 64), color) for color in ("black", "white")]
+    alike = [{"image": noise[0], "hpsv2": value} for value in (0.1, 0.2, 0.3)]
+    figures = variety.of_kept([alike])
+    assert figures["hpsv2"] == pytest.approx(0.2)
+    assert figures["diversity_hpsv2"] == pytest.approx(0, abs=1e-6) and figures["diversity_pixels"] == 0
+    # A mean over groups, however many images they have: black against white is 1, three alike are 0.
+    apart = [{"image": image, "hpsv2": 0.8} for image in plain]
+    figures = variety.of_kept([alike, apart])
+    assert figures["hpsv2"] == pytest.approx(0.5) and figures["diversity_pixels"] == pytest.approx(0.5)
+    assert figures["diversity_hpsv2"] > 1e-3
+
+
+def test_a_run_that_has_not_ended(variety, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["variety.py", "--run", str(tmp_path), "--output-dir", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as stopped:
+        variety.main()
+    assert stopped.value.code == 2 and f"--run {tmp_path} has no folder dataset" in capsys.readouterr().err
