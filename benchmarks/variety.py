@@ -171,16 +171,16 @@ def main() -> None:
     parser.add_argument(
         "--run", type=Path, help="folder of a finished run: hold its model against what it learned from"
     )
-    parser.add_argument("--prompts", type=Path, default=TINY / "prompts" / "tiny-hpd-test.jsonl")
+    parser.add_argument("--prompts", type=Path, help="default: the test prompts of the tiny recipes")
     parser.add_argument("--num-prompts", type=int, help="default: all")
-    parser.add_argument("--images", type=int, default=8, help="of each prompt; default 8")
+    parser.add_argument("--images", type=int, help="of each prompt; default 8")
     parser.add_argument("--guidance-scale", type=float, default=2.0, help="default 2, as in the recipes")
     parser.add_argument("--output-dir", type=Path, required=True, help="folder for the images and scores")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     args = parser.parse_args()
-    if args.images < 2:
-        parser.error(f"--images must be at least 2, got {args.images}")
     if args.run:
+        if args.prompts or args.images is not None:
+            parser.error("--run has prompts and images of its own: remove --prompts and --images")
         missing = [folder for folder in ("dataset", "model") if not (args.run / folder).is_dir()]
         if missing:
             parser.error(f"--run {args.run} has no folder {missing[0]}: a run has one when `craft run` has ended")
@@ -193,6 +193,10 @@ def main() -> None:
                 f"{name:<16}{100 * row['hpsv2']:>14.2f}{row['diversity_hpsv2']:>10.3f}{row['diversity_pixels']:>8.3f}"
             )
         return
+    args.prompts = args.prompts or TINY / "prompts" / "tiny-hpd-test.jsonl"
+    args.images = 8 if args.images is None else args.images
+    if args.images < 2:
+        parser.error(f"--images must be at least 2, got {args.images}")
     scores, features, pixels = images_and_scores(args)
     sound = scores["defects"] == 0
     result = {

@@ -84,8 +84,19 @@ def test_of_kept(variety):
     assert figures["diversity_hpsv2"] > 1e-3
 
 
-def test_a_run_that_has_not_ended(variety, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["variety.py", "--run", str(tmp_path), "--output-dir", str(tmp_path / "out")])
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--run", "nowhere"], "--run nowhere has no folder dataset"),
+        (["--run", "nowhere", "--images", "4"], "remove --prompts and --images"),
+        (["--run", "nowhere", "--prompts", "mine.jsonl"], "remove --prompts and --images"),
+        (["--images", "1"], "--images must be at least 2, got 1"),
+    ],
+)
+def test_wrong_arguments(variety, tmp_path, monkeypatch, capsys, arguments, complaint):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["variety.py", *arguments, "--output-dir", "out"])
     with pytest.raises(SystemExit) as stopped:
         variety.main()
-    assert stopped.value.code == 2 and f"--run {tmp_path} has no folder dataset" in capsys.readouterr().err
+    assert stopped.value.code == 2 and complaint in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
