@@ -41,9 +41,9 @@ from measuring import heading, machine
 from PIL import Image
 
 from craft_trl import storing
+from craft_trl.candidates.pool import CandidatePool
 from craft_trl.evaluation import evaluate
 from craft_trl.evaluation.config import EvaluationConfig
-from craft_trl.pool import CandidatePool
 from craft_trl.scripts import evaluate as script
 
 

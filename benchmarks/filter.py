@@ -36,9 +36,9 @@ import numpy as np
 import pyarrow
 from datasets import disable_progress_bars
 
-from craft_trl.dataset import build_dataset_dict
-from craft_trl.groups import Group, make_groups
-from craft_trl.pool import CandidatePool
+from craft_trl.candidates.groups import Group, make_groups
+from craft_trl.candidates.pool import CandidatePool
+from craft_trl.filtering.dataset import build_dataset_dict
 
 
 REWARDS = ["hpsv2", "pickscore", "aesthetic"]

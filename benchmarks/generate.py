@@ -42,11 +42,12 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from craft_trl.candidates import generate_candidates
+from craft_trl.candidates.config import SamplingConfig
+from craft_trl.candidates.drawing import generate_candidates
+from craft_trl.candidates.generation import ImageGenerator
+from craft_trl.candidates.groups import make_groups
+from craft_trl.candidates.pool import CandidatePool
 from craft_trl.crf import composite_reward_filter
-from craft_trl.generation import ImageGenerator, SamplingConfig
-from craft_trl.groups import make_groups
-from craft_trl.pool import CandidatePool
 
 
 PACKAGES = ("torch", "diffusers", "transformers", "pyarrow", "pillow")

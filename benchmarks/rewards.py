@@ -43,7 +43,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from craft_trl.rewards import hpsv2 as our_hpsv2
-from craft_trl.rewards import loading, score
+from craft_trl.rewards import loading, score, weights
 from craft_trl.rewards.aesthetic import Aesthetic, LinearHead
 from craft_trl.rewards.hpsv2 import HPSv2
 from craft_trl.rewards.mps_network import CONFIG as CLIP_H
@@ -89,7 +89,7 @@ def write_weights(folder: Path, size: dict) -> dict[str, Path]:
     with loading.quiet():
         model = open_clip.create_model("benchmark", load_weights=False)
     checkpoint = {"state_dict": half(model.state_dict())}
-    torch.save(checkpoint, folders["hpsv2"] / loading.HPSV2["v2.1"].files[0])
+    torch.save(checkpoint, folders["hpsv2"] / weights.HPSV2["v2.1"].files[0])
     del model, checkpoint
     clip = {
         "projection_dim": size["dim"],
@@ -125,7 +125,7 @@ def load_reference(folders: dict[str, Path], device: str):
         model = CLIP(**json.load(stream), output_dict=True).to(device)
     # What `initialize_model` would make, which would first download LAION's weights.
     reference.model_dict |= {"model": model, "preprocess_val": image_transform(224, False, resize_longest_max=True)}
-    checkpoint = folders["hpsv2"] / loading.HPSV2["v2.1"].files[0]
+    checkpoint = folders["hpsv2"] / weights.HPSV2["v2.1"].files[0]
     return lambda images, prompt: reference.score(images, prompt, cp=checkpoint, hps_version="v2.1")
 
 

@@ -44,10 +44,10 @@ from datasets import load_from_disk
 from measuring import heading, machine
 from PIL import Image
 
+from craft_trl.candidates.pool import CandidatePool
 from craft_trl.evaluation.config import EvaluationConfig
 from craft_trl.evaluation.diversity import diversity, pixel_distance
 from craft_trl.evaluation.evaluate import Evaluation
-from craft_trl.pool import CandidatePool
 from craft_trl.rewards import parse_rewards
 
 

@@ -12,7 +12,11 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The errors a person at the terminal can mend. Anything else is a bug and keeps its traceback."""
+"""The errors a person at the terminal can mend, and how a command ends. Anything else is a bug and keeps its traceback."""
+
+import os
+import sys
+from collections.abc import Callable
 
 
 class UsageError(ValueError):
@@ -29,3 +33,24 @@ class TrainingDivergedError(RuntimeError):
 
 class PushError(RuntimeError):
     """The Hub did not take an upload, after retries. Exit code 1; what it has already is not sent again."""
+
+
+def exit_code(work: Callable[[], None]) -> int:
+    """
+    0, 1 if the work came out empty, training diverged or a push failed, 2 for a wrong setting, 130 after Ctrl-C; each with a
+    line that says what now.
+    """
+    # Read when datasets is imported. Its bars would drown the lines that a run prints.
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    try:
+        work()
+    except UsageError as error:
+        print(f"craft: error: {error}", file=sys.stderr)
+        return 2
+    except (NothingToDoError, PushError, TrainingDivergedError) as error:
+        print(f"craft: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ncraft: stopped. Run the same command again to go on from here.", file=sys.stderr)
+        return 130
+    return 0

@@ -45,15 +45,15 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ
 # The files that take longest begin first: one that began last would leave the other workers with nothing to do.
 LONGEST = (
     "distributed/test_same_training.py",
-    "test_trainer.py",
+    "trainer/test_trainer.py",
     "distributed/test_generate.py",
-    "test_bakeoff.py",
-    "test_hub.py",
-    "test_killed.py",
-    "test_tiny_build.py",
+    "bakeoff/test_bakeoff.py",
+    "hub/test_hub.py",
+    "scripts/test_killed.py",
+    "recipes/test_tiny_build.py",
     "distributed/test_same_evaluation.py",
-    "test_guard.py",
-    "test_cli.py",
+    "trainer/test_guard.py",
+    "cli/test_cli.py",
 )
 
 

@@ -27,8 +27,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from craft_trl.candidates import generate_candidates
-from craft_trl.pool import CandidatePool
+from craft_trl.candidates.drawing import generate_candidates
+from craft_trl.candidates.pool import CandidatePool
 
 from .helpers import REWARDS, SCORERS, Draw, groups_of
 

@@ -19,7 +19,7 @@ import hashlib
 import numpy as np
 from PIL import Image as PILImage
 
-from craft_trl.groups import make_groups
+from craft_trl.candidates.groups import make_groups
 
 
 def make_dataset(advantages=(1.0, 0.5, 0.0, -1.0, 2.0, 0.25)):

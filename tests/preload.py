@@ -28,9 +28,13 @@ import torch.distributed.run  # noqa: E402, F401
 from diffusers import StableDiffusionXLPipeline  # noqa: E402, F401
 from transformers import Trainer  # noqa: E402, F401
 
+import craft_trl.candidates.drawing  # noqa: E402, F401
 import craft_trl.cli.main  # noqa: E402, F401
-import craft_trl.rewards  # noqa: E402, F401
+import craft_trl.evaluation.report  # noqa: E402, F401
+import craft_trl.hub.release  # noqa: E402, F401
 import craft_trl.scripts.run  # noqa: E402, F401
+import craft_trl.trainer.craft_trainer  # noqa: E402, F401
+import craft_trl.trainer.guard  # noqa: E402, F401
 
 
 # On a CPU, DeepSpeed compiles an operator of its own, for a minute and once per environment. Only inference uses it.

@@ -25,7 +25,7 @@ import pytest
 import craft_trl
 from craft_trl.errors import UsageError
 from craft_trl.scripts.launch import find_accelerate_config
-from craft_trl.scripts.run import find_recipes
+from craft_trl.planning.recipes import find_recipes
 
 
 ROOT = Path(__file__).parents[1]
@@ -64,7 +64,7 @@ def test_wheel_runs_on_its_own(wheel, tmp_path):
         archive.extractall(tmp_path / "site")
     code = """
 from craft_trl.cli.main import main
-from craft_trl.scripts.run import find_recipes
+from craft_trl.planning.recipes import find_recipes
 folder = find_recipes("recipes/tiny")
 print(folder)
 raise SystemExit(main(["expand", "--config", f"{folder}/candidates.yaml"]))

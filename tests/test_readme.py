@@ -45,7 +45,7 @@ def test_python_example(checkout):
     assert StableDiffusionXLPipeline.from_pretrained("model").unet.config.sample_size == 16
 
 
-PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/**/*.md")])
+PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/source/**/*.md"), *ROOT.glob("recipes/**/*.md")])
 
 
 def commands(page):
@@ -60,7 +60,7 @@ def commands(page):
 def test_every_command_parses(page, checkout, monkeypatch):
     """Commands are stopped behind the parser: running them all at their real size is what `make demo` does."""
     from craft_trl.cli.main import STAGES, TOOLS
-    from craft_trl.scripts.run import RunRecipes, find_recipes
+    from craft_trl.planning.recipes import RunRecipes, find_recipes
 
     monkeypatch.setenv("HOME", str(checkout))
     (checkout / "Downloads").mkdir()
@@ -86,6 +86,8 @@ def test_every_command_parses(page, checkout, monkeypatch):
             import_script(name).make_parser().parse_args_and_config(args=["--config", *args])
         elif name in ("push", "serve-reward"):
             import_script(name.replace("-", "_")).make_parser().parse_args_and_config(args=args[1:])
+        elif name == "env":
+            assert not args
         else:
             assert name in {**STAGES, **TOOLS}
             import_script(name).make_parser().parse_args_and_config(args=args)

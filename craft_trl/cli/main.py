@@ -78,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not sys.stderr.isatty():
         # In a log file, every refresh of a progress bar is a line. Set before tqdm is imported.
         os.environ.setdefault("TQDM_MININTERVAL", "15")
-    from ..scripts.launch import exit_code, run_script
+    from ..errors import exit_code
+    from ..scripts.launch import run_script
 
     if command == "run":
         return exit_code(lambda: _run(rest))
@@ -102,13 +103,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> None:
     from ..errors import UsageError
-    from ..scripts.run import RunRecipes, find_recipes, main
 
     if not argv or argv[0].startswith("-"):
         if argv and argv[0] in ("-h", "--help"):
             print(_usage())
             return
         raise UsageError("craft run needs a folder of recipes, such as recipes/tiny.")
+    from ..planning.recipes import RunRecipes, find_recipes
+    from ..scripts.run import main
+
     main(RunRecipes.load(find_recipes(argv[0]), argv[1:]))
 
 
@@ -167,19 +170,20 @@ def _serve_reward(argv: list[str]) -> None:
 
 
 def _env(argv: list[str]) -> None:
-    import platform
-    from importlib.metadata import PackageNotFoundError, version
-
-    import torch
-
     from ..errors import UsageError
-    from ..rewards import REWARDS
 
     if argv and argv[0] in ("-h", "--help"):
         print(_usage())
         return
     if argv:
         raise UsageError(f"craft env takes no arguments, got {argv[0]!r}.")
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torch
+
+    from ..rewards import REWARDS
+
     print(f"craft_trl {__version__}, Python {platform.python_version()}, {platform.platform()}")
     for name in (
         "torch",

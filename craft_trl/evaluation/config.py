@@ -16,9 +16,13 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
+
+from ..candidates.config import SamplingConfig
 from ..errors import UsageError
-from ..generation import SamplingConfig
-from .models import ModelSpec
+from ..prompts.benchmarks import load_evaluation_prompts
+from ..rewards import parse_rewards
+from .specs import ModelSpec
 
 
 @dataclass
@@ -110,6 +114,26 @@ class EvaluationConfig(SamplingConfig):
         for name in ("num_images_per_prompt", "num_bootstrap"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}.")
+
+    def load_prompts(self) -> tuple[list[dict], str, str | None]:
+        """Rows of the prompts, the column of the prompt, and the one by which results are broken down, if any."""
+        rows, column, part = load_evaluation_prompts(self.prompts, self.prompt_column)
+        if self.num_prompts is not None:
+            if not 1 <= self.num_prompts <= len(rows):
+                limits = f"from 1 to {len(rows)}, the prompts in {self.prompts}"
+                raise UsageError(f"num_prompts must be {limits}; got {self.num_prompts}.")
+            # Evenly spaced: benchmark files are sorted by style or category.
+            rows = [rows[i] for i in np.linspace(0, len(rows) - 1, self.num_prompts).round().astype(int)]
+        judges = {spec.name: spec for spec in parse_rewards([*self.rewards, *self.held_out_rewards])}
+        geneval = judges.get("geneval")
+        if geneval and not geneval.custom and not all("tag" in row and "include" in row for row in rows):
+            raise UsageError(
+                f"geneval judges prompts of its own format only, and {self.prompts} is not: prompts: geneval."
+            )
+        group_by = self.group_by or part
+        if group_by is not None and not all(group_by in row for row in rows):
+            raise UsageError(f"group_by: not every prompt has a column {group_by!r}; it has {', '.join(rows[0])}.")
+        return rows, column, group_by
 
     @cached_property
     def model_specs(self) -> dict[str, ModelSpec]:

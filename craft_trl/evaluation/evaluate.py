@@ -30,20 +30,19 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from PIL import Image
-from tqdm.auto import tqdm
 
-from ..benchmarks import load_evaluation_prompts
-from ..candidates import fill_pool
+from ..candidates.drawing import fill_pool
+from ..candidates.generation import ImageGenerator
+from ..candidates.pool import CandidatePool, Key
 from ..errors import UsageError
 from ..expansion import PromptExpander
-from ..generation import ImageGenerator
-from ..pool import CandidatePool, Key
+from ..progress import progress_bar
 from ..rewards import Reward, parse_rewards
+from ..rewards.geneval.judge import GenEval
 from ..stages import fingerprint
 from .config import EvaluationConfig
 from .diversity import diversity, pixel_distance
-from .geneval import GenEval
-from .models import ModelSpec
+from .models import Model
 from .provenance import describe_scorer, judges_of_guard, settings_difference
 from .statistics import compare
 
@@ -59,7 +58,7 @@ class Arm:
     Args:
         name (`str`):
             Name in the tables.
-        spec ([`ModelSpec`]):
+        spec ([`Model`]):
             The model.
         keys (`list[Key]`):
             Prompt, text given to the model, and seed of each image.
@@ -68,7 +67,7 @@ class Arm:
     """
 
     name: str
-    spec: ModelSpec
+    spec: Model
     keys: list[Key]
     folder: Path
 
@@ -91,26 +90,15 @@ class Evaluation:
         self.specs = {spec.name: spec for spec in parse_rewards([*config.rewards, *config.held_out_rewards])}
         training = {spec.name for spec in parse_rewards(config.rewards)}
         self.roles = {name: "training" if name in training else "held_out" for name in self.specs}
-        rows, column, part = load_evaluation_prompts(config.prompts, config.prompt_column)
-        if config.num_prompts is not None:
-            if not 1 <= config.num_prompts <= len(rows):
-                limits = f"from 1 to {len(rows)}, the prompts in {config.prompts}"
-                raise UsageError(f"num_prompts must be {limits}; got {config.num_prompts}.")
-            # Evenly spaced: benchmark files are sorted by style or category.
-            rows = [rows[i] for i in np.linspace(0, len(rows) - 1, config.num_prompts).round().astype(int)]
-        geneval = self.specs.get("geneval")
-        if geneval and not geneval.custom and not all("tag" in row and "include" in row for row in rows):
-            raise UsageError(
-                f"geneval judges prompts of its own format only, and {config.prompts} is not: prompts: geneval."
-            )
-        self.group_by = config.group_by or part
-        if self.group_by is not None and not all(self.group_by in row for row in rows):
-            raise UsageError(
-                f"group_by: not every prompt has a column {self.group_by!r}; it has {', '.join(rows[0])}."
-            )
+        rows, column, self.group_by = config.load_prompts()
         self.prompts = [" ".join(row[column].split()) for row in rows]
         self.prompt_rows = dict(zip(self.prompts, rows, strict=True))
         self.parts = [str(row[self.group_by]) for row in rows] if self.group_by else None
+
+    @cached_property
+    def models(self) -> dict[str, Model]:
+        """The models by name, the base first."""
+        return Model.parse_all(self.config.models)
 
     def check_models(self, yet_to_come: str | None = None) -> None:
         """
@@ -119,7 +107,7 @@ class Evaluation:
         """
         there = {
             name: spec
-            for name, spec in self.config.model_specs.items()
+            for name, spec in self.models.items()
             if yet_to_come is None or Path(spec.source) != Path(yet_to_come)
         }
         with self.state.main_process_first():  # what must be downloaded is downloaded once
@@ -132,7 +120,7 @@ class Evaluation:
     @cached_property
     def model_hashes(self) -> dict[str, str]:
         """Content of each model."""
-        specs = self.config.model_specs
+        specs = self.models
         earlier = {n: self.earlier_results(n)["models"][n] for n, spec in specs.items() if spec.kind == "results"}
         return self._on_main(lambda: {name: earlier.get(name) or spec.hash() for name, spec in specs.items()})
 
@@ -153,7 +141,7 @@ class Evaluation:
     def guards(self) -> dict[str, list[str]]:
         """By model whose training a guard watched: the judges here that were the guard's, too."""
         chosen = {}
-        for name, spec in self.config.model_specs.items():
+        for name, spec in self.models.items():
             if spec.kind == "results":
                 judges = self.earlier_results(name).get("guards", {}).get(name, [])
                 chosen[name] = [judge for judge in judges if judge in self.specs]
@@ -179,8 +167,8 @@ class Evaluation:
     def arms(self) -> list[Arm]:
         """The models, the base first, each with a folder for its images under these settings."""
         config = self.config
-        base, base_spec = next(iter(config.model_specs.items()))
-        texts = {name: (spec, self.prompts) for name, spec in config.model_specs.items()}
+        base, base_spec = next(iter(self.models.items()))
+        texts = {name: (spec, self.prompts) for name, spec in self.models.items()}
         if config.templates:
             expanded = PromptExpander(config.templates, config.seed)(self.prompts, 1)
             texts[f"{base}+expansion"] = base_spec, [variants[0] for variants in expanded]
@@ -271,7 +259,7 @@ class Evaluation:
         block = max(1, self.config.batch_size // n) * n
         starts = range(0, len(arm.keys), block)[state.process_index :: state.num_processes]
         distances = []
-        for start in tqdm(starts, desc=f"Diversity of {arm.name}", disable=not state.is_main_process):
+        for start in progress_bar(starts, desc=f"Diversity of {arm.name}", disable=not state.is_main_process):
             images = [Image.open(io.BytesIO(png)) for png in pool.images(arm.keys[start : start + block])]
             columns = [np.array([pixel_distance(images[i : i + n]) for i in range(0, len(images), n)])[:, None]]
             if embedder is not None:
@@ -282,7 +270,7 @@ class Evaluation:
 
     def earlier_results(self, name: str) -> dict:
         """Settings of the earlier results that a model is taken from, which must be those of this comparison."""
-        folder = Path(self.config.model_specs[name].source)
+        folder = Path(self.models[name].source)
         try:
             rows = json.loads((folder / "results.json").read_text())
             settings = rows[0]["settings"]

@@ -15,7 +15,6 @@
 """The models of a comparison: whole pipelines, and denoisers or LoRA adapters that go into the base model's pipeline."""
 
 import logging
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,67 +30,22 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from ..candidates.generation import load_pipeline
 from ..errors import UsageError
-from ..families import FAMILIES, get_family
-from ..generation import load_pipeline
-from ..parser import suggest
-from ..rewards.loading import quiet
-from ..sources import check_model, content_hash, first_line, looks_like_hub_id, model_hash
+from ..families import get_family
+from ..quiet import quiet_bars, quiet_logs
+from ..sources import ADAPTER, check_model, content_hash, first_line, looks_like_hub_id, model_hash
+from .specs import ModelSpec
 
 
-KINDS = (*dict.fromkeys(family.DENOISER for family in FAMILIES.values()), "lora", "results")
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
 
 
 @dataclass(frozen=True)
-class ModelSpec:
+class Model(ModelSpec):
     """
-    A model as a recipe names it.
-
-    - `NAME=FOLDER` or `NAME=org/name`: a whole pipeline,
-    - `NAME=unet:SOURCE`: the base model's pipeline with another denoiser. `SOURCE` is a folder of diffusers, such as
-      `org/name/unet`, or a state dict, such as `org/name/path/unet.pth`, which is read without executing it,
-    - `NAME=lora:SOURCE`: the base model with an adapter, a folder or a `.safetensors` file, in any format that diffusers
-      reads,
-    - `NAME=results:FOLDER`: the model of that name in an earlier comparison under the same settings.
-
-    A `SOURCE` is a path here, or a repository on the Hub with or without a path in it.
-
-    Args:
-        name (`str`):
-            Name in the tables.
-        kind (`str`):
-            `"pipeline"` or one of `KINDS`.
-        source (`str`):
-            Where it is.
-        base (`str`):
-            Folder or Hub id of the base model's pipeline.
+    A [`ModelSpec`] with what it names: its files, found and checked, and the pipeline made of them.
     """
-
-    name: str
-    kind: str
-    source: str
-    base: str
-
-    @classmethod
-    def parse_all(cls, texts: list[str]) -> "dict[str, ModelSpec]":
-        """Models of a recipe's list by name, the base first."""
-        specs: dict[str, ModelSpec] = {}
-        for text in texts:
-            name, equals, source = text.partition("=")
-            if not (equals and source and re.fullmatch(r"\w[\w.-]*", name)):
-                raise UsageError(f"models must be NAME=FOLDER or NAME=HUB_ID, got {text!r}.")
-            match = re.fullmatch(r"(\w+):(.+)", source)
-            kind, source = match.groups() if match else ("pipeline", source)
-            if kind not in ("pipeline", *KINDS):
-                remedy = suggest(kind, KINDS)
-                raise UsageError(f"models: {text!r} is of no known kind, {kind!r} before the colon. {remedy}")
-            if not specs and kind != "pipeline":
-                raise UsageError(f"models: the first is the base, a whole pipeline; got {text!r}.")
-            if name in specs:
-                raise UsageError(f"Every model needs a name of its own, got {name} twice.")
-            specs[name] = cls(name, kind, source, base=next(iter(specs.values())).source if specs else source)
-        return specs
 
     def check(self) -> None:
         """
@@ -152,7 +106,8 @@ class ModelSpec:
         elif self.path.is_file():
             getattr(pipeline, self.kind).load_state_dict(self.state_dict())
         else:
-            denoiser = self.denoiser_class.from_pretrained(self.path, dtype=dtype, use_safetensors=True)
+            with quiet_bars():
+                denoiser = self.denoiser_class.from_pretrained(self.path, dtype=dtype, use_safetensors=True)
             pipeline.register_modules(**{self.kind: denoiser})
         return pipeline
 
@@ -207,7 +162,7 @@ class ModelSpec:
                 )
             return path
         files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-        standard = [file for file in files if file.name == "pytorch_lora_weights.safetensors"]
+        standard = [file for file in files if file.name == ADAPTER]
         if len(standard or files) != 1 or files[0].suffix != ".safetensors":
             found = ", ".join(file.name for file in files) or "none"
             raise UsageError(
@@ -250,7 +205,7 @@ class ModelSpec:
             raise UsageError(f"{what}: it has nothing for a {self.family.DENOISER}.")
         try:
             # diffusers and peft warn of what does not fit and go on without it, or log the error that they raise.
-            with quiet(logging.ERROR):
+            with quiet_logs(logging.ERROR):
                 load(denoiser)
         # A wrong shape, or target modules that are not there, each with an error of its own.
         except Exception as error:

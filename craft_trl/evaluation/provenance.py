@@ -22,7 +22,7 @@ from ..errors import UsageError
 from ..rewards import REWARDS, RewardSpec, loading
 from ..sources import content_hash, looks_like_hub_id
 from ..stages import read_record
-from .models import ModelSpec
+from .specs import ModelSpec
 
 
 # Settings that must be the same of all scores in one table.

@@ -22,9 +22,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..dataset import vetoed_itself
+from ..candidates.pool import CandidatePool, Key
+from ..filtering.filter import vetoed_itself
 from ..pages import data_uri, render
-from ..pool import CandidatePool, Key
 from ..stages import read_record
 from .evaluate import Arm, Evaluation
 from .provenance import check_comparable, notes

@@ -24,14 +24,15 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import diffusers
-import transformers
-
-from ..duplicates import normalise
 from ..errors import UsageError
+from ..prompts.duplicates import normalise
 from ..sources import check_model, first_line
 
+
+if TYPE_CHECKING:
+    import transformers
 
 COLOURS = {
     "beige", "black", "blue", "brown", "crimson", "cyan", "gold", "gray", "green", "magenta", "maroon", "navy",
@@ -110,6 +111,9 @@ def load_tokenizers(model: str, revision: str | None = None) -> "list[transforme
     Tokenizers of a pipeline, of which nothing else is downloaded: a folder, a Hub id, or a single `.safetensors` file with
     the pipeline's configuration beside it. A file without is one of Stable Diffusion or SDXL, which read CLIP's tokens.
     """
+    import diffusers
+    import transformers
+
     path = Path(model)
     try:
         if path.suffix == ".safetensors" and not (path.parent / "model_index.json").is_file():

@@ -21,9 +21,7 @@ from typing import Literal
 
 from ..errors import UsageError
 from .checks import load_tokenizers
-from .endpoint import EndpointExpander
 from .instructed import InstructedExpander
-from .local import TransformersExpander
 from .templates import PromptExpander
 
 
@@ -214,9 +212,13 @@ class ExpansionConfig:
             "cache": self.expander_cache or Path(output_dir) / "expansion" / "answers.jsonl",
         }
         if self.expander == "transformers":
+            from .local import TransformersExpander
+
             return TransformersExpander(
                 self.expander_model, self.expander_revision, batch_size=self.expander_batch_size, **common
             )
+        from .endpoint import EndpointExpander
+
         return EndpointExpander(
             self.expander_model,
             self.expander_base_url,

@@ -22,15 +22,17 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
-
-from ..duplicates import normalise
 from ..errors import UsageError
+from ..progress import progress_bar
+from ..prompts.duplicates import normalise
 from .cache import Answer, AnswerCache
 from .checks import find_faults
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 INSTRUCTIONS = Path(__file__).with_name("instructions.txt")
@@ -111,7 +113,7 @@ class InstructedExpander(ABC):
         max_tokens: int | None = None,
         max_attempts: int = 4,
         seed: int = 0,
-        tokenizers: Sequence[PreTrainedTokenizerBase] = (),
+        tokenizers: "Sequence[PreTrainedTokenizerBase]" = (),
         cache: str | Path | None = None,
     ):
         if not temperature > 0:
@@ -162,7 +164,7 @@ class InstructedExpander(ABC):
         wrong: dict[str, list[str]] = {prompt: [] for prompt in prompts}
         refused: set[str] = set()
         self.failures, self.faults, self.answers = {}, Counter(), []
-        with tqdm(total=len(variants), desc="Expanding", unit="prompt") as progress:
+        with progress_bar(total=len(variants), desc="Expanding", unit="prompt") as progress:
             self.say = progress.set_postfix_str
 
             def take(question: Question, answer: Answer | Refusal) -> None:

@@ -28,8 +28,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ..devices import default_device
 from ..errors import UsageError
-from ..generation import default_device
+from ..quiet import quiet_bars
 from ..sources import first_line, model_hash
 from .cache import Answer
 from .instructed import InstructedExpander, Question, Refusal
@@ -116,6 +117,7 @@ class TransformersExpander(InstructedExpander):
             answers.append(Answer(text, "stop" if len(end) else "length", int(mask.sum()), length))
         return answers
 
+    @quiet_bars()
     def _load(self):
         if self._network is None:
             try:

@@ -22,17 +22,23 @@ regional compilation; and the functions `encode_prompts`, `encode_empty_prompt`,
 `image_conditioning` and `predict`. Nothing outside this package may assume a UNet, four latent channels or a prompt of 77 tokens.
 """
 
+import importlib
 from types import ModuleType
 
 from ..errors import UsageError
-from . import stable_diffusion, stable_diffusion_xl
 
 
-FAMILIES = {family.PIPELINE: family for family in (stable_diffusion, stable_diffusion_xl)}
+# Class name of the pipeline -> module. Imported when a model is there: naming families costs no import of PyTorch.
+FAMILIES = {
+    "StableDiffusionPipeline": "stable_diffusion",
+    "StableDiffusionXLPipeline": "stable_diffusion_xl",
+}
+# Components that are trained, in any family.
+DENOISERS = ("unet",)
 
 
 def get_family(pipeline_class: str) -> ModuleType:
     """Family of a pipeline, by its class name as `model_index.json` has it."""
     if pipeline_class not in FAMILIES:
         raise UsageError(f"A {pipeline_class} is not supported. Supported are {', '.join(FAMILIES)}.")
-    return FAMILIES[pipeline_class]
+    return importlib.import_module(f".{FAMILIES[pipeline_class]}", __name__)

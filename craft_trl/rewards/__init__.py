@@ -29,18 +29,21 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import numpy as np
-import torch
 from PIL import Image
 
 from ..errors import UsageError
 from ..sources import content_hash, looks_like_hub_id, source_hash
-from . import loading
+from .weights import AESTHETIC_HEAD, BERT_TOKENIZER, CLIP_L, HPSV2, IMAGE_REWARD, MASK2FORMER, MPS, PICKSCORE, Weights
 
 
-Reward = Callable[[list[Image.Image], list[str]], torch.Tensor]
+if TYPE_CHECKING:  # naming rewards costs no import of PyTorch
+    import torch
+
+Reward = Callable[[list[Image.Image], list[str]], Any]  # Any: a torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -56,17 +59,17 @@ class BuiltIn:
     """
 
     path: str
-    weights: tuple[loading.Weights, ...]
+    weights: tuple[Weights, ...]
 
 
 REWARDS = {
-    "hpsv2": BuiltIn("hpsv2:HPSv2", (loading.HPSV2["v2.1"],)),
-    "pickscore": BuiltIn("pickscore:PickScore", (loading.PICKSCORE,)),
-    "aesthetic": BuiltIn("aesthetic:Aesthetic", (loading.CLIP_L, loading.AESTHETIC_HEAD)),
-    "imagereward": BuiltIn("image_reward:ImageReward", (loading.IMAGE_REWARD, loading.BERT_TOKENIZER)),
-    "mps": BuiltIn("mps:MPS", (loading.MPS,)),
-    "clipscore": BuiltIn("clip_score:CLIPScore", (loading.CLIP_L,)),
-    "geneval": BuiltIn(".evaluation.geneval:GenEval", (loading.MASK2FORMER,)),
+    "hpsv2": BuiltIn("hpsv2:HPSv2", (HPSV2["v2.1"],)),
+    "pickscore": BuiltIn("pickscore:PickScore", (PICKSCORE,)),
+    "aesthetic": BuiltIn("aesthetic:Aesthetic", (CLIP_L, AESTHETIC_HEAD)),
+    "imagereward": BuiltIn("image_reward:ImageReward", (IMAGE_REWARD, BERT_TOKENIZER)),
+    "mps": BuiltIn("mps:MPS", (MPS,)),
+    "clipscore": BuiltIn("clip_score:CLIPScore", (CLIP_L,)),
+    "geneval": BuiltIn("geneval.judge:GenEval", (MASK2FORMER,)),
 }
 
 
@@ -132,10 +135,10 @@ class RewardSpec:
             return source_hash(self.source)
         return "+".join(weights.name for weights in REWARDS[self.name].weights)
 
-    def load(self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Reward:
+    def load(self, device: "str | torch.device" = "cpu", dtype: "torch.dtype | None" = None) -> Reward:
         """
-        The callable, with its weights on `device` in `dtype`. The user's own and served ones are where and what they
-        are.
+        The callable, with its weights on `device` in `dtype`, float32 by default. The user's own and served ones are where
+        and what they are.
         """
         if self.remote:
             from .remote import RemoteReward
@@ -145,8 +148,8 @@ class RewardSpec:
             return _load_custom(self.source)
         module, attribute = REWARDS[self.name].path.split(":")
         reward_class = getattr(importlib.import_module(f".{module}", __package__), attribute)
-        options = {} if self.source is None else {"source": self.source}
-        return reward_class(**options, device=device, dtype=dtype)
+        options = {"source": self.source, "dtype": dtype}
+        return reward_class(device=device, **{name: value for name, value in options.items() if value is not None})
 
 
 def _check_url(text: str, url: str) -> None:

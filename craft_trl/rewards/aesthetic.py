@@ -24,6 +24,7 @@ from transformers import CLIPVisionModelWithProjection
 from . import loading
 from .preprocessing import TorchvisionCrop
 from .reward_model import EmbeddingReward
+from .weights import AESTHETIC_HEAD, CLIP_L
 
 
 class LinearHead(nn.Module):
@@ -74,10 +75,10 @@ class Aesthetic(EmbeddingReward):
         dtype: torch.dtype = torch.float32,
     ):
         super().__init__(device, dtype)
-        folder = loading.find(source, loading.CLIP_L)
+        folder = loading.find(source, CLIP_L)
         head_file = folder / "aesthetic_head.safetensors"
-        if source == loading.CLIP_L.repo_id:
-            head_file = loading.find(None, loading.AESTHETIC_HEAD) / loading.AESTHETIC_HEAD.files[0]
+        if source == CLIP_L.repo_id:
+            head_file = loading.find(None, AESTHETIC_HEAD) / AESTHETIC_HEAD.files[0]
         weights = {key: value.float() for key, value in loading.read(head_file).items()}
         model = loading.load_pretrained(CLIPVisionModelWithProjection, folder, dtype)
         widths = [len(weights.get(f"layers.{i}.bias", ())) for i in (0, 2, 4, 6)]

@@ -20,6 +20,7 @@ import torch
 
 from . import loading
 from .clip import ClipReward
+from .weights import CLIP_L
 
 
 class CLIPScore(ClipReward):
@@ -47,7 +48,7 @@ class CLIPScore(ClipReward):
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ):
-        super().__init__(loading.find(source, loading.CLIP_L), device, dtype)
+        super().__init__(loading.find(source, CLIP_L), device, dtype)
 
     def forward(self, pixel_values: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """Scores of shape `(N,)`."""

@@ -18,9 +18,11 @@ import open_clip
 import torch
 
 from ..errors import UsageError
+from ..quiet import quiet_logs
 from . import loading
 from .preprocessing import Letterbox
 from .reward_model import EmbeddingReward
+from .weights import HPSV2
 
 
 ARCHITECTURE = "ViT-H-14"  # of open_clip, with its plain GELU
@@ -58,9 +60,9 @@ class HPSv2(EmbeddingReward):
         dtype: torch.dtype = torch.float32,
     ):
         super().__init__(device, dtype)
-        if version not in loading.HPSV2:
-            raise UsageError(f"HPSv2 version must be one of {', '.join(loading.HPSV2)}, got {version!r}.")
-        published = loading.HPSV2[version]
+        if version not in HPSV2:
+            raise UsageError(f"HPSv2 version must be one of {', '.join(HPSV2)}, got {version!r}.")
+        published = HPSV2[version]
         folder = loading.find(source, published)
         if (folder / "open_clip_config.json").is_file():
             name, file = f"local-dir:{folder}", folder / "open_clip_model.safetensors"
@@ -68,7 +70,7 @@ class HPSv2(EmbeddingReward):
             name, file = ARCHITECTURE, folder / published.files[0]
         weights = loading.read(file)
         # Not through open_clip's own loader: it would first download LAION's weights, as the reference does.
-        with loading.explain(f"{folder} does not describe an open_clip model"), loading.quiet():
+        with loading.explain(f"{folder} does not describe an open_clip model"), quiet_logs():
             model = open_clip.create_model(name, load_weights=False)
             self.tokenizer = open_clip.get_tokenizer(name)
         loading.load_into(model, weights.get("state_dict", weights), file)

@@ -26,6 +26,7 @@ from . import loading
 from .aesthetic import LinearHead
 from .preprocessing import TorchvisionCrop
 from .reward_model import RewardModel
+from .weights import BERT_TOKENIZER, IMAGE_REWARD
 
 
 # Size of the published network. The decoder flag gives the text tower its cross-attention; attention is bidirectional.
@@ -118,11 +119,11 @@ class ImageReward(RewardModel):
         dtype: torch.dtype = torch.float32,
     ):
         super().__init__(device, dtype)
-        folder = loading.find(source, loading.IMAGE_REWARD)
-        checkpoint = folder / loading.IMAGE_REWARD.files[0]
+        folder = loading.find(source, IMAGE_REWARD)
+        checkpoint = folder / IMAGE_REWARD.files[0]
         if checkpoint.is_file():
             config, weights = CONFIG, convert(loading.read(checkpoint))
-            vocabulary = folder if (folder / "vocab.txt").is_file() else loading.find(None, loading.BERT_TOKENIZER)
+            vocabulary = folder if (folder / "vocab.txt").is_file() else loading.find(None, BERT_TOKENIZER)
         else:
             checkpoint, vocabulary = folder / "model.safetensors", folder
             config, weights = loading.read_config(folder, CONFIG), loading.read(checkpoint)

@@ -24,6 +24,7 @@ from .clip import clip_tokenizer
 from .mps_network import CONFIG, MPSNetwork, convert
 from .preprocessing import TransformersCrop
 from .reward_model import RewardModel
+from .weights import MPS as PUBLISHED
 
 
 # What the overall preference looks for; a prompt's tokens that resemble none of it are masked.
@@ -67,7 +68,7 @@ class MPS(RewardModel):
         dtype: torch.dtype = torch.float32,
     ):
         super().__init__(device, dtype)
-        folder = loading.find(source, loading.MPS)
+        folder = loading.find(source, PUBLISHED)
         config = loading.read_config(folder, CONFIG) if (folder / "config.json").is_file() else CONFIG
         files = ("MPS_overall_state_dict.pt", "MPS_overall_checkpoint.pth", "model.safetensors")
         file = next((folder / name for name in files[::-1] if (folder / name).is_file()), folder / files[-1])

@@ -18,6 +18,7 @@ import torch
 
 from . import loading
 from .clip import ClipReward
+from .weights import PICKSCORE
 
 
 class PickScore(ClipReward):
@@ -44,5 +45,5 @@ class PickScore(ClipReward):
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ):
-        super().__init__(loading.find(source, loading.PICKSCORE), device, dtype)
+        super().__init__(loading.find(source, PICKSCORE), device, dtype)
         self.scale = self.model.logit_scale.float().exp()

@@ -24,104 +24,26 @@ craft bakeoff recipes/tiny/bakeoff.yaml --arms sft craft --seeds 0 --output_dir 
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..bakeoff import HELD_OUT, METHODS, Material, check_methods, compare_arms, make_seed_groups, verdict
-from ..bakeoff_report import write_bakeoff_report
-from ..candidates import fill_pool
-from ..candidates_config import CandidatesConfig
+from ..bakeoff.arms import HELD_OUT, METHODS, Material, check_methods, compare_arms, make_seed_groups, verdict
+from ..bakeoff.config import BakeoffConfig
+from ..candidates.config import CandidatesConfig
+from ..candidates.groups import Group, load_groups
+from ..candidates.pool import CandidatePool
 from ..errors import UsageError
-from ..evaluation.evaluate import Evaluation
-from ..generation import ImageGenerator, default_device
-from ..groups import Group, load_groups
 from ..parser import CraftParser
-from ..pool import CandidatePool
 from ..rewards import parse_rewards
 from ..stages import Stage, check_writable, read_record, stopwatch, write_atomically
 from . import dpo, evaluate, expand, generate, train
 from .launch import run_stage, say
 
 
-@dataclass
-class BakeoffConfig:
-    """
-    Configuration of `craft bakeoff`. What it does not name is as the three recipes have it.
-
-    Parameters:
-        candidates (`str`):
-            Recipe of the candidates. Every image is drawn, with no early rejection: milder filters need them.
-        training (`str`):
-            Recipe of the training; its learning rate and schedule are those of all arms.
-        evaluation (`str`):
-            Recipe of the evaluation; its held-out rewards decide.
-        arms (`list[str]`, *optional*):
-            What to compare, see [`bakeoff.METHODS`]. Defaults to all.
-        seeds (`list[int]`, *optional*, defaults to `[0, 1, 2]`):
-            Training seeds of each arm.
-        num_prompts (`int`, *optional*):
-            Prompts of the pool. Defaults to those of the recipe.
-        num_test_prompts (`int`, *optional*):
-            Prompts of the evaluation. Defaults to those of the recipe.
-        max_steps (`int`, *optional*):
-            Optimizer steps of every arm. Defaults to those of the recipe.
-        global_batch_size (`int`, *optional*):
-            Samples per step of every arm; of Diffusion-DPO, half as many pairs, which are as many images. Defaults to that
-            of the recipe.
-        learning_rates (`list[str]`, *optional*):
-            Learning rates of single arms instead of the recipe's, as `ARM=RATE`.
-        beta (`float`, *optional*, defaults to `5000.0`):
-            Strength of Diffusion-DPO's tie to the reference model.
-        output_dir (`str`):
-            Where to write the pool, the models, `bakeoff.json` and `bakeoff.html`.
-    """
-
-    candidates: str = field(default=None, metadata={"help": "Recipe of the candidates."})
-    training: str = field(default=None, metadata={"help": "Recipe of the training."})
-    evaluation: str = field(default=None, metadata={"help": "Recipe of the evaluation."})
-    arms: list[str] = field(default_factory=lambda: list(METHODS), metadata={"help": "What to compare."})
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Training seeds of each arm."})
-    num_prompts: int | None = field(default=None, metadata={"help": "Prompts of the pool."})
-    num_test_prompts: int | None = field(default=None, metadata={"help": "Prompts of the evaluation."})
-    max_steps: int | None = field(default=None, metadata={"help": "Optimizer steps of every arm."})
-    global_batch_size: int | None = field(default=None, metadata={"help": "Samples per step of every arm."})
-    learning_rates: list[str] = field(
-        default_factory=list, metadata={"help": "Learning rates of single arms, as ARM=RATE."}
-    )
-    beta: float = field(default=5000.0, metadata={"help": "Diffusion-DPO's tie to the reference model."})
-    output_dir: str = field(
-        default=None, metadata={"help": "Where to write the pool, the models, bakeoff.json and bakeoff.html."}
-    )
-
-    def __post_init__(self):
-        for name in ("candidates", "training", "evaluation", "output_dir"):
-            if not getattr(self, name):
-                raise UsageError(f"{name} is missing: give it in the recipe or as --{name}.")
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
-            raise UsageError(f"seeds must be different numbers from 0 on, at least one; got {self.seeds}.")
-        for name in ("max_steps", "global_batch_size"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        for item in self.learning_rates:
-            arm, _, rate = item.partition("=")
-            if arm not in METHODS or not _is_number(rate):
-                raise UsageError(f"learning_rates must be ARM=RATE with an arm of {', '.join(METHODS)}; got {item!r}.")
-        if len(self.rates) < len(self.learning_rates):
-            raise UsageError(f"learning_rates must name each arm once, got {' '.join(self.learning_rates)}.")
-
-    @property
-    def rates(self) -> dict[str, str]:
-        """Learning rate by arm, of those that have one of their own."""
-        return dict(item.split("=") for item in self.learning_rates)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return float(text) > 0
-    except ValueError:
-        return False
+if TYPE_CHECKING:
+    from ..evaluation.evaluate import Evaluation
 
 
 class Bakeoff:
@@ -147,6 +69,8 @@ class Bakeoff:
         self.evaluation_argv = _given(
             num_prompts=config.num_test_prompts, output_dir=str(self.folder / "evaluation"), num_images_per_prompt=1
         )
+        from ..evaluation.evaluate import Evaluation
+
         judged = Evaluation(_parse(evaluate, config.evaluation, self.evaluation_argv)[0])
         if "held_out" not in judged.roles.values():
             raise UsageError(f"{config.evaluation}: held_out_rewards is missing, and they decide a comparison.")
@@ -184,8 +108,10 @@ class Bakeoff:
         _, args, _ = script.make_parser().parse_args_and_config(["--config", self.config.training])
         return args.global_batch_size
 
-    def evaluation(self) -> Evaluation:
+    def evaluation(self) -> "Evaluation":
         """The evaluation of the base model and of every arm's models."""
+        from ..evaluation.evaluate import Evaluation
+
         models = [f"base={self.candidates.model_name_or_path}"]
         models += [
             f"{arm}-{seed}={self.folder_of(arm, seed)}" for arm in self.config.arms for seed in self.config.seeds
@@ -206,6 +132,9 @@ def _parse(script, recipe: str, argv: Sequence[str]) -> tuple:
 def main(config: BakeoffConfig) -> None:
     """Fill the pool, train every arm with every seed, evaluate, and write the report. What is done is not done again."""
     bakeoff = Bakeoff(config)
+    from ..bakeoff.report import write_bakeoff_report
+    from ..devices import default_device
+
     expand.main(bakeoff.candidates)
     if generate.main(bakeoff.candidates):
         raise UsageError("The pool is not complete: wait for the other process, then run the same command again.")
@@ -252,6 +181,10 @@ def draw_seeds(config: CandidatesConfig, seed_groups: Sequence[Group]) -> Candid
     pool = CandidatePool(stage.folder, [spec.name for spec in specs])
     keys = [key for group in seed_groups for key in group.keys]
     if any(key not in pool for key in keys):
+        from ..candidates.drawing import fill_pool
+        from ..candidates.generation import ImageGenerator
+        from ..devices import default_device
+
         device = default_device()
         with stopwatch(stage):
             generator = ImageGenerator(config.model_name_or_path, config, config.model_revision, device)

@@ -21,23 +21,31 @@ craft dpo --config recipe.yaml --dataset_name runs/pairs --beta 5000
 ```
 """
 
+from typing import TYPE_CHECKING
+
 from ..parser import CraftParser
-from ..trainer.dpo_config import DiffusionDPOConfig
-from ..trainer.dpo_trainer import DiffusionDPOTrainer
+from ..trainer.arguments import LaunchArguments, TrainArguments, training_parser
 from . import train
-from .launch import LaunchArguments, run_script
-from .train import TrainArguments
+from .launch import run_script
+
+
+if TYPE_CHECKING:
+    from ..trainer.dpo_config import DiffusionDPOConfig
 
 
 def main(
-    train_args: TrainArguments, training_args: DiffusionDPOConfig, launch_args: LaunchArguments | None = None
+    train_args: TrainArguments, training_args: "DiffusionDPOConfig", launch_args: LaunchArguments | None = None
 ) -> None:
     """Train, and write the whole pipeline to `output_dir`."""
+    from ..trainer.dpo_trainer import DiffusionDPOTrainer
+
     train.main(train_args, training_args, launch_args, DiffusionDPOTrainer)
 
 
 def make_parser(prog: str | None = None) -> CraftParser:
-    return CraftParser([TrainArguments, DiffusionDPOConfig, LaunchArguments], prog=prog)
+    from ..trainer.dpo_config import DiffusionDPOConfig
+
+    return training_parser(DiffusionDPOConfig, prog)
 
 
 if __name__ == "__main__":

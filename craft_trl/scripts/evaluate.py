@@ -30,34 +30,46 @@ accelerate launch -m craft_trl.scripts.evaluate --config recipes/tiny/evaluate.y
 import json
 from datetime import timedelta
 from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
-from accelerate import PartialState
+from typing import TYPE_CHECKING
 
 from ..evaluation.config import EvaluationConfig
-from ..evaluation.evaluate import Evaluation
-from ..evaluation.report import format_table, write_report
 from ..parser import CraftParser
+from ..sources import check_model
 from ..stages import Stage, check_writable, stopwatch, write_atomically
 from .launch import run_script, say
 
 
-def check(config: EvaluationConfig) -> Evaluation:
+if TYPE_CHECKING:
+    from ..evaluation.evaluate import Evaluation
+
+
+def check(config: EvaluationConfig) -> None:
     """Find what is wrong before any work is done."""
-    return Evaluation(config)
+    config.load_prompts()
+    for spec in config.model_specs.values():
+        if spec.kind == "pipeline":
+            check_model(spec.source)
+    check_writable(Path(config.output_dir))
 
 
 def main(config: EvaluationConfig) -> None:
     """Write `results.json`, `scores.parquet` and `report.html`, and print the table and the verdict."""
+    check(config)
+    # Here, after what is wrong has been found.
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import torch
+    from accelerate import PartialState
+
+    from ..evaluation.evaluate import Evaluation
+    from ..evaluation.report import format_table, write_report
+
     # Processes wait for the slowest one, and for the first one to download models: longer than the default of minutes.
     # Without `cpu`, accelerate (1.15) takes each of several processes on a machine without a GPU for the only one.
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
-    evaluation = check(config)
+    evaluation = Evaluation(config)
     evaluation.check_models()
     folder = Path(config.output_dir)
-    check_writable(folder)
     # Images lie under the hash of what they depend on: with another model to compare, the others' are not drawn again.
     stage = Stage("evaluate", folder, evaluation.settings(), cache="images")
     results, report = folder / "results.json", folder / "report.html"
@@ -83,7 +95,7 @@ def main(config: EvaluationConfig) -> None:
         say(f"\nVerdict: {stage.record['summary']['verdict']['sentence']}\nReport: {report}")
 
 
-def per_image(evaluation: Evaluation, scores: dict) -> list[dict]:
+def per_image(evaluation: "Evaluation", scores: dict) -> list[dict]:
     """A row for every image with all its scores, and the diversity of its prompt's images."""
     rows = []
     for arm in evaluation.arms():

@@ -25,12 +25,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..candidates_config import CandidatesConfig
+from ..candidates.config import CandidatesConfig
+from ..candidates.groups import make_groups, save_groups
 from ..errors import NothingToDoError
 from ..expansion import PromptExpander
 from ..expansion.instructed import InstructedExpander
-from ..groups import make_groups, save_groups
 from ..parser import CraftParser
+from ..sources import check_model
 from ..stages import Stage, fingerprint, write_atomically
 from .launch import run_script, run_stage
 
@@ -59,7 +60,10 @@ Checked = tuple[list[str], dict[str, Any], PromptExpander | InstructedExpander]
 
 def check(config: CandidatesConfig) -> Checked:
     """Find what is wrong before any work is done; return the prompts, what was left out of them, and the expander."""
+    check_model(config.model_name_or_path, config.model_revision)
     prompts, counts = config.load_prompts(config.seed)
+    if config.expander == "templates":
+        PromptExpander(config.templates, config.seed)(prompts[:1], config.num_variants)
     expander = config.make_expander(config.seed, config.output_dir, config.model_name_or_path, config.model_revision)
     if isinstance(expander, PromptExpander):
         expander(prompts[:1], config.num_variants)

@@ -26,25 +26,26 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from huggingface_hub import HfApi
 
-from ..candidates import needed, up_to_target
-from ..candidates_config import CandidatesConfig
-from ..dataset import build_dataset_dict
+from ..candidates.config import CandidatesConfig
+from ..candidates.groups import Group, load_groups
+from ..candidates.pool import CandidatePool
+from ..candidates.rejection import needed, up_to_target
 from ..errors import UsageError
-from ..groups import Group, load_groups
-from ..hub import check_repository
+from ..filtering.veto import load_vetoes, veto_mask
+from ..hub.config import PushConfig
 from ..parser import CraftParser
-from ..pool import CandidatePool
 from ..stages import Stage, fingerprint, read_record
-from ..veto import load_vetoes, veto_mask
-from . import push
 from .launch import run_script, run_stage, say
 
 
 def check(config: CandidatesConfig) -> None:
     """Find what is wrong before any work is done."""
     if config.push_to_hub:
+        from huggingface_hub import HfApi
+
+        from ..hub.upload import check_repository
+
         check_repository(HfApi(), config.hub_dataset_id, "dataset", config.hub_private_repo)
 
 
@@ -96,6 +97,8 @@ def main(config: CandidatesConfig) -> None:
     stage = Stage("filter", Path(config.output_dir) / "dataset", settings)
 
     def work() -> dict:
+        from ..filtering.dataset import build_dataset_dict
+
         dataset = build_dataset_dict(groups, pool, config)
         # `save_to_disk` writes file by file; the folder gets its name only when it is complete.
         temporary = stage.folder.with_name(f".{stage.folder.name}.tmp")
@@ -124,9 +127,10 @@ def main(config: CandidatesConfig) -> None:
 
     run_stage(stage, work, report)
     if config.push_to_hub:
+        from . import push
+
         push.main(
-            config.output_dir,
-            push.PushConfig(config.hub_dataset_id, what="dataset", private=config.hub_private_repo),
+            config.output_dir, PushConfig(config.hub_dataset_id, what="dataset", private=config.hub_private_repo)
         )
 
 

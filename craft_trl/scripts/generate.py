@@ -35,23 +35,21 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import FileLock
 
-from ..candidates import generate_candidates, needed, up_to_target
-from ..candidates_config import CandidatesConfig
-from ..dataset import filter_candidates
-from ..errors import UsageError
-from ..generation import ImageGenerator, default_device
-from ..groups import Group, load_groups
+from ..candidates.config import CandidatesConfig, GenerateArguments
+from ..candidates.groups import Group, load_groups
+from ..candidates.pool import CandidatePool, in_use, remove_leftovers
+from ..candidates.rejection import needed, up_to_target
+from ..errors import UsageError, exit_code
+from ..filtering.filter import filter_candidates
 from ..parser import CraftParser
-from ..pool import CandidatePool, in_use, remove_leftovers
 from ..rewards import parse_rewards
 from ..sources import check_model, model_hash
 from ..stages import Stage, check_writable, stopwatch
-from .launch import exit_code, run_script
+from .launch import is_main_process, run_script
 
 
 def make_stage(config: CandidatesConfig) -> Stage:
@@ -71,22 +69,6 @@ def check(config: CandidatesConfig) -> None:
     """Find what is wrong before any work is done."""
     check_model(config.model_name_or_path, config.model_revision)
     parse_rewards(config.rewards)
-
-
-@dataclass
-class GenerateArguments:
-    """
-    How much to draw.
-
-    Args:
-        smoke (`bool`, *optional*, defaults to `False`):
-            Draw, score and filter the first four prompts only, and say what came out. They are the run's own: what is
-            drawn stays in the pool and is not drawn again.
-    """
-
-    smoke: bool = field(
-        default=False, metadata={"help": "Draw, score and filter the first four prompts only, and say what came out."}
-    )
 
 
 def main(config: CandidatesConfig, args: GenerateArguments | None = None, set_aside: bool = False) -> int:
@@ -121,9 +103,9 @@ def main(config: CandidatesConfig, args: GenerateArguments | None = None, set_as
     if begun := unfinished(pool, groups, config):
         most = sum(len(group.keys) for group in groups) if config.reject_on is None else 3 * len(groups)
         check_writable(stage.folder, (most - before) * (config.height or 1024) * (config.width or 1024) * 2)
-        with stopwatch(stage, write=_is_main()) as watch:
+        with stopwatch(stage, write=is_main_process()) as watch:
             if config.num_processes == 1:
-                draw(config, groups, pool, show_progress=_is_main())
+                draw(config, groups, pool, show_progress=is_main_process())
             else:
                 failed = draw_in_processes(config, groups)
         pool.refresh()
@@ -138,7 +120,7 @@ def main(config: CandidatesConfig, args: GenerateArguments | None = None, set_as
         _say(outcome(config, groups, pool))
     elif not left:
         stage.finish(images=len(pool))
-        if begun and not _is_main():
+        if begun and not is_main_process():
             # The main process may have ended before, and said that groups were left.
             print(f"[generate] process {os.environ['RANK']} has finished the last group", flush=True)
     elif failed:
@@ -187,6 +169,10 @@ def unfinished(pool: CandidatePool, groups: Sequence[Group], config: CandidatesC
 
 def draw(config: CandidatesConfig, groups: Sequence[Group], pool: CandidatePool, show_progress: bool) -> None:
     """Do this process's share of the work."""
+    from ..candidates.drawing import generate_candidates
+    from ..candidates.generation import ImageGenerator
+    from ..devices import default_device
+
     device = default_device()
     generate_candidates(
         pool,
@@ -247,13 +233,9 @@ def _end_with_parent() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _is_main() -> bool:
-    return int(os.environ.get("RANK", 0)) == 0
-
-
 def _say(message: str) -> None:
     """As [`say`], which would wait for all processes to meet: here, each works as if it were alone."""
-    if _is_main():
+    if is_main_process():
         print(f"[generate] {message}", flush=True)
 
 

@@ -13,48 +13,25 @@
 # limitations under the License.
 
 
-"""What the scripts share: how they start, what they say, and how they end."""
+"""What the scripts share: how they start, and what they say."""
 
 import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from accelerate import PartialState
-
-from ..errors import NothingToDoError, PushError, TrainingDivergedError, UsageError
+from ..errors import UsageError, exit_code
 from ..parser import CraftParser
 from ..stages import Stage, stopwatch
 
 
-@dataclass
-class LaunchArguments:
-    """
-    How many processes to start. Read by the `craft` command; `accelerate launch` has options of its own.
-
-    Args:
-        accelerate_config (`str`, *optional*):
-            Name of one of the packaged configurations, such as `zero2`, or the path of another.
-        num_processes (`int`, *optional*):
-            Number of processes, instead of the configuration's.
-    """
-
-    accelerate_config: str | None = field(
-        default=None,
-        metadata={"help": "A packaged accelerate configuration, such as zero2, or the path of another."},
-    )
-    num_processes: int | None = field(
-        default=None, metadata={"help": "Number of processes, instead of the configuration's."}
-    )
-
-    @property
-    def given(self) -> bool:
-        return self.accelerate_config is not None or self.num_processes is not None
+if TYPE_CHECKING:
+    from ..trainer.arguments import LaunchArguments
 
 
-def launch(module: str, argv: list[str], launch_args: LaunchArguments) -> None:
+def launch(module: str, argv: list[str], launch_args: "LaunchArguments") -> None:
     """
     Run a script through `accelerate launch` and wait for it.
 
@@ -89,9 +66,14 @@ def find_accelerate_config(name: str) -> Path:
     return known[name]
 
 
+def is_main_process() -> bool:
+    """Whether this is the first of the processes that `accelerate launch` has started, or the only one."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
 def say(message: str) -> None:
     """Print a line, once however many processes there are."""
-    if PartialState().is_main_process:
+    if is_main_process():
         print(message, flush=True)
 
 
@@ -132,35 +114,3 @@ def run_script(main: Callable, make_parser: Callable[[], CraftParser], argv: lis
     """
     argv = sys.argv[1:] if argv is None else argv
     return exit_code(lambda: main(*make_parser().parse_args_and_config(args=argv)))
-
-
-def exit_code(work: Callable[[], None]) -> int:
-    """0, 1 if the work came out empty, training diverged or a push failed, 2 for a wrong setting, 130 after Ctrl-C; each with a line that says what now."""
-    quieten()
-    try:
-        work()
-    except UsageError as error:
-        print(f"craft: error: {error}", file=sys.stderr)
-        return 2
-    except (NothingToDoError, PushError, TrainingDivergedError) as error:
-        print(f"craft: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ncraft: stopped. Run the same command again to go on from here.", file=sys.stderr)
-        return 130
-    return 0
-
-
-def quieten() -> None:
-    """Keep other libraries' loading bars and notices from drowning the lines that a run prints."""
-    import datasets
-    import diffusers
-    import torch
-    import transformers
-
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    if not torch.accelerator.is_available():
-        # DeepSpeed, where it is installed, is imported with the Trainer, looks for a GPU and warns that there is none.
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")

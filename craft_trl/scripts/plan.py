@@ -34,12 +34,12 @@ import yaml
 from ..errors import UsageError
 from ..parser import CraftParser, check_recipe
 from .launch import find_accelerate_config, say
-from .run import RECIPES, RunRecipes, find_recipes
 
 
 if TYPE_CHECKING:
-    from ..gpus import GPU
-    from ..memory import Profile
+    from ..planning.gpus import GPU
+    from ..planning.memory import Profile
+    from ..planning.recipes import RunRecipes
 
 
 @dataclass
@@ -87,8 +87,9 @@ class PlanArguments:
 def main(folder: Path, args: PlanArguments, overrides: Sequence[str] = ()) -> None:
     """Print the plan of a folder of recipes."""
     # Here: a wrong argument is told before the libraries are imported.
-    from ..gpus import find_gpu
-    from ..planning import Planner
+    from ..planning.gpus import find_gpu
+    from ..planning.planner import Planner
+    from ..planning.recipes import RunRecipes
 
     gpu = find_gpu(args.gpu)
     if args.calibrate and args.gpu is not None and (here := find_gpu(None)).name != gpu.name:
@@ -97,7 +98,7 @@ def main(folder: Path, args: PlanArguments, overrides: Sequence[str] = ()) -> No
     planner = Planner(recipes, training_profile(recipes, folder, gpu), gpu, args.pass_rate)
     measured = None
     if args.calibrate:
-        from ..calibration import calibrate
+        from ..planning.calibration import calibrate
 
         measured = calibrate(planner)
     plan = planner.plan(args.price, measured)
@@ -115,9 +116,10 @@ def main(folder: Path, args: PlanArguments, overrides: Sequence[str] = ()) -> No
     say(f"\nIn all {total['gpu_hours']:,.3g} GPU hours{cost}, and {total['disk'] / 1e9:,.3g} GB of disk.{fits}")
 
 
-def training_profile(recipes: RunRecipes, folder: Path, gpu: "GPU") -> "Profile":
+def training_profile(recipes: "RunRecipes", folder: Path, gpu: "GPU") -> "Profile":
     """How the training of a folder of recipes is spread out on GPUs of this kind."""
-    from ..memory import Profile
+    from ..planning.memory import Profile
+    from ..planning.recipes import RECIPES
 
     launch, training = recipes.launch, recipes.training
     accelerate = {}
@@ -160,6 +162,8 @@ def run(argv: Sequence[str]) -> None:
         raise UsageError("craft plan needs a folder of recipes, such as recipes/tiny.")
     own, others = split(argv[1:])
     (args,) = make_parser(prog="craft plan FOLDER").parse_args_and_config(args=own)
+    from ..planning.recipes import find_recipes
+
     main(find_recipes(argv[0]), args, others)
 
 
@@ -170,6 +174,6 @@ def make_parser(prog: str | None = None) -> CraftParser:
 if __name__ == "__main__":
     import sys
 
-    from .launch import exit_code
+    from ..errors import exit_code
 
     raise SystemExit(exit_code(lambda: run(sys.argv[1:])))

@@ -23,78 +23,14 @@ craft push runs/tiny --repo_id org/name --dry_run
 ```
 """
 
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from huggingface_hub import HfApi
 
 from ..errors import UsageError
-from ..hub import base_license, check_repository, check_size, endpoint, scan, upload
+from ..hub.config import PushConfig
 from ..parser import CraftParser
-from ..release import STAGES, Run, dataset_release, model_release
 from .launch import say
-
-
-@dataclass
-class PushConfig:
-    """
-    Configuration of `craft push`.
-
-    Parameters:
-        repo_id (`str`):
-            `org/name` on the Hub. Model and dataset may have the same: they are repositories of two kinds.
-        what (`"all"`, `"model"` or `"dataset"`, *optional*, defaults to `"all"`):
-            What to push.
-        private (`bool`, *optional*):
-            Whether the repositories are private. Defaults to what they are, or the account's setting for new ones.
-        dataset_repo_id (`str`, *optional*):
-            Another `org/name` for the dataset.
-        base_model (`str`, *optional*):
-            Hub id of the base model, where the run was given a folder.
-        license (`str`, *optional*):
-            Identifier of the licence, such as `openrail++`. Defaults to the one on the base model's card.
-        candidate_images (`"kept"` or `"all"`, *optional*, defaults to `"kept"`):
-            Which rows of the configuration `candidates` have their picture: those that a filter keeps, or all.
-        max_shard_size (`int`, *optional*, defaults to `500000000`):
-            Bytes of a parquet file, about.
-        dry_run (`bool`, *optional*, defaults to `False`):
-            Make everything and upload nothing. The cards and the dataset are in `hub/` of the run then.
-    """
-
-    repo_id: str = field(default=None, metadata={"help": "org/name on the Hub."})
-    what: Literal["all", "model", "dataset"] = field(default="all", metadata={"help": "What to push."})
-    private: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Whether the repositories are private. Defaults to what they are, or the account's setting."
-        },
-    )
-    dataset_repo_id: str | None = field(default=None, metadata={"help": "Another org/name for the dataset."})
-    base_model: str | None = field(
-        default=None, metadata={"help": "Hub id of the base model, where the run was given a folder."}
-    )
-    license: str | None = field(
-        default=None,
-        metadata={"help": "Identifier of the licence, such as openrail++. Defaults to that on the base model's card."},
-    )
-    candidate_images: Literal["kept", "all"] = field(
-        default="kept", metadata={"help": "Which rows of `candidates` have their picture."}
-    )
-    max_shard_size: int = field(default=500_000_000, metadata={"help": "Bytes of a parquet file, about."})
-    dry_run: bool = field(default=False, metadata={"help": "Make everything and upload nothing."})
-
-    def __post_init__(self):
-        if not self.repo_id:
-            raise UsageError("repo_id is missing: give it as --repo_id org/name.")
-        if self.max_shard_size < 1:
-            raise UsageError(f"max_shard_size must be at least 1, got {self.max_shard_size}.")
-
-    @property
-    def targets(self) -> dict[str, str]:
-        """Id by kind of repository; the dataset first, so that a model's card never links to nothing."""
-        ids = {"dataset": self.dataset_repo_id or self.repo_id, "model": self.repo_id}
-        return {kind: repo_id for kind, repo_id in ids.items() if self.what in ("all", kind)}
 
 
 def main(run_dir: str, config: PushConfig) -> None:
@@ -102,6 +38,9 @@ def main(run_dir: str, config: PushConfig) -> None:
     folder = Path(run_dir)
     if not folder.is_dir():
         raise UsageError(f"There is no run in {run_dir}.")
+    from ..hub.release import STAGES, Run, dataset_release, model_release
+    from ..hub.upload import base_license, check_repository, check_size, endpoint, scan, upload
+
     run = Run(folder)
     for stage_folder in (*STAGES.values(), "model"):
         if config.what == "all" or (config.what == "model") == (stage_folder == "model"):

@@ -23,13 +23,9 @@ craft serve-reward pickscore --port 8000
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
-
 from ..errors import UsageError
-from ..generation import default_device
 from ..parser import CraftParser
 from ..rewards import Reward, RewardSpec, score
-from ..rewards.server import make_server, serve
 from ..sources import first_line
 
 
@@ -65,6 +61,11 @@ def main(spec: RewardSpec, args: ServeRewardArguments) -> None:
         raise UsageError(f"dtype {args.dtype}: a reward of your own is in the precision that it chooses itself.")
     if not 0 <= args.port < 65536:
         raise UsageError(f"port must be from 0 to 65535, got {args.port}.")
+    import torch
+
+    from ..devices import default_device
+    from ..rewards.server import make_server, serve
+
     loaded: dict[str, Reward] = {}
     about = {"reward": spec.name, "fingerprint": spec.fingerprint()}
     if args.dtype != "float32":

@@ -27,10 +27,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ..candidates_config import CandidatesConfig
+from ..candidates.config import CandidatesConfig
 from ..errors import UsageError
+from ..filtering.sheet import check_sheet, write_sheet
 from ..parser import CraftParser
-from ..sheet import check_sheet, write_sheet
 from ..stages import check_writable
 from .filter import open_pool
 from .launch import run_script, say

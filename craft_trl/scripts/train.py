@@ -35,75 +35,24 @@ craft train --config recipes/sdxl/craft.yaml --use_peft --lora_r 64 --output_dir
 
 import dataclasses
 import shutil
-from dataclasses import dataclass, field
 from pathlib import Path
-
-from datasets import Dataset, load_dataset, load_from_disk
-from datasets.exceptions import DatasetNotFoundError
-from peft import LoraConfig
-from transformers import ProgressCallback
+from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from ..families import get_family
 from ..parser import CraftParser
 from ..sources import check_model, first_line, looks_like_hub_id, model_hash
 from ..stages import Stage, read_record, stopwatch
-from ..trainer.callbacks import LossProgressCallback
-from ..trainer.checkpoints import is_complete, last_complete_checkpoint
-from ..trainer.craft_config import CraftConfig
-from ..trainer.craft_trainer import CraftTrainer
-from ..trainer.diffusion_config import DiffusionConfig
-from ..trainer.diffusion_trainer import DiffusionTrainer, pipeline_class_of
-from ..trainer.guard import Guard
-from ..trainer.guard_config import GuardConfig
-from .launch import LaunchArguments, find_accelerate_config, run_script, say
+from ..trainer.arguments import LaunchArguments, TrainArguments, training_parser
+from .launch import find_accelerate_config, run_script, say
 
 
-@dataclass
-class TrainArguments(GuardConfig):
-    """
-    What is trained on what, and how the guard watches it, see [`GuardConfig`].
+if TYPE_CHECKING:
+    from datasets import Dataset
 
-    Args:
-        model_name_or_path (`str`):
-            Hub id, folder or single `.safetensors` file of the pipeline to tune.
-        model_revision (`str`, *optional*):
-            Revision on the Hub.
-        dataset_name (`str`):
-            Folder of `craft filter` (or any `DatasetDict.save_to_disk`), or a dataset on the Hub.
-        dataset_config (`str`, *optional*):
-            Configuration of a Hub dataset.
-        dataset_train_split (`str`, *optional*, defaults to `"train"`):
-            Split to train on.
-        use_peft (`bool`, *optional*, defaults to `False`):
-            Train a LoRA adapter instead of all parameters.
-        lora_r (`int`, *optional*, defaults to `16`):
-            Rank of the adapter.
-        lora_alpha (`int`, *optional*):
-            Scale of the adapter. Defaults to its rank.
-        lora_target_modules (`list[str]`, *optional*):
-            Modules that get an adapter. Defaults to the attention projections.
-    """
-
-    model_name_or_path: str = field(
-        default=None, metadata={"help": "Hub id, folder or single .safetensors file of the pipeline to tune."}
-    )
-    model_revision: str | None = field(default=None, metadata={"help": "Revision on the Hub."})
-    dataset_name: str = field(default=None, metadata={"help": "Folder of `craft filter`, or a dataset on the Hub."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
-    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    use_peft: bool = field(default=False, metadata={"help": "Train a LoRA adapter instead of all parameters."})
-    lora_r: int = field(default=16, metadata={"help": "Rank of the adapter."})
-    lora_alpha: int | None = field(default=None, metadata={"help": "Scale of the adapter. Defaults to its rank."})
-    lora_target_modules: list[str] | None = field(
-        default=None, metadata={"help": "Modules that get an adapter. Defaults to the attention projections."}
-    )
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("model_name_or_path", "dataset_name"):
-            if not getattr(self, name):
-                raise UsageError(f"{name} is missing: give it in the recipe or as --{name}.")
+    from ..trainer.craft_config import CraftConfig
+    from ..trainer.diffusion_config import DiffusionConfig
+    from ..trainer.diffusion_trainer import DiffusionTrainer
 
 
 # Training arguments that do not change what is learnt: where it is written, how it is told, how it is spread out.
@@ -120,7 +69,7 @@ COSMETIC = {
 }  # fmt: skip
 
 
-def learning_settings(args: CraftConfig) -> dict:
+def learning_settings(args: "CraftConfig") -> dict:
     """Training arguments that change what is learnt and are not at their default."""
     # Not by comparing with a fresh configuration: making one resets accelerate's distributed state.
     settings = {}
@@ -133,16 +82,17 @@ def learning_settings(args: CraftConfig) -> dict:
     return {**settings, **{name: getattr(args, name) for name in always}}
 
 
-def load_training_data(args: TrainArguments) -> Dataset:
+def load_training_data(args: TrainArguments) -> "Dataset":
     """Training split of a folder or a Hub dataset."""
+    from datasets import Dataset, load_dataset, load_from_disk
+    from datasets.exceptions import DatasetNotFoundError
+
     name = args.dataset_name
     if Path(name).is_dir():
         try:
             dataset = load_from_disk(name)
         except IndexError as error:  # what datasets says to a split without rows (5.2)
             raise UsageError(f"Dataset {name}: it has no rows.") from error
-    elif not looks_like_hub_id(name):
-        raise UsageError(f"Dataset {name}: there is no such folder. `craft filter` makes one.")
     else:
         try:
             dataset = load_dataset(name, args.dataset_config)
@@ -170,6 +120,12 @@ def check(train_args: TrainArguments, launch_args: LaunchArguments | None = None
         find_accelerate_config(launch_args.accelerate_config)
 
 
+def check_dataset(name: str) -> None:
+    """Raise a [`UsageError`] unless this is a folder or could be a dataset on the Hub."""
+    if not Path(name).is_dir() and not looks_like_hub_id(name):
+        raise UsageError(f"Dataset {name}: there is no such folder. `craft filter` makes one.")
+
+
 def check_origin(dataset: Path, model: str) -> None:
     """Raise a [`UsageError`] if the pool beside a dataset was drawn by another model: CRAFT trains on its own images."""
     record = read_record(dataset.parent / "pool")
@@ -182,6 +138,8 @@ def check_origin(dataset: Path, model: str) -> None:
 
 def check_checkpoint(folder: Path, settings: dict) -> None:
     """Raise a [`UsageError`] unless a folder is a complete checkpoint of a run with these settings."""
+    from ..trainer.checkpoints import is_complete
+
     if not is_complete(folder):
         raise UsageError(f"resume_from_checkpoint {folder}: it is not a complete checkpoint.")
     difference = Stage("train", folder.parent, settings).difference()
@@ -191,12 +149,24 @@ def check_checkpoint(folder: Path, settings: dict) -> None:
 
 def main(
     train_args: TrainArguments,
-    training_args: DiffusionConfig,
+    training_args: "DiffusionConfig",
     launch_args: LaunchArguments | None = None,
-    trainer_class: type[DiffusionTrainer] = CraftTrainer,
+    trainer_class: "type[DiffusionTrainer] | None" = None,
 ) -> None:
-    """Train, and write the whole pipeline to `output_dir`."""
+    """Train, with [`CraftTrainer`] unless told otherwise, and write the whole pipeline to `output_dir`."""
     check(train_args, launch_args)
+    check_dataset(train_args.dataset_name)
+    # Here, after what is wrong has been found: these are most of what a training imports.
+    from peft import LoraConfig
+    from transformers import ProgressCallback
+
+    from ..trainer.callbacks import LossProgressCallback
+    from ..trainer.checkpoints import last_complete_checkpoint
+    from ..trainer.craft_trainer import CraftTrainer
+    from ..trainer.diffusion_trainer import pipeline_class_of
+    from ..trainer.guard import Guard
+
+    trainer_class = trainer_class or CraftTrainer
     dataset = load_training_data(train_args)
     peft_config = None
     if train_args.use_peft:
@@ -280,7 +250,9 @@ def describe(summary: dict) -> str:
 
 
 def make_parser(prog: str | None = None) -> CraftParser:
-    return CraftParser([TrainArguments, CraftConfig, LaunchArguments], prog=prog)
+    from ..trainer.craft_config import CraftConfig
+
+    return training_parser(CraftConfig, prog)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from transformers import ProgressCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
 from ..errors import TrainingDivergedError
+from ..progress import progress_bar
 from .checkpoints import last_complete_checkpoint
 from .sampling import sample
 
@@ -36,9 +37,10 @@ class LossProgressCallback(ProgressCallback):
     """Shows the latest loss in the progress bar. The Trainer's own prints a dictionary line at every logging step."""
 
     def on_train_begin(self, args, state, control, **kwargs):
-        super().on_train_begin(args, state, control, **kwargs)
-        if self.training_bar is not None:
-            self.training_bar.set_description("Training")
+        # The parent's has no description, and in a log file begins with a line of nothing done.
+        if state.is_world_process_zero:
+            self.training_bar = progress_bar(total=state.max_steps, desc="Training", unit="step")
+        self.current_step = 0
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.training_bar is not None and logs is not None and "loss" in logs:

@@ -28,15 +28,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ..candidates.generation import load_pipeline
 from ..errors import UsageError
-from ..generation import load_pipeline
-from ..sources import content_hash
+from ..sources import ADAPTER, content_hash
 
 
 if TYPE_CHECKING:
     from .diffusion_trainer import DiffusionTrainer
 
-ADAPTER = "pytorch_lora_weights.safetensors"
 AVERAGE = "ema.safetensors"
 PEFT_PREFIX = "base_model.model."
 

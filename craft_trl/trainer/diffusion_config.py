@@ -18,14 +18,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from transformers.trainer_utils import HubStrategy
-from trl.trainer.base_config import _BaseConfig
 
 from ..errors import UsageError
+from .base_config import BaseConfig, HubStrategy
 
 
 @dataclass
-class DiffusionConfig(_BaseConfig):
+class DiffusionConfig(BaseConfig):
     """
     Configuration of [`DiffusionTrainer`], common to all trainers of diffusion models.
 

@@ -35,12 +35,13 @@ from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback, is_deepspeed_zero3_enabled
 from trl.trainer.base_trainer import _BaseTrainer
 
-from ..cards import FACTS, model_card, training_facts
-from ..dataset import validate
 from ..errors import UsageError
 from ..families import get_family
-from ..hub import check_repository, upload
-from ..release import model_release
+from ..filtering.dataset import validate
+from ..hub.cards import FACTS, model_card
+from ..hub.release import model_release
+from ..hub.upload import check_repository, upload
+from ..quiet import quiet_bars
 from ..sources import check_model, model_hash
 from ..stages import fingerprint
 from .callbacks import DivergenceCallback, EMACallback, ModelFreeTensorBoardCallback, ValidationCallback
@@ -56,6 +57,7 @@ from .checkpoints import (
 )
 from .compilation import compile_blocks
 from .diffusion_config import DiffusionConfig
+from .facts import training_facts
 from .precision import checkpoint_block, compute_in_bfloat16
 from .training_samples import StepBatches, TrainingSamples, encode_dataset
 from .zero import zero_init_disabled
@@ -120,9 +122,10 @@ class DiffusionTrainer(_BaseTrainer):
         self.family = get_family(self.model_index["_class_name"])
         self.noise_scheduler = DDPMScheduler.from_pretrained(model, subfolder="scheduler", revision=revision)
         _, denoiser_class = self.model_index[self.family.DENOISER]
-        denoiser = getattr(diffusers, denoiser_class).from_pretrained(
-            model, subfolder=self.family.DENOISER, revision=revision, use_safetensors=True, dtype=torch.float32
-        )
+        with quiet_bars():
+            denoiser = getattr(diffusers, denoiser_class).from_pretrained(
+                model, subfolder=self.family.DENOISER, revision=revision, use_safetensors=True, dtype=torch.float32
+            )
         # DeepSpeed makes a bfloat16 module and float32 master weights itself.
         self.bf16_module = (
             args.mixed_precision == "bf16" and args.bf16_mode == "module" and args.deepspeed_plugin is None
@@ -202,6 +205,7 @@ class DiffusionTrainer(_BaseTrainer):
         conditioning = {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
         return self.family.predict(model, noisy_latents.to(dtype), inputs["timesteps"], conditioning)
 
+    @quiet_bars()
     def load_frozen(self) -> DiffusionPipeline:
         """The pipeline without its denoiser, in float32 on the CPU."""
         pipeline_class = getattr(diffusers, self.model_index["_class_name"])

@@ -31,6 +31,7 @@ from transformers import TrainerCallback
 
 from ..errors import UsageError
 from ..losses import denoising_target, per_sample_mse
+from ..quiet import quiet_bars
 from .diffusion_trainer import DiffusionTrainer
 from .dpo_config import DiffusionDPOConfig
 from .precision import compute_in_bfloat16
@@ -135,7 +136,7 @@ class DiffusionDPOTrainer(DiffusionTrainer):
         self.reference: nn.Module | None = None
         if peft_config is None:
             _, denoiser_class = self.model_index[self.family.DENOISER]
-            with zero_init_disabled():
+            with zero_init_disabled(), quiet_bars():
                 self.reference = getattr(diffusers, denoiser_class).from_pretrained(
                     model, subfolder=self.family.DENOISER, revision=revision, use_safetensors=True, dtype=torch.float32
                 )

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..benchmarks import load_evaluation_prompts
 from ..errors import UsageError
+from ..prompts.benchmarks import load_evaluation_prompts
 from ..rewards import parse_rewards
 from ..stages import fingerprint
 from .image_statistics import PICTURE_METRICS

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from ..evaluation.evaluate import diversity, pixel_distance
+from ..evaluation.diversity import diversity, pixel_distance
 
 
 PICTURE_METRICS = (

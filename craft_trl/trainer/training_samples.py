@@ -27,7 +27,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
-from tqdm.auto import tqdm
+
+from ..progress import progress_bar
 
 
 def encode_dataset(
@@ -68,13 +69,13 @@ def encode_dataset(
     prompts = dict.fromkeys(dataset[prompt_column])
     rows: dict[str, list[torch.Tensor]] = {}
     # One at a time: an encoding depends on its image or prompt alone, not on what it was batched with.
-    for index, prompt in enumerate(tqdm(prompts, desc="Encoding prompts", unit="prompt")):
+    for index, prompt in enumerate(progress_bar(prompts, desc="Encoding prompts", unit="prompt")):
         prompts[prompt] = index
         for name, value in family.encode_prompts(pipeline, [prompt]).items():
             rows.setdefault(f"prompt/{name}", []).append(value[0])
     for name, value in family.encode_empty_prompt(pipeline).items():
         rows[f"prompt/{name}"].append(value[0])
-    for row in tqdm(dataset, desc="Encoding images", unit="image"):
+    for row in progress_bar(dataset, desc="Encoding images", unit="image"):
         image = row["image"].convert("RGB")
         pixels = pipeline.image_processor.preprocess(image).to(vae.device, vae.dtype)  # (1, 3, H, W) in [-1, 1]
         with torch.no_grad():

@@ -13,7 +13,7 @@
 # limitations under the License.
 
 """
-The guard's rule: what scores of the same prompts at several steps say about going on. docs/guard.md states it and its error
+The guard's rule: what scores of the same prompts at several steps say about going on. docs/source/guard.md states it and its error
 rate.
 """
 

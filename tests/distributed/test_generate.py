@@ -24,8 +24,8 @@ from pathlib import Path
 
 import pytest
 
+from craft_trl.candidates.pool import CandidatePool
 from craft_trl.cli.main import main
-from craft_trl.pool import CandidatePool
 
 from .. import fork_workers
 from ..processes import Program, launch

@@ -46,7 +46,7 @@ from transformers import BertTokenizer, CLIPProcessor, CLIPVisionModelWithProjec
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from craft_trl.rewards import image_reward as our_image_reward
-from craft_trl.rewards import loading
+from craft_trl.rewards import loading, weights
 from craft_trl.rewards.aesthetic import Aesthetic
 from craft_trl.rewards.clip_score import CLIPScore
 from craft_trl.rewards.hpsv2 import HPSv2
@@ -99,7 +99,7 @@ class TestHPSv2:
         (tmp_path / "small.json").write_text(json.dumps(HPSV2_CONFIG))
         open_clip.add_model_config(tmp_path / "small.json")
         monkeypatch.setattr("craft_trl.rewards.hpsv2.ARCHITECTURE", "small")
-        file = tmp_path / loading.HPSV2[version].files[0]
+        file = tmp_path / weights.HPSV2[version].files[0]
         torch.save({"state_dict": reference.state_dict(), "epoch": 1}, file)
         transform = hpsv2.src.open_clip.image_transform(224, is_train=False, resize_longest_max=True)
         models = {"model": reference, "preprocess_val": transform}

@@ -1,0 +1,328 @@
+# Copyright 2026 The craft_trl authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""
+Baselines against each other: what each is trained on, and what their evaluation amounts to.
+
+Every arm is a dataset from the same pool and a trainer; the budget of training is the same for all.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..candidates.config import FilterConfig
+from ..candidates.groups import Group
+from ..candidates.pool import CandidatePool
+from ..errors import NothingToDoError, UsageError
+from ..filtering.filter import explain_nothing, filter_candidates, vetoed_itself
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class Material:
+    """
+    What the arms choose from.
+
+    Args:
+        groups (`Sequence[Group]`):
+            Prompts with their expanded variants.
+        seed_groups (`Sequence[Group]`):
+            The same prompts, drawn from as many seeds instead, see [`make_seed_groups`].
+        pool ([`CandidatePool`]):
+            Images and scores of both.
+        config ([`FilterConfig`]):
+            The filter of the recipe.
+    """
+
+    groups: Sequence[Group]
+    seed_groups: Sequence[Group]
+    pool: CandidatePool
+    config: FilterConfig
+
+    def kept(self, **changes) -> "Dataset":
+        """Images that the recipe's filter keeps, with changes to it; their weight is the advantage."""
+        config = FilterConfig(**{name: getattr(self.config, name) for name in FilterConfig.__dataclass_fields__})
+        config = replace(config, **changes)
+        rows = [row for row in filter_candidates(self.groups, self.pool, config) if row["keep"]]
+        if not rows:
+            raise NothingToDoError(explain_nothing(self.groups, self.pool, config))
+        return self.dataset(rows)
+
+    def dataset(self, rows: Sequence[dict]) -> "Dataset":
+        """Rows of [`filter_candidates`] as a dataset."""
+        from ..filtering.dataset import with_images
+
+        return with_images(rows, self.pool)
+
+    def unfiltered(self) -> "Dataset":
+        """Every variant's image but vetoed ones, all of weight 1."""
+        rows = [row for row in filter_candidates(self.groups, self.pool, self.config) if row["variant"] > 0]
+        rows = [row | {"advantage": 1.0} for row in rows if not vetoed_itself(row["drop_reason"])]
+        return self.dataset(rows)
+
+    def best_of_n(self) -> "Dataset":
+        """Of each prompt's images from different seeds the one with the largest sum of scaled rewards, of weight 1."""
+        best: dict[int, dict] = {}
+        for row in filter_candidates(self.seed_groups, self.pool, self.config):
+            if vetoed_itself(row["drop_reason"]):
+                continue
+            if row["group_id"] not in best or row["advantage"] > best[row["group_id"]]["advantage"]:
+                best[row["group_id"]] = row
+        return self.dataset([row | {"advantage": 1.0} for row in best.values()])
+
+    def pairs(self) -> "Dataset":
+        """Preference pairs, see [`build_pairs`]."""
+        from ..filtering.dataset import build_pairs
+
+        return build_pairs(self.groups, self.pool, self.config)
+
+
+@dataclass(frozen=True)
+class Method:
+    """
+    An arm of the comparison.
+
+    Args:
+        title (`str`):
+            What it is, in words.
+        build (`Callable[[Material], Dataset]`):
+            Makes its training set.
+        script (`str`, *optional*, defaults to `"train"`):
+            Name of the script that trains it.
+        rewards (`tuple[str, ...]`, *optional*):
+            Rewards the pool must have for it.
+    """
+
+    title: str
+    build: Callable[[Material], "Dataset"]
+    script: str = "train"
+    rewards: tuple[str, ...] = ()
+
+
+def unweighted(dataset: "Dataset") -> "Dataset":
+    """The same rows, all of weight 1."""
+    column = np.ones(len(dataset), dtype=np.float32)
+    return dataset.remove_columns("advantage").add_column("advantage", column)
+
+
+# Plain fine-tuning is the advantage-weighted loss at weight 1: of these, all but the last are datasets and no code.
+METHODS = {
+    "sft": Method("all variants, no filter, no weights", Material.unfiltered),
+    "best_of_n": Method("best of n seeds of the original prompt, no expansion, no weights", Material.best_of_n),
+    "sft_filtered": Method(
+        "triple filter on groups, no weights", lambda m: unweighted(m.kept(filter_level="group", filter_rewards=None))
+    ),
+    "image_filter": Method(
+        "triple filter on single images, advantage weights",
+        lambda m: m.kept(filter_level="image", filter_rewards=None),
+    ),
+    "h": Method(
+        "single filter on groups, advantage weights",
+        lambda m: m.kept(filter_level="group", filter_rewards=["hpsv2"]),
+        rewards=("hpsv2",),
+    ),
+    "ha": Method(
+        "double filter on groups, advantage weights",
+        lambda m: m.kept(filter_level="group", filter_rewards=["hpsv2", "aesthetic"]),
+        rewards=("hpsv2", "aesthetic"),
+    ),
+    "craft": Method(
+        "CRAFT: triple filter (hpa) on groups, advantage weights",
+        lambda m: m.kept(filter_level="group", filter_rewards=None),
+    ),
+    "diffusion_dpo": Method("Diffusion-DPO on pairs from the pool", Material.pairs, script="dpo"),
+}
+
+
+def make_seed_groups(groups: Sequence[Group]) -> list[Group]:
+    """
+    Groups of as many images as the given ones, drawn from the original prompt with different seeds. The first image of
+    each is that of the given group, so that it is in the pool already.
+    """
+    return [
+        Group(
+            group.group_id,
+            group.prompt,
+            (group.prompt,) * len(group.expanded_prompts),
+            tuple(group.seeds[0] + 1_000_000 * j for j in range(len(group.seeds))),
+        )
+        for group in groups
+    ]
+
+
+def check_methods(names: Sequence[str], rewards: Sequence[str]) -> None:
+    """Raise a [`UsageError`] unless the arms are known, different, and the pool has the rewards they filter by."""
+    for name in names:
+        if name not in METHODS:
+            raise UsageError(f"arms: there is no {name!r}. Known are {', '.join(METHODS)}.")
+        if missing := set(METHODS[name].rewards) - set(rewards):
+            raise UsageError(f"arms: {name} filters by {min(missing)}, and the rewards are {', '.join(rewards)}.")
+    if len(set(names)) != len(names) or len(names) < 2:
+        raise UsageError(f"arms must be at least two different ones of {', '.join(METHODS)}; got {', '.join(names)}.")
+
+
+def two_way_bootstrap(difference: np.ndarray, num_bootstrap: int = 2000, seed: int = 0) -> dict[str, float]:
+    """
+    Mean difference with a 95 % interval over prompts and training seeds.
+
+    Args:
+        difference (`np.ndarray` of shape `(K, P)`):
+            Per training seed and prompt.
+        num_bootstrap (`int`, *optional*, defaults to `2000`):
+            Number of resamples. Each draws training seeds and prompts anew, with replacement.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the resampling.
+
+    Returns:
+        `dict[str, float]`: `delta`, `ci_low` and `ci_high`. Of few training seeds the interval is somewhat too narrow: of
+        three, resampling finds two thirds of their variance.
+    """
+    difference = np.asarray(difference, dtype=np.float64)
+    rng = np.random.default_rng(seed)
+    k, p = difference.shape
+    means = [
+        difference[rng.integers(k, size=k)].mean(axis=0)[rng.integers(p, size=p)].mean() for _ in range(num_bootstrap)
+    ]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return {"delta": float(difference.mean()), "ci_low": float(low), "ci_high": float(high)}
+
+
+def held_out_score(
+    scores: Mapping[str, np.ndarray], base: Mapping[str, np.ndarray], higher_is_better: Mapping[str, bool]
+) -> np.ndarray:
+    """
+    One number for several judges: the mean of their scores, each in units of its spread over the base model's images,
+    and turned so that larger is better.
+
+    Args:
+        scores (`Mapping[str, np.ndarray]`):
+            Per judge, shape `(..., P)`.
+        base (`Mapping[str, np.ndarray]`):
+            Per judge the base model's, shape `(P,)`.
+        higher_is_better (`Mapping[str, bool]`):
+            Per judge.
+
+    Returns:
+        `np.ndarray` of shape `(..., P)`.
+    """
+    parts = []
+    for name, higher in higher_is_better.items():
+        spread = base[name].std() if np.ptp(base[name]) > 0 else 1.0
+        parts.append((1 if higher else -1) * (scores[name] - base[name].mean()) / spread)
+    return np.mean(parts, axis=0)
+
+
+HELD_OUT = "held_out_score"
+
+
+def compare_arms(
+    scores: Mapping[str, Mapping[str, np.ndarray]],
+    roles: Mapping[str, str],
+    higher_is_better: Mapping[str, bool],
+    num_bootstrap: int = 2000,
+) -> list[dict]:
+    """
+    A row per arm and metric against the base model, and a row per arm and other arm by the held-out score.
+
+    Args:
+        scores (`Mapping[str, Mapping[str, np.ndarray]]`):
+            Per arm and metric: shape `(K, P)`, training seeds and prompts. The first is the base model, of shape `(1, P)`.
+        roles (`Mapping[str, str]`):
+            `"training"` or `"held_out"`, by metric.
+        higher_is_better (`Mapping[str, bool]`):
+            By metric.
+        num_bootstrap (`int`, *optional*, defaults to `2000`):
+            Number of resamples.
+
+    Returns:
+        `list[dict]`: rows with `arm`, `against`, `metric`, `role`, `higher_is_better`, `mean`, `delta`, `ci_low`,
+        `ci_high` and `deltas`, one per training seed.
+    """
+    base_name = next(iter(scores))
+    judges = {name: higher_is_better[name] for name, role in roles.items() if role == "held_out"}
+    base = {name: values[0] for name, values in scores[base_name].items()}
+    scores = {arm: {HELD_OUT: held_out_score(metrics, base, judges), **metrics} for arm, metrics in scores.items()}
+    roles = {HELD_OUT: "held_out", **roles}
+    higher_is_better = {HELD_OUT: True, **higher_is_better}
+    rows = []
+    for arm, metrics in scores.items():
+        for against, others in scores.items():
+            if arm in (base_name, against):
+                continue
+            for metric in roles if against == base_name else (HELD_OUT,):
+                difference = metrics[metric] - others[metric]  # (K, P); the base has one row for all training seeds
+                rows.append(
+                    {
+                        "arm": arm,
+                        "against": against,
+                        "metric": metric,
+                        "role": roles[metric],
+                        "higher_is_better": higher_is_better[metric],
+                        "mean": float(metrics[metric].mean(dtype=np.float64)),
+                        **two_way_bootstrap(difference, num_bootstrap),
+                        "deltas": difference.mean(axis=1, dtype=np.float64).tolist(),
+                    }
+                )
+    return rows
+
+
+def verdict(rows: Sequence[dict], base: str = "base") -> dict:
+    """
+    Which arm wins by the held-out score, which cannot be told from it, and where CRAFT stands.
+
+    Args:
+        rows (`Sequence[dict]`):
+            Rows of [`compare_arms`].
+        base (`str`, *optional*, defaults to `"base"`):
+            Name of the base model.
+
+    Returns:
+        `dict`: `ranking`, the arms from best to worst; `winner`; `level_with`, the arms whose difference from the winner
+        has an interval that holds 0; and `sentences`.
+    """
+    against = {(row["arm"], row["against"]): row for row in rows if row["metric"] == HELD_OUT}
+    arms = [arm for arm, other in against if other == base]
+    ranking = sorted(arms, key=lambda arm: -against[arm, base]["delta"])
+    winner = ranking[0]
+    level = [arm for arm in ranking[1:] if against[winner, arm]["ci_low"] <= 0]
+    sentences = []
+    best = against[winner, base]
+    interval = f"{best['delta']:+.3f} [{best['ci_low']:+.3f}, {best['ci_high']:+.3f}] standard deviations"
+    if best["ci_low"] > 0:
+        sentences.append(
+            f"{winner} {'comes first' if level else 'wins'}: {interval} of held-out score against the base model."
+        )
+    else:
+        sentences.append(f"No arm is better than the base model beyond chance; {winner} comes closest: {interval}.")
+    if level:
+        sentences.append(f"It cannot be told from {', '.join(level)}.")
+    elif len(ranking) > 1:
+        sentences.append("It is better than every other arm beyond chance.")
+    if "craft" in ranking and winner != "craft":
+        row = against["craft", winner]
+        chance = "beyond chance" if row["ci_high"] < 0 else "within chance"
+        sentences.append(
+            f"craft is number {ranking.index('craft') + 1} of {len(ranking)}, {row['delta']:+.3f} from {winner} ({chance})."
+        )
+    worse = [arm for arm in ranking if against[arm, base]["ci_high"] < 0]
+    if worse:
+        sentences.append(f"Worse than the base model: {', '.join(worse)}.")
+    return {"ranking": ranking, "winner": winner, "level_with": level, "sentences": sentences}

@@ -1,0 +1,99 @@
+# Copyright 2026 The craft_trl authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Settings of a comparison of arms."""
+
+from dataclasses import dataclass, field
+
+from ..errors import UsageError
+from .arms import METHODS
+
+
+@dataclass
+class BakeoffConfig:
+    """
+    Configuration of `craft bakeoff`. What it does not name is as the three recipes have it.
+
+    Parameters:
+        candidates (`str`):
+            Recipe of the candidates. Every image is drawn, with no early rejection: milder filters need them.
+        training (`str`):
+            Recipe of the training; its learning rate and schedule are those of all arms.
+        evaluation (`str`):
+            Recipe of the evaluation; its held-out rewards decide.
+        arms (`list[str]`, *optional*):
+            What to compare, see [`bakeoff.METHODS`]. Defaults to all.
+        seeds (`list[int]`, *optional*, defaults to `[0, 1, 2]`):
+            Training seeds of each arm.
+        num_prompts (`int`, *optional*):
+            Prompts of the pool. Defaults to those of the recipe.
+        num_test_prompts (`int`, *optional*):
+            Prompts of the evaluation. Defaults to those of the recipe.
+        max_steps (`int`, *optional*):
+            Optimizer steps of every arm. Defaults to those of the recipe.
+        global_batch_size (`int`, *optional*):
+            Samples per step of every arm; of Diffusion-DPO, half as many pairs, which are as many images. Defaults to that
+            of the recipe.
+        learning_rates (`list[str]`, *optional*):
+            Learning rates of single arms instead of the recipe's, as `ARM=RATE`.
+        beta (`float`, *optional*, defaults to `5000.0`):
+            Strength of Diffusion-DPO's tie to the reference model.
+        output_dir (`str`):
+            Where to write the pool, the models, `bakeoff.json` and `bakeoff.html`.
+    """
+
+    candidates: str = field(default=None, metadata={"help": "Recipe of the candidates."})
+    training: str = field(default=None, metadata={"help": "Recipe of the training."})
+    evaluation: str = field(default=None, metadata={"help": "Recipe of the evaluation."})
+    arms: list[str] = field(default_factory=lambda: list(METHODS), metadata={"help": "What to compare."})
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Training seeds of each arm."})
+    num_prompts: int | None = field(default=None, metadata={"help": "Prompts of the pool."})
+    num_test_prompts: int | None = field(default=None, metadata={"help": "Prompts of the evaluation."})
+    max_steps: int | None = field(default=None, metadata={"help": "Optimizer steps of every arm."})
+    global_batch_size: int | None = field(default=None, metadata={"help": "Samples per step of every arm."})
+    learning_rates: list[str] = field(
+        default_factory=list, metadata={"help": "Learning rates of single arms, as ARM=RATE."}
+    )
+    beta: float = field(default=5000.0, metadata={"help": "Diffusion-DPO's tie to the reference model."})
+    output_dir: str = field(
+        default=None, metadata={"help": "Where to write the pool, the models, bakeoff.json and bakeoff.html."}
+    )
+
+    def __post_init__(self):
+        for name in ("candidates", "training", "evaluation", "output_dir"):
+            if not getattr(self, name):
+                raise UsageError(f"{name} is missing: give it in the recipe or as --{name}.")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
+            raise UsageError(f"seeds must be different numbers from 0 on, at least one; got {self.seeds}.")
+        for name in ("max_steps", "global_batch_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        for item in self.learning_rates:
+            arm, _, rate = item.partition("=")
+            if arm not in METHODS or not _is_number(rate):
+                raise UsageError(f"learning_rates must be ARM=RATE with an arm of {', '.join(METHODS)}; got {item!r}.")
+        if len(self.rates) < len(self.learning_rates):
+            raise UsageError(f"learning_rates must name each arm once, got {' '.join(self.learning_rates)}.")
+
+    @property
+    def rates(self) -> dict[str, str]:
+        """Learning rate by arm, of those that have one of their own."""
+        return dict(item.split("=") for item in self.learning_rates)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return float(text) > 0
+    except ValueError:
+        return False

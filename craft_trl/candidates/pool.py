@@ -1,0 +1,272 @@
+# Copyright 2026 The craft_trl authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The pool of candidates: images with their scores in parquet shards, which several processes may fill together."""
+
+import errno
+import fcntl
+import hashlib
+import io
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from ..errors import UsageError
+from ..stages import fingerprint, write_atomically
+
+
+Key = tuple[str, str, int]  # prompt, expanded prompt, seed: what an image is made from, under one pool's settings
+
+
+class CandidatePool:
+    """
+    Images with their scores in append-only parquet shards.
+
+    A row's key is what its image was made from, so a row is found again whatever group or variant number it has, and
+    none is made twice. A shard is written under a temporary name, then renamed. Its name holds two hashes, of its rows
+    without the images and of the whole file. Nothing is taken from a shard before it was compared with one of them; one
+    that does not match its name is set aside, and its rows are made again.
+
+    Several processes, also on several machines with a common file system, may fill one pool: each writes shards of its
+    own, and [`~CandidatePool.claim`] says who works on what.
+
+    Args:
+        folder (`str` or `Path`):
+            Where the shards lie.
+        rewards (`Sequence[str]`):
+            Names of the scores' columns.
+        verify (`bool`, *optional*, defaults to `True`):
+            Whether to find every damaged shard now. It takes reading all of the images. Otherwise keys and scores are
+            read and compared with their hash, and a shard with images when one of its images is asked for.
+    """
+
+    def __init__(self, folder: str | Path, rewards: Sequence[str], verify: bool = True):
+        self.folder = Path(folder)
+        self.rewards = list(rewards)
+        self.scores: dict[Key, np.ndarray] = {}  # float32, in the order of `rewards`
+        self.shard_of: dict[Key, Path] = {}
+        self.damaged: list[Path] = []
+        self._shards: set[Path] = set()  # read, or written here
+        self._whole: set[Path] = set()  # those that match the hash of the whole file
+        self._claims: BinaryIO | None = None
+        self._read(verify)
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self.scores
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def refresh(self) -> list[Key]:
+        """Take in the shards that other processes have written since, and return the keys of their rows."""
+        return self._read(verify=False)
+
+    def append(self, keys: Sequence[Key], images: Sequence[Image.Image], scores: dict[str, np.ndarray]) -> None:
+        """Write one shard."""
+        self.add(keys, scores, self.write(len(self), keys, images, scores))
+
+    def write(
+        self, number: int, keys: Sequence[Key], images: Sequence[Image.Image], scores: dict[str, np.ndarray]
+    ) -> Path:
+        """Write one shard, whose name begins with `number`, and leave it to [`~CandidatePool.add`] to take it in."""
+        prompts, expanded_prompts, seeds = zip(*keys, strict=True)
+        columns = {
+            "prompt": pa.array(prompts, pa.string()),
+            "expanded_prompt": pa.array(expanded_prompts, pa.string()),
+            "seed": pa.array(seeds, pa.int64()),
+            _IMAGE: pa.array([{"bytes": _png(image), "path": None} for image in images], _IMAGE_TYPE),
+            "dtype": pa.array([image.info.get("dtype") for image in images], pa.string()),
+            **{name: pa.array(scores[name], pa.float32()) for name in self.rewards},
+        }
+        table = pa.table(columns)
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        data = buffer.getvalue()
+        rows = _digest_rows(table.drop_columns(_IMAGE).to_pydict())
+        shard = self.folder / f"shard-{number:08d}-{rows}-{_digest(data)}.parquet"
+        self._shards.add(shard)  # before it is there, so that `refresh` leaves it to `add`
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(shard, data)
+        except OSError as error:
+            raise UsageError(
+                f"Cannot write {shard}: {error.strerror}. What the pool holds is whole: make room, then run the same "
+                "command again."
+            ) from error
+        self._whole.add(shard)
+        return shard
+
+    def add(self, keys: Sequence[Key], scores: dict[str, np.ndarray], shard: Path) -> None:
+        """Take in the rows of a shard."""
+        values = np.array([scores[name] for name in self.rewards], dtype=np.float32).T
+        self.scores.update(zip(keys, values, strict=True))
+        self.shard_of.update(dict.fromkeys(keys, shard))
+
+    def images(self, keys: Iterable[Key]) -> Iterator[bytes]:
+        """
+        PNG bytes of rows, in the order of `keys`; fast when the keys of a shard come together, as after
+        [`~CandidatePool.by_shard`].
+
+        Raises a [`UsageError`] at the first image whose shard is damaged or gone.
+        """
+        shard, rows = None, {}
+        for key in keys:
+            if self.shard_of[key] != shard:
+                shard = self.shard_of[key]
+                table = self._read_whole(shard, [*_KEY, _IMAGE])
+                if table is None:
+                    raise UsageError(
+                        f"{shard} is damaged and set aside: run the command that filled {self.folder} again, which makes "
+                        "its images again, then this one."
+                    )
+                rows = {k: image["bytes"] for k, image in zip(_keys(table), table[_IMAGE], strict=True)}
+            yield rows[key]
+
+    def by_shard(self, keys: Iterable[Key]) -> list[Key]:
+        """Keys in an order in which no shard is read twice."""
+        return sorted(keys, key=self.shard_of.__getitem__)
+
+    def claim(self, key: Key) -> bool:
+        """
+        Take the work on a group, named by the key of its original, for this process, and say whether that succeeded.
+
+        A claim is a byte of a file that the operating system locks for a process and frees when that process ends, in
+        whatever way. Nothing is left over that a later run would have to tell from a living claim.
+        """
+        if self._claims is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._claims = (self.folder / CLAIMS).open("ab")
+        # The byte's place is a hash, so that a claim means the same to a process with another list of groups.
+        place = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:7], "big")
+        return _lock(self._claims, 1, place)
+
+    def release(self) -> None:
+        """Give up all claims."""
+        if self._claims is not None:
+            self._claims.close()
+            self._claims = None
+
+    def _read(self, verify: bool) -> list[Key]:
+        shards = sorted(set(self.folder.glob("shard-*.parquet")) - self._shards)
+        if not shards:
+            return []
+        added = []
+        # The hashing of one shard goes on while the next one is read from the disk.
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+            tables = threads.map(lambda shard: self._read_shard(shard, verify), shards)
+            for shard, table in zip(shards, tables, strict=True):
+                if table is None:
+                    continue
+                keys = _keys(table)
+                self.add(keys, {name: np.array(table[name], dtype=np.float32) for name in self.rewards}, shard)
+                self._shards.add(shard)
+                added += keys
+        return added
+
+    def _read_shard(self, shard: Path, verify: bool) -> dict[str, list] | None:
+        """The columns of a shard but the images; `None` if it is damaged."""
+        if not verify:
+            # Where this fails for any reason, such as an older shard with one hash only, the whole file decides.
+            with suppress(OSError, ValueError, pa.ArrowException), pq.ParquetFile(shard) as file:
+                rows = file.read([name for name in file.schema_arrow.names if name != _IMAGE]).to_pydict()
+                if _digest_rows(rows) in shard.stem.split("-")[2:-1]:
+                    return rows
+        return self._read_whole(shard, [*_KEY, *self.rewards])
+
+    def _read_whole(self, shard: Path, columns: list[str]) -> dict[str, list] | None:
+        """Columns of a shard that matches the hash of the whole file; `None` if it does not, and is now set aside."""
+        with suppress(FileNotFoundError):  # another process has just set it aside
+            if shard in self._whole:
+                return pq.read_table(shard, columns=columns).to_pydict()
+            data = shard.read_bytes()
+            if _digest(data) == shard.stem.rpartition("-")[2]:
+                self._whole.add(shard)
+                return pq.read_table(io.BytesIO(data), columns=columns).to_pydict()
+            aside = shard.with_suffix(".damaged")
+            shard.rename(aside)
+            self.damaged.append(aside)
+        return None
+
+    def matrices(self, groups: Sequence) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """
+        Scores of [`Group`]s as the arrays of [`crf`]: one of shape `(G, 1 + n)` per reward, NaN where there is no
+        image, and the mask `generated` of the same shape.
+        """
+        nothing = np.full(len(self.rewards), np.nan, dtype=np.float32)
+        table = np.array([[self.scores.get(key, nothing) for key in group.keys] for group in groups])  # (G, 1 + n, R)
+        generated = np.array([[key in self.scores for key in group.keys] for group in groups])
+        return {name: table[:, :, i] for i, name in enumerate(self.rewards)}, generated
+
+
+CLAIMS = "claims.lock"
+
+
+def in_use(folder: Path) -> bool:
+    """Whether another process has claimed work in a pool's folder."""
+    path = Path(folder) / CLAIMS
+    if not path.exists():
+        return False
+    with path.open("ab") as file:
+        return not _lock(file)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes were writing. Only where the pool is not [`in_use`]."""
+    for path in Path(folder).glob(".shard-*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def _lock(file: BinaryIO, length: int = 0, start: int = 0) -> bool:
+    """Lock bytes of a file, all of them if `length` is 0, unless another process holds one of them."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        raise UsageError(
+            f"{file.name} cannot be locked ({error.strerror}), so nothing keeps two processes from the same work: put "
+            "output_dir on a file system with locks."
+        ) from error
+    return True
+
+
+_KEY = ["prompt", "expanded_prompt", "seed"]
+_IMAGE = "image"
+_IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # how `datasets.Image` stores an image
+
+
+def _keys(table: dict[str, list]) -> list[Key]:
+    return list(zip(*(table[name] for name in _KEY), strict=True))
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _digest_rows(rows: dict[str, list]) -> str:
+    return fingerprint(rows)[:16]  # of the values: how parquet writes them may change with its version
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()

@@ -1,0 +1,61 @@
+# Copyright 2026 The craft_trl authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Early rejection: which images of a group are to be made next, and which groups count."""
+
+from collections.abc import Sequence
+
+from .groups import Group
+from .pool import CandidatePool, Key
+
+
+def needed(pool: CandidatePool, group: Group, reject_on: Sequence[str] | None = None) -> list[Key]:
+    """The images of a group that are to be made next; none if it is complete or rejected."""
+    original, *variants = group.keys
+    missing = [key for key in dict.fromkeys(group.keys) if key not in pool]  # a variant may be the original itself
+    if reject_on is None or not missing or original not in pool or variants[0] not in pool:
+        return missing if reject_on is None else [key for key in missing if key in (original, variants[0])]
+    columns = [pool.rewards.index(name) for name in reject_on]
+    for key in variants:
+        if key not in pool:
+            return [key]
+        if not (pool.scores[key][columns] > pool.scores[original][columns]).all():
+            return []
+    return []
+
+
+def passes(pool: CandidatePool, group: Group, filter_rewards: Sequence[str]) -> bool:
+    """Whether every variant of a group is in the pool and beats the original on these rewards."""
+    if any(key not in pool for key in group.keys):
+        return False
+    columns = [pool.rewards.index(name) for name in filter_rewards]
+    original, *variants = (pool.scores[key][columns] for key in group.keys)
+    return all((variant > original).all() for variant in variants)
+
+
+def up_to_target(
+    pool: CandidatePool, groups: Sequence[Group], filter_rewards: Sequence[str], target_groups: int | None
+) -> Sequence[Group]:
+    """
+    The groups that count: up to and including the `target_groups`-th that passes, all of them if there is no target or
+    fewer pass. What else is in the pool, and who made it when, makes no difference once these are complete.
+    """
+    if target_groups is None:
+        return groups
+    passed = 0
+    for i, group in enumerate(groups):
+        passed += passes(pool, group, filter_rewards)
+        if passed == target_groups:
+            return groups[: i + 1]
+    return groups

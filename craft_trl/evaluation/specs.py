@@ -1,0 +1,76 @@
+# Copyright 2026 The craft_trl authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The models of a comparison, as a recipe names them."""
+
+import re
+from dataclasses import dataclass
+
+from ..errors import UsageError
+from ..families import DENOISERS
+from ..parser import suggest
+
+
+KINDS = (*DENOISERS, "lora", "results")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """
+    A model as a recipe names it.
+
+    - `NAME=FOLDER` or `NAME=org/name`: a whole pipeline,
+    - `NAME=unet:SOURCE`: the base model's pipeline with another denoiser. `SOURCE` is a folder of diffusers, such as
+      `org/name/unet`, or a state dict, such as `org/name/path/unet.pth`, which is read without executing it,
+    - `NAME=lora:SOURCE`: the base model with an adapter, a folder or a `.safetensors` file, in any format that diffusers
+      reads,
+    - `NAME=results:FOLDER`: the model of that name in an earlier comparison under the same settings.
+
+    A `SOURCE` is a path here, or a repository on the Hub with or without a path in it.
+
+    Args:
+        name (`str`):
+            Name in the tables.
+        kind (`str`):
+            `"pipeline"` or one of `KINDS`.
+        source (`str`):
+            Where it is.
+        base (`str`):
+            Folder or Hub id of the base model's pipeline.
+    """
+
+    name: str
+    kind: str
+    source: str
+    base: str
+
+    @classmethod
+    def parse_all(cls, texts: list[str]) -> "dict[str, ModelSpec]":
+        """Models of a recipe's list by name, the base first."""
+        specs: dict[str, ModelSpec] = {}
+        for text in texts:
+            name, equals, source = text.partition("=")
+            if not (equals and source and re.fullmatch(r"\w[\w.-]*", name)):
+                raise UsageError(f"models must be NAME=FOLDER or NAME=HUB_ID, got {text!r}.")
+            match = re.fullmatch(r"(\w+):(.+)", source)
+            kind, source = match.groups() if match else ("pipeline", source)
+            if kind not in ("pipeline", *KINDS):
+                remedy = suggest(kind, KINDS)
+                raise UsageError(f"models: {text!r} is of no known kind, {kind!r} before the colon. {remedy}")
+            if not specs and kind != "pipeline":
+                raise UsageError(f"models: the first is the base, a whole pipeline; got {text!r}.")
+            if name in specs:
+                raise UsageError(f"Every model needs a name of its own, got {name} twice.")
+            specs[name] = cls(name, kind, source, base=next(iter(specs.values())).source if specs else source)
+        return specs

@@ -1,0 +1,114 @@
+# Copyright 2026 The craft_trl authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What the filter says of every image of a pool, and why."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ..candidates.config import FilterConfig
+from ..candidates.groups import Group
+from ..candidates.pool import CandidatePool
+from ..crf import composite_reward_filter, group_advantages, improves
+from ..errors import UsageError
+from .veto import load_vetoes, veto_mask
+
+
+def filter_candidates(groups: Sequence[Group], pool: CandidatePool, config: FilterConfig) -> list[dict]:
+    """
+    What the filter says of every image of every group: the rows of `candidates`, with the columns of [`~filtering.dataset.features`].
+
+    Args:
+        groups (`Sequence[Group]`):
+            Prompts with their variants. The pool must have the original image of each.
+        pool ([`CandidatePool`]):
+            Scores.
+        config ([`FilterConfig`]):
+            What passes.
+    """
+    config.check_rewards(pool.rewards)
+    filter_rewards = config.filter_rewards or pool.rewards
+    scores, generated = pool.matrices(groups)
+    if not generated[:, 0].all():
+        group = groups[int(np.flatnonzero(~generated[:, 0])[0])]
+        raise UsageError(f"The pool {pool.folder} has no image for {group.prompt!r}: run `craft generate` first.")
+    vetoed = veto_mask(load_vetoes(config.veto, pool), groups)
+    keep = composite_reward_filter(scores, filter_rewards, config.filter_level, generated, vetoed)
+    weights = None if config.reward_weights is None else dict(zip(scores, config.reward_weights, strict=True))
+    advantages = group_advantages(scores, weights, config.scale_rewards, config.advantage_eps, generated)
+    reasons = drop_reasons(scores, keep, generated, filter_rewards, config.filter_level, vetoed)
+    rows = []
+    for i, group in enumerate(groups):
+        for j, (prompt, expanded_prompt, seed) in enumerate(group.keys):
+            row = {"group_id": group.group_id, "variant": j, "prompt": prompt, "expanded_prompt": expanded_prompt}
+            row |= {"seed": seed, "image": None}
+            row |= {name: float(values[i, j]) if generated[i, j] else None for name, values in scores.items()}
+            row |= {"keep": bool(keep[i, j]), "drop_reason": reasons[i][j], "advantage": float(advantages[i, j])}
+            rows.append(row)
+    return rows
+
+
+def drop_reasons(
+    scores: Mapping[str, np.ndarray],
+    keep: np.ndarray,
+    generated: np.ndarray,
+    filter_rewards: Sequence[str],
+    filter_level: str,
+    vetoed: np.ndarray,
+) -> list[list[str]]:
+    """
+    Why each image is not in the training set, `""` for those that are.
+
+    `original` (it is what the others are compared with), `not_generated` (its group had failed before), the rewards on
+    which it does not beat the original and `vetoed`, such as `hpsv2, vetoed`, or, for a variant that passes in a group
+    that fails, `variant 3: pickscore`, the first variant that failed and why, or `original: vetoed`.
+    """
+    failures = {name: ~improves(scores[name]) for name in filter_rewards} | {"vetoed": vetoed}
+    reasons = [["vetoed" if veto else "original"] + [""] * (keep.shape[1] - 1) for veto in vetoed[:, 0]]
+    for i, j in np.argwhere(~keep[:, 1:]) + [0, 1]:
+        failed = [name for name, fails in failures.items() if fails[i, j]]
+        reasons[i][j] = ", ".join(failed) if generated[i, j] else "not_generated"
+    for group in reasons:
+        culprit = next((j for j, reason in enumerate(group) if j and reason not in ("", "not_generated")), None)
+        for j in range(1, len(group)):
+            if group[j] == "" and group[0] == "vetoed":
+                group[j] = "original: vetoed"
+            elif group[j] == "" and culprit is not None and filter_level == "group":
+                group[j] = f"variant {culprit}: {group[culprit]}"
+    return reasons
+
+
+def vetoed_itself(drop_reason: str) -> bool:
+    """Whether an image was vetoed, and not dropped for another's sake (`variant 3: vetoed`)."""
+    return ":" not in drop_reason and "vetoed" in drop_reason.split(", ")
+
+
+def explain_nothing(groups: Sequence[Group], pool: CandidatePool, config: FilterConfig) -> str:
+    """What passed how far when nothing passed the whole filter, and what to relax."""
+    filter_rewards = config.filter_rewards or pool.rewards
+    scores, generated = pool.matrices(groups)
+    one = [f"{name} {composite_reward_filter(scores, [name], 'image', generated).sum()}" for name in filter_rewards]
+    variants = int(generated[:, 1:].sum())
+    images = int(composite_reward_filter(scores, filter_rewards, "image", generated).sum())
+    relax = ["fewer filter_rewards", "more prompts", "milder templates"]
+    if config.filter_level == "group":
+        relax = ["filter_level: image", "a smaller num_variants", *relax]
+    vetoed = veto_mask(load_vetoes(config.veto, pool), groups).sum()
+    struck = f"; {vetoed} images are vetoed" if vetoed else ""
+    return (
+        f"No {config.filter_level} passed the filter: of {variants} variants of {len(generated)} prompts, "
+        f"{', '.join(one)} beat their original, and {images} did on all of them{struck}. To relax: {'; '.join(relax)}. "
+        "The pool is kept."
+    )

@@ -1,0 +1,150 @@
+# Copyright 2026 The craft_trl authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The contact sheet: every candidate beside its original, with what the filter says of it, to look at and to veto."""
+
+import dataclasses
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from ..candidates.config import FilterConfig
+from ..candidates.groups import Group
+from ..candidates.pool import CandidatePool, Key
+from ..errors import NothingToDoError, UsageError
+from ..pages import render, thumbnail
+from ..progress import progress_bar
+from ..stages import fingerprint, write_atomically
+from .filter import filter_candidates
+from .veto import load_vetoes, veto_line
+
+
+MARK = '<meta name="generator" content="craft_trl contact sheet">'
+
+
+def write_sheet(
+    path: Path,
+    groups: Sequence[Group],
+    pool: CandidatePool,
+    config: FilterConfig,
+    num_groups: int | None = None,
+    only: Literal["all", "kept", "dropped"] = "all",
+    thumbnail_size: int = 192,
+) -> dict[str, int]:
+    """
+    Write a self-contained HTML page of candidates, with a checkbox for each and a button that saves the vetoes.
+
+    The page says what the filter says without vetoes, and counts vetoes on top of that as they are made. Vetoes of
+    `config.veto` are ticked; those of images that are not on the page are kept when it saves.
+
+    Args:
+        path (`Path`):
+            File to write. A sheet that is there is replaced, any other file is refused.
+        groups (`Sequence[Group]`):
+            Prompts with their variants. Those of which the pool has no original yet are left out.
+        pool ([`CandidatePool`]):
+            Images and scores.
+        config ([`FilterConfig`]):
+            What passes.
+        num_groups (`int`, *optional*):
+            Show so many groups, evenly spaced over those there are. Defaults to all.
+        only (`"all"`, `"kept"` or `"dropped"`, *optional*, defaults to `"all"`):
+            Show groups of which the filter keeps an image, or those of which it keeps none.
+        thumbnail_size (`int`, *optional*, defaults to `192`):
+            Longer side of the pictures in pixels; smaller images stay as they are.
+
+    Returns:
+        `dict[str, int]`: `groups` and `images` on the page, `waiting`, the groups that have no original yet, `vetoed`
+        and `bytes`.
+    """
+    check_sheet(path)
+    drawn = [group for group in groups if group.keys[0] in pool]
+    rows = filter_candidates(drawn, pool, dataclasses.replace(config, veto=None)) if drawn else []
+    row = iter(rows)
+    by_group = [(group, [next(row) for _ in group.keys]) for group in drawn]
+    if only != "all":
+        by_group = [(g, rows) for g, rows in by_group if any(row["keep"] for row in rows) == (only == "kept")]
+    if not by_group:
+        raise NothingToDoError(
+            f"There is nothing to show: of {len(groups)} groups, {len(drawn)} are drawn, none {only}."
+        )
+    if num_groups is not None and num_groups < len(by_group):
+        by_group = [by_group[i] for i in np.linspace(0, len(by_group) - 1, num_groups).round().astype(int)]
+
+    keys = [key for group, _ in by_group for key in group.keys if key in pool]
+    pictures = make_thumbnails(pool, keys, thumbnail_size)
+    vetoes = load_vetoes(config.veto, pool)
+    sheet = {
+        "rewards": pool.rewards,
+        "filter_rewards": config.filter_rewards or pool.rewards,
+        "level": config.filter_level,
+        "groups": [_group(group, rows, pool, pictures) for group, rows in by_group],
+        "vetoed": [veto_line(key) for key in vetoes],
+        # Under this name the browser remembers vetoes that are not saved yet.
+        "memory": fingerprint([keys, sorted(vetoes), config.filter_level]),
+    }
+    page = render("sheet.html", sheet=sheet, folder=str(pool.folder.parent), thumbnail_size=thumbnail_size)
+    write_atomically(path, page)
+    return {
+        "groups": len(by_group),
+        "images": len(keys),
+        "waiting": len(groups) - len(drawn),
+        "vetoed": len(vetoes),
+        "bytes": path.stat().st_size,
+    }
+
+
+def check_sheet(path: Path) -> None:
+    """Raise a [`UsageError`] if a file that is no sheet is in the way."""
+    if path.is_file():
+        with path.open("rb") as file:
+            if MARK.encode() in file.read(1000):
+                return
+    if path.exists():
+        raise UsageError(f"{path} is there and is no contact sheet: choose another sheet_file.")
+
+
+def make_thumbnails(pool: CandidatePool, keys: Sequence[Key], size: int) -> dict[Key, str]:
+    """A small picture of each image, WebP in base64, decoded and encoded on threads."""
+    ordered = pool.by_shard(keys)
+    images = pool.images(ordered)
+    pictures: dict[Key, str] = {}
+    with ThreadPoolExecutor() as threads, progress_bar(total=len(keys), unit="image", desc="Thumbnails") as bar:
+        # In pieces: `map` would read the whole pool into memory at once.
+        for start in range(0, len(ordered), 64):
+            part = ordered[start : start + 64]
+            pngs = [next(images) for _ in part]
+            pictures.update(zip(part, threads.map(lambda png: thumbnail(png, size), pngs), strict=True))
+            bar.update(len(part))
+    return pictures
+
+
+def _group(group: Group, rows: list[dict], pool: CandidatePool, pictures: dict[Key, str]) -> dict:
+    samples = [
+        {
+            "variant": row["variant"],
+            "text": row["expanded_prompt"],
+            "scores": [row[name] for name in pool.rewards],
+            "reason": row["drop_reason"],
+            "advantage": row["advantage"],
+            "line": veto_line(key),
+            "picture": pictures[key],
+        }
+        for key, row in zip(group.keys, rows, strict=True)
+        if key in pool
+    ]
+    return {"id": group.group_id, "prompt": group.prompt, "missing": len(rows) - len(samples), "samples": samples}

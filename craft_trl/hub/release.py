@@ -1,0 +1,376 @@
+# Copyright 2026 The craft_trl authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""What of a run goes to the Hub: the files of its model and of its dataset, with their cards."""
+
+import io
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow.parquet as pq
+from datasets import Dataset, load_from_disk
+from diffusers.utils import make_image_grid
+from PIL import Image
+
+from ..candidates.config import FilterConfig
+from ..candidates.groups import Group, load_groups
+from ..candidates.pool import CandidatePool, Key
+from ..crf import improves
+from ..errors import NothingToDoError, UsageError
+from ..filtering.dataset import features, with_images
+from ..filtering.filter import filter_candidates, vetoed_itself
+from ..filtering.veto import load_vetoes, veto_line, veto_mask
+from ..progress import progress_bar
+from ..sources import content_hash, looks_like_hub_id, model_hash
+from ..stages import check_writable, fingerprint, read_record, write_atomically
+from .cards import FACTS, dataset_card, flat, model_card
+from .upload import Content, model_files, scan, shards
+
+
+# The paper's filters. A pool that was scored with other rewards has its run's own filter instead, as `filtered`.
+FILTERS = {"h": ["hpsv2"], "ha": ["hpsv2", "aesthetic"], "hpa": ["hpsv2", "pickscore", "aesthetic"]}
+STAGES = {"expand": "prompts", "generate": "pool", "filter": "dataset"}  # with their folders
+PICTURE = 192  # pixels of an image in a card's picture
+
+
+@dataclass
+class Run:
+    """
+    The folder of a run, read-only.
+
+    Args:
+        folder (`Path`):
+            Folder with `pool/` and `dataset/`, `model/`, or all three.
+    """
+
+    folder: Path
+
+    def record(self, stage_folder: str) -> dict[str, Any]:
+        """Record of a finished stage, or a [`UsageError`] that says which command makes it."""
+        record = read_record(self.folder / stage_folder)
+        command = {folder: stage for stage, folder in STAGES.items()}.get(stage_folder, "train")
+        if record is None or not record["finished"]:
+            raise UsageError(f"There is no finished {self.folder / stage_folder}: run `craft {command}` first.")
+        return record
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the trainer noted for the cards; nothing where there was no training."""
+        path = self.folder / "model" / FACTS
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    @property
+    def base_model(self) -> str | None:
+        """Hub id of the model that drew the images, unless it was a folder."""
+        record = read_record(self.folder / "pool")
+        model = record["settings"]["model"] if record is not None else ""
+        return self.facts.get("base_model") or (model.partition("@")[0] if looks_like_hub_id(model) else None)
+
+    def cost(self, stages: Sequence[str]) -> list[tuple[str, float]]:
+        """Seconds of stages, of those that were measured."""
+        path = self.folder / "timings.json"
+        timings = json.loads(path.read_text()) if path.exists() else {}
+        return [(name, timings[name]["seconds"]) for name in stages if name in timings]
+
+
+def dataset_release(
+    run_dir: Path,
+    repo_id: str,
+    staging: Path,
+    base_model: str | None = None,
+    license: str | None = None,
+    candidate_images: Literal["kept", "all"] = "kept",
+    max_shard_size: int = 500_000_000,
+) -> dict[str, Content]:
+    """
+    The pool and what its filters keep, as a dataset with a configuration each.
+
+    Args:
+        run_dir (`Path`):
+            Folder of the run.
+        repo_id (`str`):
+            Id on the Hub.
+        staging (`Path`):
+            Folder to write to; emptied first.
+        base_model (`str`, *optional*):
+            Hub id of the model that drew the images.
+        license (`str`, *optional*):
+            Identifier of the licence, for the card.
+        candidate_images (`"kept"` or `"all"`, *optional*, defaults to `"kept"`):
+            Which rows of `candidates` have their picture: those that a configuration keeps, or all.
+        max_shard_size (`int`, *optional*, defaults to `500_000_000`):
+            Bytes of a parquet file, about.
+
+    Returns:
+        `dict[str, Path | bytes]`: contents by path in the repository.
+    """
+    run = Run(run_dir)
+    records = {stage: run.record(folder) for stage, folder in STAGES.items()}
+    # Those that the filter looked at: with a target, it stops before the end.
+    groups = load_groups(run_dir / "prompts" / "groups.jsonl")[: records["filter"]["summary"]["groups"]]
+    pool = CandidatePool(run_dir / "pool", list(records["generate"]["settings"]["rewards"]), verify=False)
+    settings = filter_settings(records["filter"]["settings"]) | {"veto": copy_vetoes(run_dir)}
+    filters, own = configurations(settings, pool.rewards), FilterConfig(**settings)
+    rows = {name: filter_candidates(groups, pool, config) for name, config in filters.items()}
+    rows["candidates"] = filter_candidates(groups, pool, own)
+    scan({}, [("a prompt", text) for group in groups for text in (group.prompt, *group.expanded_prompts)])
+
+    image_bytes = sum(path.stat().st_size for path in pool.folder.glob("shard-*.parquet")) / len(pool)
+    kept = {key(row) for name in filters for row in rows[name] if row["keep"]}
+    pictured = kept if candidate_images == "kept" else set(pool.scores)
+    copies = len(pictured) + sum(row["keep"] for name in filters for row in rows[name])
+    check_writable(staging, int(copies * image_bytes * 1.1))
+    shutil.rmtree(staging, ignore_errors=True)
+
+    files: dict[str, Content] = {}
+    counts = []
+    for name in ("candidates", *filters):
+        chosen = rows[name] if name == "candidates" else [row for row in rows[name] if row["keep"]]
+        config = filters.get(name)
+        counts.append(
+            {
+                "name": name,
+                "rewards": "no filter" if config is None else ", ".join(config.filter_rewards or pool.rewards),
+                "images": sum(key(row) in pool for row in chosen),
+                "groups": len({row["group_id"] for row in chosen}),
+                "undecided": 0 if config is None else undecided(groups, pool, config),
+            }
+        )
+        if not chosen:
+            continue  # a configuration without rows could not be loaded; the card says that nothing passed
+        parts = shards(chosen, image_bytes * (len(pictured) / len(chosen) if config is None else 1), max_shard_size)
+        for number, part in enumerate(progress_bar(parts, desc=f"Writing {name}", unit="file", disable=len(parts) == 1)):
+            path = f"{name}/train-{number:05d}-of-{len(parts):05d}.parquet"
+            (staging / path).parent.mkdir(parents=True, exist_ok=True)
+            partly_pictured(part, pool, pictured).to_parquet(str(staging / path))
+            files[path] = staging / path
+    if not kept:
+        raise NothingToDoError(f"Nothing in {pool.folder} passes a filter: there is no dataset to push.")
+
+    pictures = group_pictures(groups, pool, rows["candidates"])
+    files |= {picture["path"]: picture.pop("png") for picture in pictures}
+    sampling = records["generate"]["settings"]["sampling"]
+    card = dataset_card(
+        repo_id,
+        [row["name"] for row in counts if row["images"]],
+        license,
+        base_model=base_model or run.base_model,
+        base_name=run.facts.get("base_name"),
+        counts=counts,
+        undecided=any(row["undecided"] for row in counts),
+        rewards=pool.rewards,
+        filter_level=own.filter_level,
+        candidate_images=candidate_images,
+        size=f"{sampling['width']} x {sampling['height']} pixels" if sampling["width"] else "of the model's own size",
+        pictures=pictures,
+        settings=[
+            row
+            for stage, record in records.items()
+            for row in flat({stage: {k: v for k, v in record["settings"].items() if k != "pool"}})
+        ],
+        cost=run.cost(list(STAGES)),
+    )
+    return {"README.md": str(card).encode(), **files}
+
+
+def filter_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """The part of a filter stage's record that [`FilterConfig`] takes, but the vetoes, of which the record has a hash."""
+    names = FilterConfig.__dataclass_fields__.keys() - {"veto"}
+    return {name: settings[name] for name in names if name in settings}
+
+
+def copy_vetoes(run_dir: Path) -> str | None:
+    """A file of the images that were vetoed when the run's pool was filtered, wherever the user's own is by now."""
+    rows = load_from_disk(str(run_dir / "dataset"))["candidates"].remove_columns("image")
+    vetoed = [key(row) for row in rows if vetoed_itself(row["drop_reason"])]
+    if not vetoed:
+        return None
+    path = run_dir / "hub" / "vetoes.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, "".join(f"{veto_line(k)}\n" for k in vetoed))
+    return str(path)
+
+
+def configurations(own: dict[str, Any], rewards: Sequence[str]) -> dict[str, FilterConfig]:
+    """The paper's filters that a pool has the rewards for, otherwise set as the run's own; and that one if it is another."""
+    filters = {name: names for name, names in FILTERS.items() if set(names) <= set(rewards)}
+    if set(own["filter_rewards"]) not in map(set, filters.values()):
+        filters["filtered"] = own["filter_rewards"]
+    return {name: FilterConfig(**{**own, "filter_rewards": names}) for name, names in filters.items()}
+
+
+def undecided(groups: Sequence[Group], pool: CandidatePool, config: FilterConfig) -> int:
+    """Groups of which too little was drawn to know whether they pass."""
+    if config.filter_level == "image":
+        return 0
+    scores, generated = pool.matrices(groups)
+    passes = np.logical_and.reduce([improves(scores[name]) for name in config.filter_rewards or pool.rewards])
+    vetoed = veto_mask(load_vetoes(config.veto, pool), groups)
+    failed = (generated & ~passes | vetoed)[:, 1:].any(axis=1) | vetoed[:, 0]
+    return int((~generated.all(axis=1) & ~failed).sum())
+
+
+def key(row: dict[str, Any]) -> Key:
+    """Key of a row in the pool."""
+    return row["prompt"], row["expanded_prompt"], row["seed"]
+
+
+def partly_pictured(rows: Sequence[dict], pool: CandidatePool, pictured: set[Key]) -> Dataset:
+    """Rows as a dataset, with the pictures of those that are to have one."""
+    if all(key(row) in pictured for row in rows):
+        return with_images(rows, pool)
+    wanted = pool.by_shard(key(row) for row in rows if key(row) in pictured)
+    images = dict(zip(wanted, pool.images(wanted), strict=True))
+    rows = [row | {"image": {"bytes": images[key(row)], "path": None} if key(row) in images else None} for row in rows]
+    return Dataset.from_list(rows, features=features(pool.rewards))
+
+
+def group_pictures(groups: Sequence[Group], pool: CandidatePool, rows: Sequence[dict], shown: int = 4) -> list[dict]:
+    """Pictures of groups that were kept and of groups that were dropped, evenly spaced over the prompts."""
+    kept_ids = {row["group_id"] for row in rows if row["keep"]}
+    pictures = []
+    for name, title, chosen in (
+        ("kept", "Kept", [g for g in groups if g.group_id in kept_ids]),
+        ("dropped", "Dropped", [g for g in groups if g.group_id not in kept_ids]),
+    ):
+        chosen = [chosen[i] for i in spaced(len(chosen), shown)]
+        if not chosen:
+            continue
+        columns = min(9, max(len(group.keys) for group in chosen))
+        strips = [[thumbnail(png) for png in pool.images([k for k in g.keys if k in pool][:columns])] for g in chosen]
+        blank = Image.new("RGB", strips[0][0].size, "white")
+        tiles = [image for strip in strips for image in strip + [blank] * (columns - len(strip))]
+        pictures.append(
+            {
+                "path": f"images/{name}.png",
+                "png": png_bytes(make_image_grid(tiles, rows=len(strips), cols=columns)),
+                "title": f"{title} groups, a row each, the original prompt's image first; evenly spaced, not chosen",
+                "prompts": [group.prompt for group in chosen],
+            }
+        )
+    return pictures
+
+
+def model_release(
+    model_dir: Path,
+    repo_id: str,
+    run_dir: Path | None = None,
+    base_model: str | None = None,
+    dataset_name: str | None = None,
+    license: str | None = None,
+) -> dict[str, Content]:
+    """
+    A trained pipeline or adapter with its card.
+
+    Args:
+        model_dir (`Path`):
+            Folder that the trainer wrote.
+        repo_id (`str`):
+            Id on the Hub.
+        run_dir (`Path`, *optional*):
+            Folder of the run; its evaluation, filter and timings then stand in the card.
+        base_model (`str`, *optional*):
+            Hub id of the base model, where training was given a folder.
+        dataset_name (`str`, *optional*):
+            Hub id of the training data.
+        license (`str`, *optional*):
+            Identifier of the licence, for the card.
+
+    Returns:
+        `dict[str, Path | bytes]`: contents by path in the repository.
+    """
+    if not (model_dir / FACTS).is_file():
+        raise UsageError(f"There is no trained model in {model_dir}: run `craft train` first.")
+    facts = json.loads((model_dir / FACTS).read_text())
+    if facts["lora"] and not (base_model or facts["base_model"]):
+        raise UsageError(
+            f"The adapter in {model_dir} was trained on a local model, and nobody could load it: name its base on the Hub "
+            "with --base_model org/name."
+        )
+    files = model_files(model_dir, bool(facts["lora"]))
+    values: dict[str, Any] = {}
+    if run_dir is not None:
+        run = Run(run_dir)
+        values["cost"] = run.cost([*STAGES, "train", "evaluate"])
+        if (pool := read_record(run_dir / "pool")) is not None:
+            values["sampling"] = pool["settings"]["sampling"]
+        if (kept := read_record(run_dir / "dataset")) is not None and kept["finished"]:
+            values["data"] = kept["summary"] | filter_settings(kept["settings"])
+        if (evaluated := read_record(run_dir / "evaluation")) is not None and evaluated["finished"]:
+            values["evaluation"], pictures = evaluation(run_dir / "evaluation", evaluated, model_dir)
+            values["sampling"] = evaluated["settings"]["sampling"]
+            files |= pictures
+    card = model_card(facts, repo_id, base_model, dataset_name, license, **values)
+    return {"README.md": str(card).encode(), FACTS: model_dir / FACTS, **files}
+
+
+def evaluation(folder: Path, record: dict[str, Any], model_dir: Path) -> tuple[dict[str, Any], dict[str, Content]]:
+    """What a card says of an evaluation, and its pictures."""
+    settings = record["settings"]
+    adapter = model_dir / "pytorch_lora_weights.safetensors"
+    # As `ModelSpec.hash` has it: of an adapter, the hash of its base comes first.
+    mine = f"+lora:{content_hash(adapter)}" if adapter.exists() else model_hash(str(model_dir))
+    name = next((name for name, hash_ in settings["models"].items() if hash_.endswith(mine)), None)
+    if name is None:
+        raise UsageError(
+            f"The evaluation in {folder} is of another model than the one in {model_dir}: run `craft evaluate` again, or "
+            "move the evaluation away."
+        )
+    base = next(iter(settings["models"]))
+    scores = pq.read_table(folder / "scores.parquet", columns=["model", "prompt", "text", "seed"]).to_pylist()
+    keys = list(dict.fromkeys((row["prompt"], row["text"], row["seed"]) for row in scores if row["model"] == name))
+    chosen = [keys[i] for i in spaced(len(keys), 8)]
+    tiles, pictures = [], {}
+    for arm in (base, name):
+        # As `Evaluation.arms` names the folders of its images.
+        images = fingerprint([settings["models"][arm], settings["sampling"], settings["rewards"]])[:12]
+        pool = CandidatePool(folder / "images" / images, list(settings["rewards"]), verify=False)
+        # A base model that is taken from earlier results has its images elsewhere.
+        tiles += [thumbnail(png) for png in pool.images([key for key in chosen if key in pool])]
+    if len(tiles) == 2 * len(chosen):
+        pictures["images/before_after.png"] = png_bytes(make_image_grid(tiles, rows=2, cols=len(chosen)))
+    said = {
+        "model": name,
+        "base": base,
+        "rows": json.loads((folder / "results.json").read_text()),
+        "verdict": record["summary"]["verdict"]["sentence"],
+        "images": next(iter(pictures), None),
+        "prompts": [prompt for prompt, _, _ in chosen],
+    }
+    return said, pictures
+
+
+def spaced(length: int, shown: int) -> list[int]:
+    """Indices evenly spaced over a list."""
+    return np.unique(np.linspace(0, length - 1, min(length, shown)).astype(int)).tolist()
+
+
+def thumbnail(png: bytes) -> Image.Image:
+    """An image no larger than it is to be shown."""
+    image = Image.open(io.BytesIO(png)).convert("RGB")
+    image.thumbnail((PICTURE, PICTURE))
+    return image
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    """An image as a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -1,0 +1,91 @@
+# Copyright 2026 The craft_trl authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What a filter will let through, before an image is drawn: the filter itself, run on simulated rewards."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..candidates.config import CandidatesConfig
+from ..crf import composite_reward_filter, group_advantages
+
+
+CORRELATION = 0.4
+
+
+@dataclass(frozen=True)
+class Odds:
+    """
+    What the filter will let through.
+
+    Args:
+        pass_rate (`float`):
+            Share of variants that beat their original on every filter reward.
+        images (`float`):
+            Images drawn per group.
+        kept_groups (`float`):
+            Share of groups of which an image is kept.
+        kept_images (`float`):
+            Images kept per group.
+        weighted (`float`):
+            Share of the kept images with an advantage above zero.
+    """
+
+    pass_rate: float
+    images: float
+    kept_groups: float
+    kept_images: float
+    weighted: float
+
+
+def simulate(config: CandidatesConfig, pass_rate: float | None = None, num_groups: int = 50_000) -> Odds:
+    """
+    Odds by simulation with the filter itself, on images whose rewards are Gaussian and correlated by 0.4.
+
+    The images of a group differ by chance, and all of its variants from its original by a shift that gives the pass
+    rate, so that variants are compared with one and the same original: where one passes, others are likelier to.
+
+    Args:
+        config ([`CandidatesConfig`]):
+            Variants, rewards and filter.
+        pass_rate (`float`, *optional*):
+            Share of variants that pass. Defaults to that without a shift, 50 % for one reward and 22 % for three.
+        num_groups (`int`, *optional*, defaults to `50_000`):
+            Groups to simulate.
+    """
+    names, n = config.reward_names, config.num_variants
+    rng = np.random.default_rng(0)
+    common = rng.standard_normal((num_groups, 1 + n, 1), dtype=np.float32)
+    own = rng.standard_normal((num_groups, 1 + n, len(names)), dtype=np.float32)
+    values = np.sqrt(CORRELATION) * common + np.sqrt(1 - CORRELATION) * own
+    chosen = [names.index(name) for name in config.filter_rewards or names]
+    margin = (values[:, 1:, chosen] - values[:, :1, chosen]).min(axis=2)  # (G, n)
+    if pass_rate is not None:
+        values[:, 1:] -= np.quantile(margin, 1 - pass_rate)
+    scores = {name: values[:, :, i] for i, name in enumerate(names)}
+    filter_rewards = [names[i] for i in chosen]
+    passes = composite_reward_filter(scores, filter_rewards, "image")[:, 1:]
+    keep = composite_reward_filter(scores, filter_rewards, config.filter_level)
+    weights = None if config.reward_weights is None else dict(zip(names, config.reward_weights, strict=True))
+    advantages = group_advantages(scores, weights, config.scale_rewards, config.advantage_eps)
+    # The first variant is always drawn, another one as long as all so far have passed.
+    drawn = 2 + np.logical_and.accumulate(passes, axis=1)[:, :-1].sum(axis=1).mean()
+    return Odds(
+        pass_rate=float(passes.mean()),
+        images=1 + n if config.reject_on is None else float(drawn),
+        kept_groups=float(keep.any(axis=1).mean()),
+        kept_images=float(keep.sum() / num_groups),
+        weighted=float((advantages[keep] > 0).mean()) if keep.any() else 1.0,
+    )

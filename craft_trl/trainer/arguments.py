@@ -1,0 +1,109 @@
+# Copyright 2026 The craft_trl authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Arguments of a training beside those of its trainer: what is trained on what, and on how many processes."""
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ..errors import UsageError
+from ..parser import CraftParser
+from .guard_config import GuardConfig
+
+
+if TYPE_CHECKING:
+    from .diffusion_config import DiffusionConfig
+
+
+@dataclass
+class TrainArguments(GuardConfig):
+    """
+    What is trained on what, and how the guard watches it, see [`GuardConfig`].
+
+    Args:
+        model_name_or_path (`str`):
+            Hub id, folder or single `.safetensors` file of the pipeline to tune.
+        model_revision (`str`, *optional*):
+            Revision on the Hub.
+        dataset_name (`str`):
+            Folder of `craft filter` (or any `DatasetDict.save_to_disk`), or a dataset on the Hub.
+        dataset_config (`str`, *optional*):
+            Configuration of a Hub dataset.
+        dataset_train_split (`str`, *optional*, defaults to `"train"`):
+            Split to train on.
+        use_peft (`bool`, *optional*, defaults to `False`):
+            Train a LoRA adapter instead of all parameters.
+        lora_r (`int`, *optional*, defaults to `16`):
+            Rank of the adapter.
+        lora_alpha (`int`, *optional*):
+            Scale of the adapter. Defaults to its rank.
+        lora_target_modules (`list[str]`, *optional*):
+            Modules that get an adapter. Defaults to the attention projections.
+    """
+
+    model_name_or_path: str = field(
+        default=None, metadata={"help": "Hub id, folder or single .safetensors file of the pipeline to tune."}
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "Revision on the Hub."})
+    dataset_name: str = field(default=None, metadata={"help": "Folder of `craft filter`, or a dataset on the Hub."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    use_peft: bool = field(default=False, metadata={"help": "Train a LoRA adapter instead of all parameters."})
+    lora_r: int = field(default=16, metadata={"help": "Rank of the adapter."})
+    lora_alpha: int | None = field(default=None, metadata={"help": "Scale of the adapter. Defaults to its rank."})
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "Modules that get an adapter. Defaults to the attention projections."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("model_name_or_path", "dataset_name"):
+            if not getattr(self, name):
+                raise UsageError(f"{name} is missing: give it in the recipe or as --{name}.")
+
+
+@dataclass
+class LaunchArguments:
+    """
+    How many processes to start. Read by the `craft` command; `accelerate launch` has options of its own.
+
+    Args:
+        accelerate_config (`str`, *optional*):
+            Name of one of the packaged configurations, such as `zero2`, or the path of another.
+        num_processes (`int`, *optional*):
+            Number of processes, instead of the configuration's.
+    """
+
+    accelerate_config: str | None = field(
+        default=None,
+        metadata={"help": "A packaged accelerate configuration, such as zero2, or the path of another."},
+    )
+    num_processes: int | None = field(
+        default=None, metadata={"help": "Number of processes, instead of the configuration's."}
+    )
+
+    @property
+    def given(self) -> bool:
+        return self.accelerate_config is not None or self.num_processes is not None
+
+
+def training_parser(config: "type[DiffusionConfig]", prog: str | None = None) -> CraftParser:
+    """Parser of a training, with this configuration of its trainer."""
+    import torch
+
+    if not torch.accelerator.is_available():
+        # DeepSpeed, where it is installed, is imported with the Trainer, looks for a GPU and warns that there is none.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    return CraftParser([TrainArguments, config, LaunchArguments], prog=prog)

@@ -1,0 +1,136 @@
+# Copyright 2026 The craft_trl authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Trained models in the formats of other tools, each read back."""
+
+import shutil
+from pathlib import Path
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.utils import convert_state_dict_to_kohya, convert_unet_state_dict_to_peft
+from peft import LoraConfig
+from peft.utils import load_peft_weights
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from ..errors import UsageError
+from ..families import get_family
+from ..families.single_file import single_file_state_dict
+from ..quiet import quiet_bars
+from ..sources import ADAPTER
+from .checkpoints import PEFT_PREFIX
+
+
+@quiet_bars()
+def export_pipeline(model: str, output: Path, format: str, dtype: str | None = None) -> None:
+    """
+    Write a pipeline, and read it back.
+
+    Args:
+        model (`str`):
+            Folder of the pipeline.
+        output (`Path`):
+            Folder, or file that ends in `.safetensors`, to write.
+        format (`str`):
+            `"diffusers"`, a folder, or `"single-file"`.
+        dtype (`str`, *optional*):
+            Precision of the weights. Defaults to that of the model.
+    """
+    dtype = getattr(torch, dtype) if dtype else None
+    pipeline_class = DiffusionPipeline.load_config(model)["_class_name"]
+    family = get_family(pipeline_class)
+    # Without a dtype diffusers loads everything in float32, whatever is in the files.
+    dtype = dtype or stored_dtype(Path(model) / family.DENOISER)
+    pipeline = DiffusionPipeline.from_pretrained(model, dtype=dtype, use_safetensors=True)
+    if format == "diffusers":
+        pipeline.save_pretrained(output, max_shard_size="10GB")
+        again = DiffusionPipeline.from_pretrained(output, dtype=dtype, use_safetensors=True)
+    else:
+        state_dict = single_file_state_dict(pipeline)
+        save_file({name: value.contiguous() for name, value in state_dict.items()}, output, metadata={"format": "pt"})
+        again = getattr(diffusers, pipeline_class).from_single_file(
+            str(output), config=model, local_files_only=True, dtype=dtype
+        )
+    for name, part in pipeline.components.items():
+        if isinstance(part, torch.nn.Module):
+            assert_equal(part.state_dict(), getattr(again, name).state_dict(), f"{name} of {output}")
+
+
+def export_adapter(model: str, output: Path, format: str, dtype: str | None = None) -> None:
+    """
+    Write an adapter of a denoiser, and read it back.
+
+    Args:
+        model (`str`):
+            Folder of the adapter.
+        output (`Path`):
+            Folder, or file that ends in `.safetensors`, to write.
+        format (`str`):
+            `"diffusers"` or `"peft"`, each a folder, or `"kohya"`, a file.
+        dtype (`str`, *optional*):
+            Precision of the weights. Defaults to that of the adapter.
+    """
+    # The layout of an adapter does not depend on the class, and its folder does not name one.
+    layers, _, metadata = StableDiffusionXLPipeline.lora_state_dict(model, return_lora_metadata=True)
+    if not metadata:
+        raise UsageError(f"The adapter in {model} does not say its scale, as those of `craft train` do.")
+    (prefix,) = {name.split(".")[0] for name in layers}
+    config = {key.removeprefix(f"{prefix}."): value for key, value in metadata.items()}
+    if dtype:
+        layers = {name: value.to(getattr(torch, dtype)) for name, value in layers.items()}
+    if format == "kohya":
+        converted = convert_state_dict_to_kohya(layers)
+        # The converter takes the rank for alpha, which would change the adapter's scale, alpha / rank, to 1.
+        alphas = {name: torch.tensor(float(config["lora_alpha"])) for name in converted if name.endswith(".alpha")}
+        save_file({**converted, **alphas}, output)
+        again, network_alphas = StableDiffusionXLPipeline.lora_state_dict(str(output))
+        again = convert_unet_state_dict_to_peft(again)
+        if set(network_alphas.values()) != {float(config["lora_alpha"])}:
+            raise RuntimeError(f"The scale in {output} is not that of the adapter.")
+    elif format == "peft":
+        layers = {f"{PEFT_PREFIX}{name.removeprefix(f'{prefix}.')}": value for name, value in layers.items()}
+        output.mkdir()
+        save_file(layers, output / "adapter_model.safetensors", metadata={"format": "pt"})
+        LoraConfig(**config).save_pretrained(output)
+        again = load_peft_weights(str(output), device="cpu")
+        if LoraConfig.from_pretrained(output).to_dict() != LoraConfig(**config).to_dict():
+            raise RuntimeError(f"The configuration in {output} is not that of the adapter.")
+    else:
+        shutil.copytree(model, output, ignore=lambda folder, names: [name for name in names if name != ADAPTER])
+        if dtype:
+            unprefixed = {name.removeprefix(f"{prefix}."): value for name, value in layers.items()}
+            parts = {f"{prefix}_lora_layers": unprefixed, f"{prefix}_lora_adapter_metadata": config}
+            StableDiffusionXLPipeline.save_lora_weights(output, **parts)
+        again, _ = StableDiffusionXLPipeline.lora_state_dict(str(output))
+    assert_equal(layers, again, str(output))
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """Precision of the weights in a component's folder."""
+    with safe_open(next(folder.glob("*.safetensors")), "pt") as file:
+        return file.get_tensor(next(iter(file.keys()))).dtype
+
+
+def assert_equal(written: dict[str, torch.Tensor], read: dict[str, torch.Tensor], what: str) -> None:
+    """Raise a `RuntimeError` unless what was read back is what was written, to the last bit."""
+    different = sorted(written.keys() ^ read.keys()) or [
+        # What a file lacks stays without data, on the device `meta`.
+        name
+        for name, value in written.items()
+        if read[name].is_meta or not torch.equal(value, read[name])
+    ]
+    if different:
+        raise RuntimeError(f"{what} was read back with other weights than were written, the first is {different[0]}.")

@@ -1,0 +1,78 @@
+# Copyright 2026 The craft_trl authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What a model card says of a training."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import accelerate
+import datasets
+import diffusers
+import torch
+import transformers
+import trl
+
+from .. import __version__
+
+
+if TYPE_CHECKING:
+    from .diffusion_trainer import DiffusionTrainer
+
+
+def training_facts(trainer: "DiffusionTrainer", dataset_name: str | None = None) -> dict[str, Any]:
+    """
+    What a card says of a training, as JSON values. The trainer leaves it beside the model for `craft push`.
+
+    Args:
+        trainer ([`DiffusionTrainer`]):
+            The trainer.
+        dataset_name (`str`, *optional*):
+            Hub id of the training data.
+    """
+    args = trainer.args
+    local = Path(trainer.source).is_dir()
+    adapter = getattr(trainer.model, "peft_config", {}).get("default")
+    return {
+        "trainer": trainer._name,
+        "paper": getattr(trainer, "_paper", None),
+        "tags": sorted(trainer._tag_names),
+        # The name of a local folder and no more: its path is nobody's business.
+        "base_model": None if local else trainer.source,
+        "base_name": Path(trainer.source).name if local else trainer.source,
+        "pipeline": trainer.model_index["_class_name"],
+        "lora": None if adapter is None else {"rank": adapter.r, "alpha": adapter.lora_alpha},
+        "dataset": dataset_name,
+        "rows": len(trainer.train_dataset.advantages),
+        "guarded": trainer.best_step is not None and trainer.best_of > 1,
+        "settings": {
+            "optimizer steps": trainer.best_step or trainer.state.global_step,
+            "samples per step": args.global_batch_size,
+            "learning rate": args.learning_rate,
+            "learning rate schedule": str(args.lr_scheduler_type.value),
+            "optimizer": str(args.optim.value),
+            "prompt trained on": args.train_prompt,
+            "seed": args.seed,
+            "weights": str(next(trainer.model.parameters()).dtype).removeprefix("torch."),
+        },
+        "versions": {
+            "craft_trl": __version__,
+            "TRL": trl.__version__,
+            "Transformers": transformers.__version__,
+            "Diffusers": diffusers.__version__,
+            "Accelerate": accelerate.__version__,
+            "Datasets": datasets.__version__,
+            "PyTorch": torch.__version__,
+        },
+    }

@@ -1,0 +1,302 @@
+# Copyright 2026 The craft_trl authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The comparison of baselines: what each arm is trained on, what is made of the scores, and a small one from end to end."""
+
+import json
+import re
+import shlex
+
+import numpy as np
+import pytest
+import yaml
+from datasets import load_from_disk
+from PIL import Image
+
+from craft_trl.bakeoff.arms import (
+    HELD_OUT,
+    METHODS,
+    Material,
+    check_methods,
+    compare_arms,
+    held_out_score,
+    make_seed_groups,
+    two_way_bootstrap,
+    verdict,
+)
+from craft_trl.candidates.config import FilterConfig
+from craft_trl.candidates.groups import make_groups
+from craft_trl.candidates.pool import CandidatePool
+from craft_trl.cli.main import main
+from craft_trl.errors import NothingToDoError, UsageError
+from craft_trl.scripts.bakeoff import Bakeoff, make_parser
+
+from ..conftest import ROOT, TINY
+
+
+PAGE = (ROOT / "docs" / "source" / "baselines.md").read_text()
+REWARDS = ["hpsv2", "pickscore", "aesthetic"]
+
+
+class TestMethods:
+    @pytest.fixture
+    def material(self, tmp_path):
+        """
+        Scores by image (original, first and second variant; then the other two seeds of the original prompt). Group a
+        passes the triple filter, b the double one, c the single one; d has one variant that passes all.
+        """
+        groups = make_groups(list("abcd"), [[f"{p}1", f"{p}2"] for p in "abcd"], seed=7)
+        seed_groups = make_seed_groups(groups)
+        table = {  # hpsv2, pickscore, aesthetic of each image
+            "a": [(1, 1, 1), (2, 2, 2), (3, 3, 3), (0, 0, 0), (1, 1, 2)],
+            "b": [(1, 1, 1), (2, 2, 2), (2, 0, 2), (5, 5, 5), (1, 1, 1)],
+            "c": [(1, 1, 1), (2, 2, 2), (2, 0, 0), (0, 0, 0), (0, 0, 0)],
+            "d": [(1, 1, 1), (3, 3, 3), (0, 0, 0), (2, 2, 2), (4, 4, 4)],
+        }
+        pool = CandidatePool(tmp_path / "pool", REWARDS)
+        for group, seeds in zip(groups, seed_groups, strict=True):
+            values = np.array(table[group.prompt], dtype=np.float32)
+            keys = [*group.keys, *seeds.keys[1:]]
+            images = [Image.new("RGB", (8, 8))] * 5
+            pool.append(keys, images, {name: values[:, i] for i, name in enumerate(REWARDS)})
+        return Material(groups, seed_groups, pool, FilterConfig())
+
+    def test_what_each_is_trained_on(self, material):
+        datasets = {name: METHODS[name].build(material) for name in METHODS}
+        kept = {name: d["expanded_prompt"][:] for name, d in datasets.items() if "expanded_prompt" in d.column_names}
+        assert kept == {
+            "sft": [f"{p}{j}" for p in "abcd" for j in (1, 2)],
+            "best_of_n": ["a", "b", "c", "d"],
+            "sft_filtered": ["a1", "a2"],
+            "image_filter": ["a1", "a2", "b1", "c1", "d1"],
+            "h": ["a1", "a2", "b1", "b2", "c1", "c2"],
+            "ha": ["a1", "a2", "b1", "b2"],
+            "craft": ["a1", "a2"],
+        }
+        assert set(datasets["sft"]["advantage"]) == {1.0} == set(datasets["best_of_n"]["advantage"])
+        assert datasets["sft_filtered"]["advantage"][:] == [1.0, 1.0]
+        assert datasets["craft"]["advantage"][0] == pytest.approx(0, abs=1e-3)
+        assert datasets["craft"]["advantage"][1] == pytest.approx(np.sqrt(1.5), abs=1e-3)
+        # a: the third seed leads by aesthetic; b: the second by all; c: none is better than the original; d: the third.
+        assert datasets["best_of_n"]["seed"][:] == [2_000_007, 1_000_008, 9, 2_000_010]
+        assert datasets["diffusion_dpo"]["prompt"][:] == ["a", "b", "c", "d"]
+
+    def test_seed_groups(self):
+        groups = make_groups(["a", "b"], [["a1"], ["b1"]], seed=7)
+        seeds = make_seed_groups(groups)
+        assert seeds[1].keys == [("b", "b", 8), ("b", "b", 1_000_008)] and seeds[1].keys[0] == groups[1].keys[0]
+
+    def test_nothing_passes(self, material):
+        few = Material(material.groups[2:3], material.seed_groups[2:3], material.pool, FilterConfig())
+        with pytest.raises(NothingToDoError, match="No group passed the filter"):
+            METHODS["craft"].build(few)
+        assert len(METHODS["h"].build(few)) == 2
+
+    def test_check(self):
+        check_methods(list(METHODS), REWARDS)
+        for names, rewards, message in (
+            (["craft", "ppo"], REWARDS, "there is no 'ppo'. Known are sft, best_of_n"),
+            (["craft", "ha"], ["hpsv2"], "ha filters by aesthetic, and the rewards are hpsv2"),
+            (["craft"], REWARDS, "at least two different ones"),
+            (["craft", "craft"], REWARDS, "at least two different ones"),
+        ):
+            with pytest.raises(UsageError, match=message):
+                check_methods(names, rewards)
+
+
+class TestStatistics:
+    def test_interval_holds_the_spread_of_prompts_and_of_training_seeds(self):
+        rng = np.random.default_rng(0)
+        prompts, seeds = rng.normal(0, 1, 400), rng.normal(0, 0.5, (40, 1))
+        result = two_way_bootstrap(0.3 + prompts + seeds)
+        assert result["delta"] == pytest.approx(0.3 + prompts.mean() + seeds.mean())
+        half = 1.96 * np.sqrt(1 / 400 + 0.25 / 40)
+        assert result["ci_high"] - result["delta"] == pytest.approx(half, rel=0.15)
+        alone = two_way_bootstrap((0.3 + prompts)[None])
+        assert alone["ci_high"] - alone["ci_low"] == pytest.approx(2 * 1.96 / 20, rel=0.15)
+        assert two_way_bootstrap(np.full((3, 5), 2.0)) == {"delta": 2.0, "ci_low": 2.0, "ci_high": 2.0}
+
+    def test_held_out_score(self):
+        base = {"quality": np.array([1.0, 3.0]), "defects": np.array([0.0, 2.0]), "flat": np.array([5.0, 5.0])}
+        scores = {"quality": np.array([[4.0, 2.0]]), "defects": np.array([[1.0, 3.0]]), "flat": np.array([[6.0, 5.0]])}
+        higher = {"quality": True, "defects": False, "flat": True}
+        # quality: (4-2)/1, (2-2)/1; defects: -(1-1)/1, -(3-1)/1; flat, without a spread, in its own units: 1, 0.
+        np.testing.assert_allclose(held_out_score(scores, base, higher), [[1.0, -2 / 3]])
+        np.testing.assert_allclose(held_out_score(base, base, higher).mean(), 0, atol=1e-12)
+
+    def scores(self, *means, seeds=3, prompts=50, noise=0.1):
+        rng = np.random.default_rng(0)
+        common = rng.normal(0, 1, prompts)
+        names = ["base", "craft", "sft", "h"]
+        return {
+            name: {
+                "hpsv2": common + mean + rng.normal(0, noise, (1 if name == "base" else seeds, prompts)),
+                "quality": common + mean + rng.normal(0, noise, (1 if name == "base" else seeds, prompts)),
+            }
+            for name, mean in zip(names, (0, *means), strict=False)
+        }
+
+    def compare(self, *means, **kwargs):
+        roles, higher = {"hpsv2": "training", "quality": "held_out"}, {"hpsv2": True, "quality": True}
+        return compare_arms(self.scores(*means, **kwargs), roles, higher, num_bootstrap=400)
+
+    def test_rows(self):
+        rows = self.compare(0.5, 0.2)
+        assert len(rows) == 2 * 3 + 2
+        (row,) = [r for r in rows if (r["arm"], r["against"], r["metric"]) == ("craft", "base", "quality")]
+        assert row["ci_low"] < 0.5 < row["ci_high"] and len(row["deltas"]) == 3 and row["role"] == "held_out"
+        (back,) = [r for r in rows if (r["arm"], r["against"]) == ("sft", "craft")]
+        (forth,) = [r for r in rows if (r["arm"], r["against"]) == ("craft", "sft")]
+        assert back["metric"] == HELD_OUT and back["delta"] == pytest.approx(-forth["delta"])
+
+    def test_verdicts(self):
+        said = verdict(self.compare(0.5, 0.2, -0.5))
+        assert said["ranking"] == ["craft", "sft", "h"] and said["level_with"] == []
+        assert said["sentences"][0].startswith("craft wins: +0.") and said["sentences"][1].startswith(
+            "It is better than"
+        )
+        assert said["sentences"][-1] == "Worse than the base model: h."
+        said = verdict(self.compare(0.2, 0.5))
+        assert said["winner"] == "sft" and "craft is number 2 of 2, -0." in said["sentences"][-1]
+        assert "(beyond chance)" in said["sentences"][-1]
+        said = verdict(self.compare(0.5, 0.5, noise=1.0))
+        assert said["level_with"] and said["sentences"][1].startswith("It cannot be told from ")
+        said = verdict(self.compare(-0.2, -0.5))
+        assert said["sentences"][0].startswith(
+            "No arm is better than the base model beyond chance; craft comes closest"
+        )
+
+
+@pytest.fixture
+def recipe(recipes):
+    """The tiny bakeoff, small enough for seconds."""
+    content = yaml.safe_load((TINY / "bakeoff.yaml").read_text())
+    content |= {"num_prompts": 6, "num_test_prompts": 4, "max_steps": 1, "global_batch_size": 4}
+    content |= {"arms": ["best_of_n", "diffusion_dpo"], "seeds": [0]}
+
+    def write(**changes):
+        path = recipes.folder / "bakeoff.yaml"
+        merged = {**content, **changes}
+        path.write_text(yaml.safe_dump({key: value for key, value in merged.items() if value != "DELETE"}))
+        return str(path)
+
+    return write
+
+
+class TestBakeoff:
+    def test_from_end_to_end_and_arm_by_arm(self, recipe, tmp_path, capsys):
+        assert main(["bakeoff", recipe()]) == 0
+        out = capsys.readouterr().out
+        folder = tmp_path / "runs" / "tiny_bakeoff"
+        assert "held-out score" in out and f"Report: {folder.relative_to(tmp_path)}/bakeoff.html" in out
+        content = json.loads((folder / "bakeoff.json").read_text())
+        assert set(content["arms"]) == {"best_of_n", "diffusion_dpo"} == set(content["verdict"]["ranking"])
+        # The budget: the same steps, and as many images per step.
+        assert {
+            arm: (a["steps"], a["batch"], a["unit"], a["learning_rate"]) for arm, a in content["arms"].items()
+        } == {
+            "best_of_n": (1, 4, "images", 1e-4),
+            "diffusion_dpo": (1, 2, "pairs", 2e-5),
+        }
+        seeds = load_from_disk(str(folder / "arms/best_of_n/dataset"))
+        assert len(seeds) == 6 and seeds["prompt"][:] == seeds["expanded_prompt"][:]
+        assert content["settings"]["roles"]["imagereward"] == "held_out" and HELD_OUT in {
+            row["metric"] for row in content["rows"]
+        }
+        report = (folder / "bakeoff.html").read_text()
+        for heading in (
+            "Against the base model",
+            "Against each other",
+            "Every judge",
+            "The budget",
+            "The same prompts",
+        ):
+            assert f"<h2>{heading}" in report
+        assert content["verdict"]["sentences"][0] in report and report.count("data:image/png") == 4 * 3
+        assert "http://" not in report and "https://" not in report
+
+        # One arm more: only that is done.
+        models = {path: path.stat().st_mtime_ns for path in folder.rglob("model_index.json")}
+        assert main(["bakeoff", recipe(arms=["best_of_n", "sft", "diffusion_dpo"])]) == 0
+        out = capsys.readouterr().out
+        assert out.count("[train] done before") == 2 and "[arm] 12 rows in" in out
+        assert all(path.stat().st_mtime_ns == stamp for path, stamp in models.items())
+        assert len(list(folder.rglob("model_index.json"))) == 3
+
+        # The Python of docs/source/baselines.md, with this pool as the one it names.
+        (folder.parent / "tiny").symlink_to(folder)
+        (tmp_path / "recipes" / "tiny").symlink_to(TINY)
+        (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+        exec(compile(code, "baselines.md", "exec"), {})
+        assert (tmp_path / "dpo" / "model_index.json").exists()
+
+    def test_commands_of_the_page(self, monkeypatch):
+        monkeypatch.chdir(ROOT)
+        (block,) = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
+        for line in block.splitlines():
+            craft, command, *args = shlex.split(line)
+            assert (craft, command) == ("craft", "bakeoff")
+            make_parser().parse_args_and_config(["--config", *args])
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"arms": ["craft", "ppo"]}, "arms: there is no 'ppo'. Known are sft"),
+            ({"seeds": [1, 1]}, "seeds must be different numbers from 0 on, at least one; got [1, 1]"),
+            ({"seeds": [-1]}, "seeds must be different numbers from 0 on, at least one; got [-1]"),
+            ({"global_batch_size": 0}, "global_batch_size must be at least 1, got 0"),
+            ({"learning_rates": ["sft=1e-4", "sft=2e-4"]}, "must name each arm once, got sft=1e-4 sft=2e-4"),
+            ({"learning_rates": ["craft=fast"]}, "learning_rates must be ARM=RATE with an arm of"),
+            ({"learning_rates": ["dpo=1e-5"]}, "learning_rates must be ARM=RATE with an arm of"),
+            ({"training": "./none.yaml"}, "Cannot read the recipe"),
+            ({"candidates": "DELETE"}, "candidates is missing: give it in the recipe or as --candidates"),
+            ({"global_batch_size": 3}, "global_batch_size must be even, got 3: a pair is two images"),
+            ({"num_prompts": 5000}, "num_prompts must be from 1 to 2000"),
+            ({"num_test_prompts": 0}, "num_prompts must be from 1 to"),
+            ({"arm": ["craft"]}, "unknown key 'arm'. Did you mean arms"),
+        ],
+    )
+    def test_mistakes(self, recipe, tmp_path, capsys, changes, message):
+        assert main(["bakeoff", recipe(**changes)]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("craft: error: ") and err.count("\n") == 1 and message in err, err
+        assert not (tmp_path / "runs").exists()
+
+    def test_without_judges_or_recipe(self, recipe, recipes, capsys):
+        recipes("evaluate", held_out_rewards="DELETE")
+        assert main(["bakeoff", recipe()]) == 2 and main(["bakeoff"]) == 2
+        err = capsys.readouterr().err
+        assert "held_out_rewards is missing, and they decide" in err and "craft bakeoff needs a recipe, such as" in err
+
+    def test_no_guard(self, recipe, recipes):
+        recipes(
+            "craft", held_out_rewards=["quality=./inspector.py:quality"], guard_prompts="./prompts/tiny-parti.jsonl"
+        )
+        (config,) = make_parser().parse_args_and_config(["--config", recipe()])
+        for arm in config.arms:
+            train_args, _, _ = Bakeoff(config).training(arm, 0)
+            assert train_args.held_out_rewards is None
+
+    def test_the_packaged_recipe(self, monkeypatch, tmp_path):
+        (config,) = make_parser().parse_args_and_config(["--config", str(TINY / "bakeoff.yaml")])
+        assert config.arms == list(METHODS) and config.seeds == [0, 1, 2]
+        bakeoff = Bakeoff(config)
+        budgets = set()
+        for arm in config.arms:
+            _, args, _ = bakeoff.training(arm, 1)
+            images = args.global_batch_size * (2 if arm == "diffusion_dpo" else 1)
+            budgets.add((args.max_steps, images, args.lr_scheduler_type, args.warmup_steps, args.seed))
+            assert args.learning_rate == (2e-5 if arm == "diffusion_dpo" else 1e-4)
+        assert len(budgets) == 1
+        assert len(bakeoff.evaluation().config.models) == 1 + 8 * 3

@@ -1,0 +1,231 @@
+# Copyright 2026 The craft_trl authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Models of every kind in which people publish them, as real files and as a real cache of the Hub."""
+
+import pickle
+import shutil
+
+import huggingface_hub.constants
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+
+from craft_trl.errors import UsageError
+from craft_trl.evaluation.models import Model
+from craft_trl.prompts.benchmarks import BENCHMARKS
+from craft_trl.rewards import parse_rewards
+from craft_trl.scripts.evaluate import make_parser
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def save_lora(unet: UNet2DConditionModel, folder, alpha=8) -> None:
+    config = LoraConfig(r=2, lora_alpha=alpha, target_modules=["to_q", "to_v"])
+    torch.manual_seed(0)
+    unet.add_adapter(config)
+    for name, parameter in unet.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
+    metadata = {"unet_lora_adapter_metadata": unet.peft_config["default"].to_dict()}
+    StableDiffusionXLPipeline.save_lora_weights(folder, unet_lora_layers=layers, **metadata)
+
+
+@pytest.fixture(scope="module")
+def published(tiny, tmp_path_factory):
+    """A tuned UNet as a folder and as state dicts, an adapter, and the same for a smaller base."""
+    folder = tmp_path_factory.mktemp("published")
+    unet = UNet2DConditionModel.from_pretrained(tiny / "pipeline", subfolder="unet")
+    with torch.no_grad():
+        unet.conv_out.weight.mul_(0.9)
+    unet.save_pretrained(folder / "repository" / "unet")
+    for name in ("unet.pth", "unet.bin"):
+        torch.save(unet.state_dict(), folder / name)
+    save_file(unet.state_dict(), folder / "unet.safetensors")
+    save_lora(UNet2DConditionModel.from_pretrained(tiny / "pipeline", subfolder="unet"), folder / "lora")
+    config = {**UNet2DConditionModel.load_config(tiny / "pipeline", subfolder="unet"), "cross_attention_dim": 24}
+    other = UNet2DConditionModel.from_config(config)
+    other.save_pretrained(folder / "other" / "unet")
+    save_lora(other, folder / "other_lora")
+    return folder
+
+
+def spec(tiny, source: str, name: str = "model") -> Model:
+    return Model.parse_all([f"base={tiny / 'pipeline'}", f"{name}={source}"])[name]
+
+
+class TestParse:
+    def test_kinds(self):
+        specs = Model.parse_all(["sd-1.5=org/name", "dpo=unet:org/other/unet", "l=lora:./l", "r=results:runs/r"])
+        assert [s.kind for s in specs.values()] == ["pipeline", "unet", "lora", "results"]
+        assert specs["dpo"].source == "org/other/unet" and {s.base for s in specs.values()} == {"org/name"}
+
+    @pytest.mark.parametrize(
+        ("models", "message"),
+        [
+            (["pipeline"], "models must be NAME=FOLDER or NAME=HUB_ID, got 'pipeline'"),
+            (["a b=x/y"], "models must be NAME=FOLDER"),
+            (["a=x/y", "a=x/z"], "Every model needs a name of its own, got a twice"),
+            (["a=unet:x/y"], "the first is the base, a whole pipeline; got 'a=unet:x/y'"),
+            (["a=x/y", "b=lra:x/z"], "'lra' before the colon. Did you mean lora"),
+        ],
+    )
+    def test_mistakes(self, models, message):
+        with pytest.raises(UsageError, match=message):
+            Model.parse_all(models)
+
+
+class TestUNet:
+    @pytest.mark.parametrize("file", ["repository/unet", "unet.pth", "unet.bin", "unet.safetensors"])
+    def test_replaces_the_denoiser(self, tiny, published, file):
+        model = spec(tiny, f"unet:{published / file}")
+        model.check()
+        expected = load_file(published / "unet.safetensors")
+        loaded = model.load(torch.float16).unet.state_dict()
+        assert all((loaded[key] == value.half()).all() for key, value in expected.items())
+        assert loaded.keys() == expected.keys()
+
+    def test_hash_is_of_base_and_part(self, tiny, published):
+        whole = Model.parse_all([f"base={tiny / 'pipeline'}"])["base"].hash()
+        hashes = {spec(tiny, f"unet:{published / file}").hash() for file in ("repository/unet", "unet.pth")}
+        assert len(hashes) == 2 and all(h.startswith(f"{whole}+unet:") for h in hashes)
+
+    @pytest.mark.parametrize(
+        ("source", "message"),
+        [
+            ("unet:{}/other/unet", "is not for .*pipeline: .* has shape .*, expected"),
+            ("unet:{}/repository", "has no config.json, so it is not the folder of a unet"),
+            ("unet:{}/lora/pytorch_lora_weights.safetensors", "is not for .*: it lacks"),
+            ("unet:{}/nothing/at/all", "there is no .*nothing/at/all"),
+            ("unet:org/missing/unet", "Model model: there is no org/missing/unet here, and the Hub says:"),
+        ],
+    )
+    def test_mistakes(self, tiny, published, source, message):
+        with pytest.raises(UsageError, match=message) as error:
+            spec(tiny, source.format(published)).check()
+        assert "\n" not in str(error.value)
+
+    def test_a_pickle_is_not_executed(self, tiny, tmp_path):
+        class Evil:
+            def __reduce__(self):
+                return (open, (str(tmp_path / "executed"), "w"))
+
+        (tmp_path / "unet.pth").write_bytes(pickle.dumps({"conv_in.weight": Evil()}))
+        torch.save({"conv_in.weight": Evil()}, tmp_path / "unet.bin")
+        for name in ("unet.pth", "unet.bin"):
+            with pytest.raises(UsageError, match="cannot be read as weights"):
+                spec(tiny, f"unet:{tmp_path / name}").check()
+        assert not (tmp_path / "executed").exists()
+
+
+class TestLoRA:
+    def test_changes_the_output(self, tiny, published):
+        model = spec(tiny, f"lora:{published / 'lora'}")
+        model.check()
+        pipeline = model.load()
+        assert len(pipeline.get_active_adapters()) == 1
+        options = {"num_inference_steps": 1, "height": 64, "width": 64, "output_type": "np"}
+        images = {}
+        for scale in (0.0, 1.0):
+            pipeline.set_adapters(pipeline.get_active_adapters(), scale)
+            images[scale] = pipeline("a fox", generator=torch.Generator().manual_seed(0), **options).images
+        assert abs(images[0.0] - images[1.0]).max() > 0.01
+        scaling = next(m.scaling for m in pipeline.unet.modules() if hasattr(m, "scaling"))
+        assert set(scaling.values()) == {4.0}  # alpha 8 over rank 2, from the file's metadata
+
+    @pytest.mark.parametrize(
+        ("source", "message"),
+        [
+            ("other_lora", "is not a LoRA for .*pipeline: size mismatch for .* 24.* 192"),
+            ("text", "it has nothing for a unet"),
+            ("misnamed", "is not a LoRA for .*nowhere.* not found in the base model"),
+            ("repository", "must hold one .safetensors file, found none"),
+            ("two", "found a.safetensors, b.safetensors. Name it"),
+        ],
+    )
+    def test_mistakes(self, tiny, published, tmp_path, source, message):
+        layers = load_file(published / "lora" / "pytorch_lora_weights.safetensors")
+        key = next(iter(layers))
+        folder = published / source if (published / source).exists() else tmp_path
+        if source == "text":
+            save_file({"text_encoder.layers.0.q_proj.lora_A.weight": layers[key]}, folder / "a.safetensors")
+        if source == "misnamed":
+            renamed = {}
+            for i in range(2):
+                renamed[f"unet.nowhere.{i}.to_q.lora_A.weight"] = torch.zeros(2, 32)
+                renamed[f"unet.nowhere.{i}.to_q.lora_B.weight"] = torch.zeros(32, 2)
+            save_file(renamed, folder / "a.safetensors")
+        if source == "two":
+            for name in ("a", "b"):
+                save_file(layers, folder / f"{name}.safetensors")
+        with pytest.raises(UsageError, match=message) as error:
+            spec(tiny, f"lora:{folder}").check()
+        assert "\n" not in str(error.value)
+
+    def test_a_part_that_does_not_fit(self, tiny, published, tmp_path):
+        layers = load_file(published / "lora" / "pytorch_lora_weights.safetensors")
+        extra = {
+            "unet.nowhere.to_q.lora_A.weight": torch.zeros(2, 32),
+            "unet.nowhere.to_q.lora_B.weight": torch.zeros(32, 2),
+        }
+        save_file({**layers, **extra}, tmp_path / "a.safetensors")
+        n = len(layers) // 2
+        with pytest.raises(UsageError, match=f"{n} of its {n + 1} modules are there"):
+            spec(tiny, f"lora:{tmp_path / 'a.safetensors'}").check()
+
+
+def test_a_part_for_a_single_file(published, tmp_path):
+    file = shutil.copy(published / "unet.safetensors", tmp_path / "base.safetensors")
+    model = Model.parse_all([f"base={file}", f"model=lora:{published / 'lora'}"])["model"]
+    with pytest.raises(UsageError, match="a lora goes into a base that is a folder or on the Hub, and .* is a file"):
+        model.check()
+
+
+def test_from_the_hub(tiny, published, tmp_path, monkeypatch):
+    """A denoiser in a repository, a state dict and an adapter deep in others, all from the Hub's cache."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    for repository, source, inside in (
+        ("org/dpo", published / "repository" / "unet", "unet"),
+        ("org/sdpo", published / "unet.pth", "sdxl/dpo/unet.pth"),
+        ("org/adapter", published / "lora", ""),
+    ):
+        root = tmp_path / f"models--{repository.replace('/', '--')}"
+        target = root / "snapshots" / COMMIT / inside
+        target.parent.mkdir(parents=True)
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
+        (root / "refs").mkdir()
+        (root / "refs" / "main").write_text(COMMIT)
+    folder, file = spec(tiny, "unet:org/dpo/unet"), spec(tiny, "unet:org/sdpo/sdxl/dpo/unet.pth")
+    for model in (folder, file):
+        model.check()
+        assert model.hash().endswith(f"+unet:{model.source}@{COMMIT}")
+    expected = load_file(published / "unet.safetensors")["conv_out.weight"]
+    assert (folder.load().unet.conv_out.weight == expected).all()
+    assert (file.state_dict()["conv_out.weight"] == expected).all()
+    spec(tiny, "lora:org/adapter").check()
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd15", "sdxl_geneval"])
+def test_recipes_of_published_models(tiny, name):
+    (config,) = make_parser().parse_args_and_config(["--config", str(tiny.parent / "published" / f"{name}.yaml")])
+    specs = list(config.model_specs.values())
+    assert specs[0].kind == "pipeline" and {"unet", "pipeline"} <= {spec.kind for spec in specs}
+    assert config.prompts in BENCHMARKS
+    assert parse_rewards([*config.rewards, *config.held_out_rewards])
+    assert config.num_inference_steps == 50

@@ -1,0 +1,182 @@
+# Copyright 2026 The craft_trl authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+import io
+
+import numpy as np
+import pytest
+from datasets import Dataset, Features, Image, Value, load_from_disk
+from PIL import Image as PILImage
+
+from craft_trl.candidates.config import CandidatesConfig
+from craft_trl.candidates.groups import make_groups
+from craft_trl.candidates.pool import CandidatePool
+from craft_trl.errors import NothingToDoError, UsageError
+from craft_trl.filtering.dataset import build_dataset_dict, validate
+
+
+def config(**settings):
+    defaults = {
+        "prompts": "p",
+        "model_name_or_path": "m",
+        "output_dir": "o",
+        "templates": ["t"],
+        "rewards": ["hpsv2", "pickscore"],
+    }
+    return CandidatesConfig(**{**defaults, **settings})
+
+
+@pytest.fixture
+def groups():
+    return make_groups(["a", "b", "c"], [["a1", "a2"], ["b1", "b2"], ["c1", "c2"]])
+
+
+@pytest.fixture
+def pool(tmp_path, groups):
+    """Group a passes; b loses on pickscore with its second variant; c was rejected after its first variant."""
+    scores = {
+        "hpsv2": [[0.2, 0.3, 0.4], [0.2, 0.3, 0.3], [0.2, 0.1, None]],
+        "pickscore": [[20, 21, 22], [20, 21, 20], [20, 19, None]],
+    }
+    pool = CandidatePool(tmp_path, list(scores))
+    for i, group in enumerate(groups):
+        made = [j for j in range(3) if scores["hpsv2"][i][j] is not None]
+        images = [PILImage.new("RGB", (8, 8), (40 * i, 40 * j, 0)) for j in made]
+        pool.append(
+            [group.keys[j] for j in made], images, {n: np.array([v[i][j] for j in made]) for n, v in scores.items()}
+        )
+    return pool
+
+
+class TestBuildDatasetDict:
+    def test_group_level(self, groups, pool):
+        dataset = build_dataset_dict(groups, pool, config())
+        train, candidates = dataset["train"], dataset["candidates"]
+        assert train["expanded_prompt"][:] == ["a1", "a2"] and train["prompt"][:] == ["a", "a"]
+        assert train["image"][1].getpixel((0, 0)) == (0, 80, 0)
+        assert len(candidates) == 9 and candidates["keep"][:] == [False, True, True] + [False] * 6
+        assert candidates["drop_reason"][:] == [
+            "original", "", "",
+            "original", "variant 2: pickscore", "pickscore",
+            "original", "hpsv2, pickscore", "not_generated",
+        ]  # fmt: skip
+        assert candidates["hpsv2"][8] is None and candidates["image"][0] is None
+        # a: totals rise evenly, so the advantages are -1.22, 0 and 1.22 (sqrt(3/2)), less the small eps.
+        np.testing.assert_allclose(train["advantage"][:], [0, np.sqrt(1.5)], atol=1e-3)
+
+    def test_image_level(self, groups, pool):
+        dataset = build_dataset_dict(groups, pool, config(filter_level="image"))
+        assert dataset["train"]["expanded_prompt"][:] == ["a1", "a2", "b1"]
+        assert dataset["candidates"]["drop_reason"][3:6] == ["original", "", "pickscore"]
+
+    def test_fewer_rewards_in_the_filter(self, groups, pool):
+        dataset = build_dataset_dict(groups, pool, config(filter_rewards=["hpsv2"]))
+        assert dataset["train"]["expanded_prompt"][:] == ["a1", "a2", "b1", "b2"]
+
+    def test_weights(self, groups, pool):
+        plain = build_dataset_dict(groups, pool, config(filter_level="image", scale_rewards="group"))
+        weighted = build_dataset_dict(
+            groups, pool, config(filter_level="image", scale_rewards="group", reward_weights=[1.0, 0.0])
+        )
+        # b1 leads its group on both rewards, but b2 equals it on hpsv2.
+        assert weighted["train"]["advantage"][2] < plain["train"]["advantage"][2]
+
+    def test_equal_work_makes_equal_files(self, tmp_path, groups, pool):
+        contents = []
+        for name in "xy":
+            build_dataset_dict(groups, pool, config()).save_to_disk(str(tmp_path / name))
+            files = sorted(p for p in (tmp_path / name).rglob("*") if p.is_file())
+            contents.append({str(p.relative_to(tmp_path / name)): p.read_bytes() for p in files})
+        assert contents[0] == contents[1] and len(contents[0]) == 7
+        validate(load_from_disk(str(tmp_path / "x"))["train"])
+
+    def test_nothing_passes(self, groups, pool):
+        with pytest.raises(NothingToDoError) as error:
+            build_dataset_dict(groups[1:], pool, config())
+        assert str(error.value) == (
+            "No group passed the filter: of 3 variants of 2 prompts, hpsv2 2, pickscore 1 beat their original, and 1 did "
+            "on all of them. To relax: filter_level: image; a smaller num_variants; fewer filter_rewards; more prompts; "
+            "milder templates. The pool is kept."
+        )
+
+    def test_unfinished_pool(self, pool):
+        with pytest.raises(UsageError, match="has no image for 'd': run `craft generate` first"):
+            build_dataset_dict(make_groups(["d"], [["d1"]]), pool, config())
+
+
+class TestCandidatesConfig:
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"num_variants": 0}, "num_variants must be at least 1, got 0"),
+            ({"filter_rewards": ["aesthetic"]}, r"among the rewards hpsv2, pickscore; got \['aesthetic'\]"),
+            ({"filter_rewards": []}, "among the rewards"),
+            ({"reward_weights": [1.0]}, "one number for each of hpsv2, pickscore"),
+            ({"advantage_eps": 0.0}, "advantage_eps must be above 0, got 0.0"),
+            ({"prompts": None}, "prompts is missing: give it in the recipe or as --prompts"),
+            ({"scheduler": "DDIM"}, "no scheduler 'DDIM'. Did you mean .*DDIMScheduler"),
+            ({"height": 100}, "height must be a multiple of 8, got 100"),
+            ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ],
+    )
+    def test_wrong_settings(self, settings, message):
+        with pytest.raises(UsageError, match=message):
+            config(**settings)
+
+    def test_early_rejection_follows_the_filter(self):
+        assert config().reject_on == ["hpsv2", "pickscore"]
+        assert config(filter_rewards=["hpsv2"]).reject_on == ["hpsv2"]
+        assert config(filter_level="image").reject_on is None
+        assert config(generate_all=True).reject_on is None
+
+
+class TestValidate:
+    def rows(self, **columns):
+        buffer = io.BytesIO()
+        PILImage.new("RGB", (8, 8)).save(buffer, "PNG")
+        image = {"bytes": buffer.getvalue(), "path": None}
+        features = {"image": Image(), "prompt": Value("string"), "advantage": Value("float32")}
+        data = {"image": [image, image], "prompt": ["a", "b"], "advantage": [1.0, 0.5], **columns}
+        data = {name: values for name, values in data.items() if values is not None}
+        return Dataset.from_dict(data, features=Features({n: features[n] for n in data}))
+
+    def test_good(self):
+        validate(self.rows())
+
+    @pytest.mark.parametrize("column", ["image", "prompt", "advantage"])
+    def test_missing_column(self, column):
+        with pytest.raises(UsageError, match=f"has no column '{column}'; it has"):
+            validate(self.rows(**{column: None}))
+
+    @pytest.mark.parametrize("broken", [float("nan"), float("inf"), None])
+    def test_broken_advantage(self, broken):
+        with pytest.raises(UsageError, match="advantage of row 1 is (nan|inf); it must be a finite number"):
+            validate(self.rows(advantage=[1.0, broken]))
+
+    def test_images(self):
+        sizes = [PILImage.new("RGB", (8, 8)), PILImage.new("RGB", (16, 8))]
+        with pytest.raises(UsageError, match="row 0 has 8x8, row 1 16x8"):
+            validate(self.rows(image=sizes))
+        with pytest.raises(UsageError, match="multiples of 8, got 12x8"):
+            validate(self.rows(image=[PILImage.new("RGB", (12, 8))] * 2))
+        with pytest.raises(UsageError, match="Row 1 of the dataset has no image"):
+            validate(self.rows(image=[sizes[0], None]))
+        dataset = self.rows().remove_columns("image").add_column("image", ["a", "b"])
+        with pytest.raises(UsageError, match="must hold images"):
+            validate(dataset)
+
+    def test_no_rows(self):
+        with pytest.raises(UsageError, match="no rows"):
+            validate(self.rows().select([]))

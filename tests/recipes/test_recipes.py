@@ -1,0 +1,124 @@
+"""Every recipe goes through the real parser and its checks."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from craft_trl.errors import UsageError
+from craft_trl.scripts import bakeoff, evaluate, expand, train
+from craft_trl.scripts.launch import find_accelerate_config
+from craft_trl.planning.recipes import RunRecipes
+
+from ..conftest import ROOT
+
+
+RECIPES = sorted((ROOT / "recipes").glob("*/*.yaml"))
+PARSERS = {
+    "candidates": expand.make_parser,
+    "craft": train.make_parser,
+    "evaluate": evaluate.make_parser,
+    "bakeoff": bakeoff.make_parser,
+}
+
+
+def make_parser(path: Path):
+    """Parser of a recipe, by the first word of its name: `craft_lora.yaml` is one for `craft train`."""
+    return PARSERS["evaluate" if path.parent.name == "published" else path.stem.split("_")[0]]()
+
+
+def recipe_id(path: Path) -> str:
+    return f"{path.parent.name}-{path.stem}"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=recipe_id)
+def test_recipe(path):
+    parser = make_parser(path)
+    parsed = parser.parse_args_and_config(["--config", str(path)])
+    content = yaml.safe_load(path.read_text())
+    # What the recipe says has arrived, and everything it names beside itself is there.
+    values = {name: value for part in parsed for name, value in vars(part).items()}
+    for key, value in content.items():
+        assert key in values
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            assert values[key] == value, key
+        for item in value if isinstance(value, list) else [value]:
+            source = str(item).rpartition("=")[2]
+            if source.startswith("./"):
+                assert (path.parent / source.partition(":")[0]).exists(), source
+
+
+@pytest.mark.parametrize("path", [p for p in RECIPES if p.stem.startswith("craft")], ids=recipe_id)
+@pytest.mark.parametrize("num_processes", [1, 8])
+def test_batch_arithmetic(path, num_processes, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", str(num_processes))
+    # Without a GPU this process would look for the others, which are not there.
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    content = yaml.safe_load(path.read_text())
+    _, args, _ = train.make_parser().parse_args_and_config(["--config", str(path)])
+    share = content["global_batch_size"] / num_processes
+    assert share == int(share)
+    micro = content["per_device_train_batch_size"]
+    assert (args.gradient_accumulation_steps - 1) * micro < share <= args.gradient_accumulation_steps * micro
+
+
+@pytest.mark.parametrize("path", [p for p in RECIPES if p.parent.name in ("sdxl", "sd15")], ids=recipe_id)
+def test_no_key_at_its_default(path):
+    parser = make_parser(path)
+    for key, value in yaml.safe_load(path.read_text()).items():
+        assert parser.get_default(key) != value, key
+
+
+@pytest.mark.parametrize(("family", "steps"), [("sdxl", 200), ("sd15", 120)])
+def test_values_of_the_paper(family, steps):
+    folder = ROOT / "recipes" / family
+    recipes = RunRecipes.load(folder)  # the three speak of one run
+    args, candidates = recipes.training, recipes.candidates
+    assert (args.max_steps, args.global_batch_size, args.learning_rate) == (steps, 128, 5e-5)
+    assert (args.train_prompt, args.negative_advantages, args.use_ema) == ("original", "zero", False)
+    assert not recipes.train.use_peft and not args.activation_checkpointing
+    assert (candidates.num_prompts, candidates.num_variants, candidates.filter_level) == (10_000, 8, "group")
+    assert candidates.reject_on == ["hpsv2", "pickscore", "aesthetic"]
+    assert set(recipes.evaluation.held_out_rewards).isdisjoint(candidates.rewards)
+    sampling = recipes.evaluation.sampling()
+    assert {key: getattr(candidates, key) for key in sampling} == sampling  # evaluated as the candidates were drawn
+    assert candidates.model_name_or_path == recipes.train.model_name_or_path
+    assert (candidates.expander_model, candidates.prompts) == ("qwen-plus", "ymhao/HPDv2")
+    assert recipes.evaluation.prompts in candidates.exclude_prompts
+
+
+def test_memory_is_computed_for_what_the_recipes_say(benchmark_train):
+    for family, profiles in benchmark_train.PROFILES.items():
+        for name, micro_batch, mode, checkpointing in profiles:
+            content = yaml.safe_load((ROOT / "recipes" / family / name).read_text())
+            assert content["per_device_train_batch_size"] == micro_batch
+            assert content.get("activation_checkpointing", False) == checkpointing
+            assert (content.get("use_peft", False), "accelerate_config" in content) == (
+                mode == "lora",
+                mode == "offload",
+            )
+            assert mode != "lora" or content["lora_r"] == 64
+
+
+@pytest.mark.parametrize("name", ["craft_24gb", "craft_lora"])
+def test_memory_profiles_train_the_same(name):
+    """Only what the memory of the GPU is about differs from the full recipe."""
+    full, profile = (yaml.safe_load((ROOT / "recipes/sdxl" / f"{n}.yaml").read_text()) for n in ("craft", name))
+    allowed = {"per_device_train_batch_size", "activation_checkpointing", "output_dir", "guard_rewards"}
+    allowed |= {
+        "craft_24gb": {"accelerate_config", "num_processes"},
+        "craft_lora": {"use_peft", "lora_r", "learning_rate", "validation_prompts", "validation_guidance_scale"},
+    }[name]
+    assert {key for key in full.keys() | profile.keys() if full.get(key) != profile.get(key)} <= allowed
+    if "accelerate_config" in profile:
+        launch = yaml.safe_load(find_accelerate_config(profile["accelerate_config"]).read_text())
+        assert launch["deepspeed_config"]["offload_optimizer_device"] == "cpu"
+
+
+@pytest.mark.parametrize("path", [p for p in RECIPES if p.parent.name == "sdxl"], ids=recipe_id)
+def test_an_unknown_key_fails(path, tmp_path):
+    copy = tmp_path / path.name
+    copy.write_text(path.read_text() + "\nlearning_rat: 1\n")
+    with pytest.raises(UsageError, match="unknown key 'learning_rat'"):
+        make_parser(path).parse_args_and_config(["--config", str(copy)])

@@ -1,0 +1,196 @@
+# Copyright 2026 The craft_trl authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""`craft export`: every format is read back by the library it is for."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file, save_file
+
+from craft_trl import CraftTrainer
+from craft_trl.cli.main import main as craft
+from craft_trl.errors import UsageError
+from craft_trl.scripts.export import ExportArguments, main
+from craft_trl.trainer.export import assert_equal
+from craft_trl.trainer.checkpoints import unpack_single_file
+
+from ..helpers import config, make_dataset
+from ..pipelines import make_pipeline
+
+
+CLASSES = {"sd": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}
+
+
+@pytest.fixture(scope="module")
+def pipelines(tiny, tmp_path_factory):
+    """A small pipeline of each family, with several layers and a block without attention on each side."""
+    folder = tmp_path_factory.mktemp("pipelines")
+    for family in CLASSES:
+        make_pipeline(family, "epsilon", tiny).save_pretrained(folder / family)
+    return folder
+
+
+def draw(pipeline):
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(1)
+    options = {"height": 64, "width": 64, "num_inference_steps": 2, "generator": generator, "output_type": "np"}
+    return pipeline("a fox", **options).images
+
+
+@pytest.fixture(scope="module")
+def adapter(pipelines, tmp_path_factory):
+    """An adapter of the small SDXL, trained for a step, whose scale is not 1."""
+    folder = tmp_path_factory.mktemp("adapter")
+    targets = ["to_q", "to_out.0", "proj_in", "conv1", "ff.net.0.proj"]
+    args = config(folder, "lora", max_steps=1, learning_rate=0.1)
+    lora = LoraConfig(r=2, lora_alpha=6, target_modules=targets)
+    trainer = CraftTrainer(str(pipelines / "sdxl"), args, make_dataset(), peft_config=lora)
+    trainer.train()
+    trainer.save_model()
+    pipeline = StableDiffusionXLPipeline.from_pretrained(pipelines / "sdxl")
+    pipeline.unet = trainer.model.merge_and_unload()
+    return folder / "lora", draw(pipeline)
+
+
+@pytest.mark.parametrize("family", CLASSES)
+def test_single_file(pipelines, tmp_path, family):
+    main(ExportArguments(model=str(pipelines / family), format="single-file", output="model.safetensors"))
+    names = set(load_file(tmp_path / "model.safetensors"))
+    # Names as the published files of these models have them.
+    assert {"model.diffusion_model.input_blocks.0.0.weight", "first_stage_model.encoder.mid.attn_1.q.weight"} <= names
+    text = {
+        "sd": "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight",
+        "sdxl": "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight",
+    }
+    assert text[family] in names
+    pipeline = CLASSES[family].from_single_file(
+        "model.safetensors", config=str(pipelines / family), local_files_only=True
+    )
+    source = CLASSES[family].from_pretrained(pipelines / family)
+    for part in ("unet", "vae", "text_encoder", *(["text_encoder_2"] if family == "sdxl" else [])):
+        assert_equal(getattr(source, part).state_dict(), getattr(pipeline, part).state_dict(), part)
+    np.testing.assert_allclose(draw(source), draw(pipeline), atol=1e-5)
+
+
+def test_single_file_of_the_full_unets(benchmark_train):
+    """The names of all parameters at full size, through diffusers' converter and back."""
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
+    from craft_trl.families.single_file import unet_name
+
+    for name in ("sdxl", "sd15"):
+        with torch.device("meta"):
+            unet = benchmark_train.make_unet(name)
+        state_dict = unet.state_dict()
+        layers = unet.config.layers_per_block
+        original = {f"model.diffusion_model.{unet_name(n, layers, state_dict)}": n for n in state_dict}
+        assert len(original) == len(state_dict)
+        assert convert_ldm_unet_checkpoint(original, unet.config) == {n: n for n in state_dict}
+
+
+def test_a_single_file_is_unpacked_for_training(pipelines, tmp_path):
+    shutil.copytree(pipelines / "sd", tmp_path / "folder")
+    main(ExportArguments(model="folder", format="single-file", output="folder/model.safetensors"))
+    folder = unpack_single_file(tmp_path / "folder" / "model.safetensors", tmp_path / "out")
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    assert_equal(load_file(pipelines / "sd" / "unet" / file.name), load_file(file), "unet")
+    assert (folder / "vae").is_dir() and (folder / "tokenizer").is_dir() and (folder / "model_index.json").is_file()
+    written = file.stat().st_mtime_ns
+    assert unpack_single_file(tmp_path / "folder" / "model.safetensors", tmp_path / "out") == folder
+    assert file.stat().st_mtime_ns == written
+
+
+def test_diffusers_in_half_precision(pipelines, tmp_path):
+    main(ExportArguments(model=str(pipelines / "sdxl"), format="diffusers", output="half", dtype="float16"))
+    pipeline = StableDiffusionXLPipeline.from_pretrained(tmp_path / "half", dtype=torch.float16)
+    source = StableDiffusionXLPipeline.from_pretrained(pipelines / "sdxl", dtype=torch.float16)
+    assert (
+        load_file(tmp_path / "half/unet/diffusion_pytorch_model.safetensors")["conv_in.weight"].dtype == torch.float16
+    )
+    assert_equal(source.unet.state_dict(), pipeline.unet.state_dict(), "unet")
+
+
+@pytest.mark.parametrize("format", ["diffusers", "kohya", "peft"])
+def test_adapter(pipelines, adapter, tmp_path, format):
+    """Images drawn with the exported adapter are those drawn with the trained one, its scale of 3 included."""
+    adapter, expected = adapter
+    output = "lora.safetensors" if format == "kohya" else "exported"
+    main(ExportArguments(model=str(adapter), format=format, output=output))
+    pipeline = StableDiffusionXLPipeline.from_pretrained(pipelines / "sdxl")
+    assert np.abs(draw(pipeline) - expected).max() > 1e-3
+    if format == "peft":
+        unet = UNet2DConditionModel.from_pretrained(pipelines / "sdxl", subfolder="unet")
+        pipeline.unet = PeftModel.from_pretrained(unet, tmp_path / output).merge_and_unload()
+    else:
+        pipeline.load_lora_weights(tmp_path / output)
+    np.testing.assert_allclose(draw(pipeline), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("source", "format", "output", "message"),
+    [
+        ("sdxl", "kohya", "x.safetensors", "one of diffusers, single-file for a pipeline, got 'kohya'"),
+        ("sdxl", "single-file", "x", "The output of single-file is a file that ends in .safetensors, got x"),
+        ("sdxl", "diffusers", "x.safetensors", "The output of diffusers is a folder, got x.safetensors"),
+        ("nothing", "diffusers", "x", "it has no model_index.json or pytorch_lora_weights.safetensors"),
+        ("sdxl", "diffusers", ".", "exists: choose another output"),
+        ("sdxl", "diffusers", "/proc/nowhere", "Cannot write to /proc/nowhere"),
+        ("sdxl", None, "x", "format is missing: give it as --format"),
+    ],
+)
+def test_bad_input(pipelines, source, format, output, message):
+    with pytest.raises(UsageError, match=message):
+        main(ExportArguments(model=str(pipelines / source), format=format, output=output))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "format", "message"),
+    [
+        ("model_index.json", "{", "diffusers", "its model_index.json does not describe a diffusers pipeline"),
+        ("model_index.json", "{}", "diffusers", "its model_index.json does not describe a diffusers pipeline"),
+        ("pytorch_lora_weights.safetensors", "{}", "peft", "pytorch_lora_weights.safetensors is damaged"),
+    ],
+)
+def test_a_damaged_model(tmp_path, name, content, format, message):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / name).write_text(content)
+    with pytest.raises(UsageError, match=message):
+        main(ExportArguments(model=str(tmp_path / "model"), format=format, output="x"))
+
+
+def test_an_error_leaves_nothing_behind(pipelines, tmp_path):
+    """A text encoder that the single-file layout cannot say."""
+    shutil.copytree(pipelines / "sd", tmp_path / "other")
+    file = tmp_path / "other" / "text_encoder" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "hidden_act": "gelu"}))
+    with pytest.raises(UsageError, match="Only the text encoders of Stable Diffusion 1.x and SDXL"):
+        main(ExportArguments(model="other", format="single-file", output="x.safetensors"))
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+    (tmp_path / "silent").mkdir()
+    save_file({"unet.a.lora_A.weight": torch.ones(1, 1)}, tmp_path / "silent" / "pytorch_lora_weights.safetensors")
+    with pytest.raises(UsageError, match="The adapter in silent does not say its scale"):
+        main(ExportArguments(model="silent", format="peft", output="x"))
+    with pytest.raises(RuntimeError, match="read back with other weights than were written, the first is b"):
+        assert_equal({"a": torch.ones(1), "b": torch.ones(1)}, {"a": torch.ones(1), "b": torch.zeros(1)}, "x")
+
+
+def test_command(pipelines, capsys):
+    assert craft(["export", "--model", str(pipelines / "sd"), "--format", "peft", "--output", "x"]) == 2
+    assert "format must be one of diffusers, single-file for a pipeline" in capsys.readouterr().err

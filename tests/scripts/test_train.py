@@ -1,0 +1,139 @@
+# Copyright 2026 The craft_trl authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""`craft train`: what it refuses before the model is loaded, and how it resumes a checkpoint that is named."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import save_file
+
+from craft_trl.cli.main import main
+
+from ..helpers import make_dataset
+from ..pipelines import make_pipeline
+
+
+@pytest.fixture(scope="module")
+def folder(tiny, tmp_path_factory):
+    """A small model, a dataset, and a run that has written checkpoints."""
+    folder = tmp_path_factory.mktemp("train")
+    make_pipeline("sd", "epsilon", tiny).save_pretrained(folder / "model")
+    make_dataset().save_to_disk(str(folder / "dataset"))
+    assert train(folder, folder / "run", "--save_steps", "1") == 0
+    return folder
+
+
+def train(folder, output_dir, *arguments):
+    return main(
+        [
+            "train", "--model_name_or_path", str(folder / "model"), "--dataset_name", str(folder / "dataset"),
+            "--output_dir", str(output_dir), "--max_steps", "2", "--global_batch_size", "4", "--use_cpu",
+            "--per_device_train_batch_size", "4", *arguments,
+        ]
+    )  # fmt: skip
+
+
+@pytest.fixture
+def refuses(folder, tmp_path, capsys, monkeypatch):
+    """Checks that a command ends with one line that holds a message, and that it loads no model for it."""
+    monkeypatch.setattr(UNet2DConditionModel, "from_pretrained", None)
+
+    def check(message, *arguments):
+        assert train(folder, tmp_path / "other", *arguments) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("craft: error: ") and message in error
+
+    return check
+
+
+def test_a_checkpoint_that_is_none(refuses, folder, tmp_path):
+    refuses("nothing: it is not a complete checkpoint", "--resume_from_checkpoint", "nothing")
+    shutil.copytree(folder / "run" / "checkpoint-1", tmp_path / "checkpoint-1")
+    (tmp_path / "checkpoint-1" / "trainer_state.json").unlink()
+    refuses(
+        "checkpoint-1: it is not a complete checkpoint", "--resume_from_checkpoint", str(tmp_path / "checkpoint-1")
+    )
+
+
+def test_a_checkpoint_of_another_run(refuses, folder):
+    checkpoint = str(folder / "run" / "checkpoint-1")
+    message = "is of another run: training.learning_rate was 5e-05, is now 0.1"
+    refuses(message, "--resume_from_checkpoint", checkpoint, "--learning_rate", "0.1")
+
+
+def test_a_checkpoint_of_the_same_run(folder, tmp_path, capsys):
+    """From another folder: the checkpoint is this run's, whatever the folder that it goes on in."""
+    assert train(folder, tmp_path / "again", "--resume_from_checkpoint", str(folder / "run" / "checkpoint-1")) == 0
+    assert "goes on from" in capsys.readouterr().out
+    name = "unet/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "again" / name).read_bytes() == (folder / "run" / name).read_bytes()
+
+
+def test_a_single_file_is_trained_as_its_folder_is(folder, tmp_path):
+    """The configuration of the small model lies beside the file; published models need none."""
+    shutil.copytree(folder / "model", tmp_path / "beside")
+    file = tmp_path / "beside" / "model.safetensors"
+    assert main(["export", "--model", str(folder / "model"), "--format", "single-file", "--output", str(file)]) == 0
+    assert train(folder, tmp_path / "single", "--model_name_or_path", str(file)) == 0
+    name = "unet/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "single" / name).read_bytes() == (folder / "run" / name).read_bytes()
+    assert (tmp_path / "single" / "vae").is_dir() and not list((tmp_path / "single").glob("source-*"))
+
+
+def test_an_adapter_for_a_single_file_needs_its_modules(refuses, tmp_path):
+    save_file({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(1)}, tmp_path / "x.safetensors")
+    message = "lora_target_modules is missing: a single file does not name its defaults"
+    refuses(message, "--model_name_or_path", str(tmp_path / "x.safetensors"), "--use_peft")
+
+
+def test_a_dataset_of_another_model(refuses, folder):
+    pool = folder / "pool"
+    pool.mkdir()
+    (pool / "stage.json").write_text(json.dumps({"settings": {"model": "another"}}))
+    try:
+        refuses("were drawn by another model: train the model_name_or_path that `craft generate` had")
+    finally:
+        shutil.rmtree(pool)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--global_batch_size", "0"], "global_batch_size must be a multiple of 1, the number of processes; got 0"),
+        (["--push_to_hub", "--hub_strategy", "every_save"], "hub_strategy must be 'end', got 'every_save'"),
+        (["--report_to", "mlflow"], "report_to must be among tensorboard, trackio, wandb, none; got 'mlflow'"),
+        (["--torch_compile"], "use compile_blocks instead"),
+        (["--model_name_or_path", "model.safetensors"], "Model model.safetensors: there is no such file"),
+        (["--train_prompt", "both"], "train_prompt"),
+    ],
+)
+def test_settings(refuses, arguments, message):
+    refuses(message, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda dataset: dataset.remove_columns("advantage"), "The dataset has no column 'advantage'; it has image"),
+        (lambda dataset: dataset.select([]), "changed: it has no rows"),
+        (lambda dataset: dataset.select([2, 3]), "No advantage is above 0: there is nothing to train on"),
+    ],
+)
+def test_datasets(refuses, tmp_path, change, message):
+    change(make_dataset()).save_to_disk(str(tmp_path / "changed"))
+    refuses(message, "--dataset_name", str(tmp_path / "changed"))
