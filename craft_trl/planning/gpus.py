@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..devices import accelerator
 from ..errors import UsageError
 
 
@@ -71,7 +72,7 @@ GPUS = {
 def find_gpu(name: str | None) -> GPU:
     """The GPU of a name such as `h100:80` or `cpu`, or that of this machine."""
     if name is None:
-        if not torch.cuda.is_available():
+        if accelerator() != "cuda":
             return this_cpu()
         device, total = torch.cuda.get_device_name(0), torch.cuda.get_device_properties(0).total_memory / GIGA
         known = [gpu for gpu in GPUS.values() if gpu.name.split(":")[0] in device.lower().replace(" ", "")]
