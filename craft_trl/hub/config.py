@@ -43,6 +43,8 @@ class PushConfig:
             Which rows of the configuration `candidates` have their picture: those that a filter keeps, or all.
         max_shard_size (`int`, *optional*, defaults to `500000000`):
             Bytes of a parquet file, about.
+        model_dir (`str`, *optional*):
+            Folder of the trained model. Defaults to `model/` of the run.
         dry_run (`bool`, *optional*, defaults to `False`):
             Make everything and upload nothing. The cards and the dataset are in `hub/` of the run then.
     """
@@ -68,6 +70,9 @@ class PushConfig:
     )
     max_shard_size: Annotated[int, Range(1, 10**12)] = field(
         default=500_000_000, metadata={"help": "Bytes of a parquet file, about."}
+    )
+    model_dir: str | None = field(
+        default=None, metadata={"help": "Folder of the trained model. Defaults to model/ of the run."}
     )
     dry_run: bool = field(default=False, metadata={"help": "Make everything and upload nothing."})
 
