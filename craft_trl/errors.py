@@ -42,6 +42,8 @@ def exit_code(work: Callable[[], None]) -> int:
     """
     # Read when datasets is imported. Its bars would drown the lines that a run prints.
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    if not sys.stderr.isatty():  # the same of huggingface_hub: every state of them would be in the log
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         work()
     except UsageError as error:

@@ -27,6 +27,7 @@ from .errors import UsageError
 
 ADAPTER = "pytorch_lora_weights.safetensors"  # the file of a LoRA, as diffusers names it
 
+
 def looks_like_hub_id(source: str) -> bool:
     """Whether a text could be the id of a repository, `org/name`, rather than a path."""
     return source.count("/") == 1 and not source.startswith((".", "/", "~")) and not source.endswith("/")

@@ -222,7 +222,7 @@ class EndpointExpander(InstructedExpander):
                     usage.prompt_tokens if usage else None,
                     usage.completion_tokens if usage else None,
                 )
-            except (InferenceTimeoutError, asyncio.TimeoutError):
+            except (TimeoutError, InferenceTimeoutError):
                 problem, fault = f"no answer in {self.timeout:g} seconds", "server"
             except HfHubHTTPError as error:
                 status, problem = error.response.status_code, self._said(error)

@@ -156,7 +156,9 @@ def dataset_release(
         if not chosen:
             continue  # a configuration without rows could not be loaded; the card says that nothing passed
         parts = shards(chosen, image_bytes * (len(pictured) / len(chosen) if config is None else 1), max_shard_size)
-        for number, part in enumerate(progress_bar(parts, desc=f"Writing {name}", unit="file", disable=len(parts) == 1)):
+        for number, part in enumerate(
+            progress_bar(parts, desc=f"Writing {name}", unit="file", disable=len(parts) == 1)
+        ):
             path = f"{name}/train-{number:05d}-of-{len(parts):05d}.parquet"
             (staging / path).parent.mkdir(parents=True, exist_ok=True)
             partly_pictured(part, pool, pictured).to_parquet(str(staging / path))

@@ -18,8 +18,6 @@ import os
 import time
 from dataclasses import dataclass
 
-import torch
-
 from ..errors import UsageError
 
 
@@ -71,6 +69,8 @@ GPUS = {
 def find_gpu(name: str | None) -> GPU:
     """The GPU of a name such as `h100:80` or `cpu`, or that of this machine."""
     if name is None:
+        import torch
+
         if not torch.cuda.is_available():
             return this_cpu()
         device, total = torch.cuda.get_device_name(0), torch.cuda.get_device_properties(0).total_memory / GIGA
@@ -96,6 +96,8 @@ def known_gpus() -> str:
 
 def this_cpu() -> GPU:
     """This machine's CPU, its peak measured with a matrix product: no data sheet gives it."""
+    import torch
+
     a = torch.rand(512, 512)
     seconds = []
     for _ in range(50):

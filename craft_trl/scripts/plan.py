@@ -88,12 +88,13 @@ def main(folder: Path, args: PlanArguments, overrides: Sequence[str] = ()) -> No
     """Print the plan of a folder of recipes."""
     # Here: a wrong argument is told before the libraries are imported.
     from ..planning.gpus import find_gpu
-    from ..planning.planner import Planner
-    from ..planning.recipes import RunRecipes
 
     gpu = find_gpu(args.gpu)
     if args.calibrate and args.gpu is not None and (here := find_gpu(None)).name != gpu.name:
         raise UsageError(f"calibrate measures this machine, {here.name}: leave out --gpu {args.gpu}.")
+    from ..planning.planner import Planner
+    from ..planning.recipes import RunRecipes
+
     recipes = RunRecipes.load(folder, overrides)
     planner = Planner(recipes, training_profile(recipes, folder, gpu), gpu, args.pass_rate)
     measured = None

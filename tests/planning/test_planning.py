@@ -30,9 +30,9 @@ from craft_trl.planning.odds import simulate
 from craft_trl.planning.operations import PUBLISHED, VIT_H, VIT_L, MetaPipeline, count, reward_towers
 from craft_trl.planning.plan import duration
 from craft_trl.planning.planner import Planner, Rates
+from craft_trl.planning.recipes import RunRecipes
 from craft_trl.rewards import RewardSpec
 from craft_trl.scripts.plan import training_profile
-from craft_trl.planning.recipes import RunRecipes
 
 from ..filtering.test_dataset import config as candidates_config
 

@@ -7,9 +7,9 @@ import torch
 import yaml
 
 from craft_trl.errors import UsageError
+from craft_trl.planning.recipes import RunRecipes
 from craft_trl.scripts import bakeoff, evaluate, expand, train
 from craft_trl.scripts.launch import find_accelerate_config
-from craft_trl.planning.recipes import RunRecipes
 
 from ..conftest import ROOT
 
