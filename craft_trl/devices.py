@@ -12,16 +12,64 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+
 """Where the work is done."""
 
+import gc
 import os
+from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import torch
+
+from .errors import UsageError
+
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+DEVICE = "CRAFT_TRL_DEVICE"
+
+
+def accelerator() -> str | None:
+    """
+    Kind of device that the work is done on, such as `"cuda"` or `"xpu"`, or `None` for the CPU.
+
+    Apple's MPS, on which nothing here was tested, is taken only where the environment variable `CRAFT_TRL_DEVICE` says
+    `mps`; with `cpu` no accelerator is.
+    """
+    here = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else None
+    asked = os.environ.get(DEVICE) or "auto"
+    if asked == "auto":
+        return None if here == "mps" else here
+    if asked not in ("cpu", here):
+        known = ", ".join(["auto", "cpu", *([here] if here else [])])
+        raise UsageError(f"{DEVICE} is {asked!r}; on this machine it may be {known}.")
+    return None if asked == "cpu" else here
 
 
 def default_device() -> torch.device:
     """The GPU if there is one, else the CPU. Processes of one machine, told apart by `LOCAL_RANK`, share the GPUs out."""
-    if not torch.accelerator.is_available():
+    kind = accelerator()
+    if kind is None:
         return torch.device("cpu")
-    index = int(os.environ.get("LOCAL_RANK", 0)) % torch.accelerator.device_count()
-    return torch.device(torch.accelerator.current_accelerator().type, index)
+    return torch.device(kind, int(os.environ.get("LOCAL_RANK", 0)) % torch.accelerator.device_count())
+
+
+def process_state() -> "PartialState":
+    """What accelerate knows of the processes that work together, with [`default_device`] as the device of this one."""
+    from accelerate import PartialState  # here: only the stages that several processes share pay for it
+
+    # Without `cpu`, accelerate (1.15) takes each of several processes on a machine without a GPU for the only one, and
+    # chooses MPS by itself. Processes wait for the slowest one, and for the first one to download models: longer than the
+    # default of minutes.
+    return PartialState(cpu=accelerator() is None, timeout=timedelta(days=7))
+
+
+def release_memory() -> None:
+    """
+    Give back the device memory of what is no longer used: at the end of a stage, whose networks a cycle may keep alive,
+    and before a process begins that needs the device for itself.
+    """
+    gc.collect()
+    torch.accelerator.empty_cache()

@@ -14,6 +14,7 @@
 
 """The errors a person at the terminal can mend, and how a command ends. Anything else is a bug and keeps its traceback."""
 
+import importlib.util
 import os
 import sys
 from collections.abc import Callable
@@ -35,6 +36,14 @@ class PushError(RuntimeError):
     """The Hub did not take an upload, after retries. Exit code 1; what it has already is not sent again."""
 
 
+def check_platform() -> None:
+    """Raise a [`UsageError`] where there are no locks of parts of a file, which processes that share a pool rely on."""
+    if importlib.util.find_spec("fcntl") is None:
+        raise UsageError(
+            "craft_trl runs on Linux and macOS. On Windows, run it in WSL (the Windows Subsystem for Linux)."
+        )
+
+
 def exit_code(work: Callable[[], None]) -> int:
     """
     0, 1 if the work came out empty, training diverged or a push failed, 2 for a wrong setting, 130 after Ctrl-C; each with a
@@ -45,6 +54,7 @@ def exit_code(work: Callable[[], None]) -> int:
     if not sys.stderr.isatty():  # the same of huggingface_hub: every state of them would be in the log
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
+        check_platform()
         work()
     except UsageError as error:
         print(f"craft: error: {error}", file=sys.stderr)

@@ -15,8 +15,10 @@
 """Settings of a comparison of arms."""
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from ..errors import UsageError
+from ..ranges import Count, Positive, Range, check_ranges
 from .arms import METHODS
 
 
@@ -57,15 +59,17 @@ class BakeoffConfig:
     training: str = field(default=None, metadata={"help": "Recipe of the training."})
     evaluation: str = field(default=None, metadata={"help": "Recipe of the evaluation."})
     arms: list[str] = field(default_factory=lambda: list(METHODS), metadata={"help": "What to compare."})
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Training seeds of each arm."})
-    num_prompts: int | None = field(default=None, metadata={"help": "Prompts of the pool."})
-    num_test_prompts: int | None = field(default=None, metadata={"help": "Prompts of the evaluation."})
-    max_steps: int | None = field(default=None, metadata={"help": "Optimizer steps of every arm."})
-    global_batch_size: int | None = field(default=None, metadata={"help": "Samples per step of every arm."})
+    seeds: list[Annotated[int, Range(0, 2**32 - 1)]] = field(
+        default_factory=lambda: [0, 1, 2], metadata={"help": "Training seeds of each arm."}
+    )
+    num_prompts: Count | None = field(default=None, metadata={"help": "Prompts of the pool."})
+    num_test_prompts: Count | None = field(default=None, metadata={"help": "Prompts of the evaluation."})
+    max_steps: Count | None = field(default=None, metadata={"help": "Optimizer steps of every arm."})
+    global_batch_size: Count | None = field(default=None, metadata={"help": "Samples per step of every arm."})
     learning_rates: list[str] = field(
         default_factory=list, metadata={"help": "Learning rates of single arms, as ARM=RATE."}
     )
-    beta: float = field(default=5000.0, metadata={"help": "Diffusion-DPO's tie to the reference model."})
+    beta: Positive = field(default=5000.0, metadata={"help": "Diffusion-DPO's tie to the reference model."})
     output_dir: str = field(
         default=None, metadata={"help": "Where to write the pool, the models, bakeoff.json and bakeoff.html."}
     )
@@ -76,9 +80,7 @@ class BakeoffConfig:
                 raise UsageError(f"{name} is missing: give it in the recipe or as --{name}.")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
             raise UsageError(f"seeds must be different numbers from 0 on, at least one; got {self.seeds}.")
-        for name in ("max_steps", "global_batch_size"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        check_ranges(self)
         for item in self.learning_rates:
             arm, _, rate = item.partition("=")
             if arm not in METHODS or not _is_number(rate):

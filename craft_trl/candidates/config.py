@@ -19,12 +19,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from ..errors import UsageError
 from ..expansion.config import ExpansionConfig
 from ..parser import suggest
 from ..prompts.config import PromptsConfig
+from ..ranges import Count, Finite, Pixels, Positive, Processes, Range, Seed, Share, check_ranges
 from ..sources import looks_like_hub_id, source_hash
 
 
@@ -64,17 +65,17 @@ class SamplingConfig:
         default=None,
         metadata={"help": "Class name of a diffusers scheduler, such as DDIMScheduler. Defaults to the model's own."},
     )
-    num_inference_steps: int = field(default=50, metadata={"help": "Denoising steps."})
-    guidance_scale: float = field(
+    num_inference_steps: Annotated[int, Range(1, 1000)] = field(default=50, metadata={"help": "Denoising steps."})
+    guidance_scale: Annotated[float, Range(0, 1000)] = field(
         default=5.0, metadata={"help": "Scale of classifier-free guidance; at 1 and below there is none."}
     )
-    guidance_rescale: float = field(
+    guidance_rescale: Share = field(
         default=0.0,
         metadata={"help": "How far guidance is scaled back to the contrast of the prediction without it."},
     )
     negative_prompt: str | None = field(default=None, metadata={"help": "Negative prompt of every image."})
-    height: int | None = field(default=None, metadata={"help": "Height in pixels. Defaults to the model's own."})
-    width: int | None = field(default=None, metadata={"help": "Width in pixels. Defaults to the model's own."})
+    height: Pixels | None = field(default=None, metadata={"help": "Height in pixels. Defaults to the model's own."})
+    width: Pixels | None = field(default=None, metadata={"help": "Width in pixels. Defaults to the model's own."})
     dtype: Literal["float32", "float16", "bfloat16"] = field(
         default="float32", metadata={"help": "Precision of the pipeline."}
     )
@@ -85,26 +86,21 @@ class SamplingConfig:
         },
     )
     torch_compile: bool = field(default=False, metadata={"help": "Compile the blocks that the denoiser repeats."})
-    batch_size: int = field(
+    batch_size: Count = field(
         default=16, metadata={"help": "Images per batch. It changes an image by rounding errors at most."}
     )
 
     def __post_init__(self):
+        check_ranges(self)
         if self.scheduler is not None:
             known = scheduler_names()
             if self.scheduler not in known:
                 remedy = suggest(self.scheduler, known, otherwise="diffusers' documentation lists them.")
                 raise UsageError(f"There is no scheduler {self.scheduler!r}. {remedy}")
-        for name in ("num_inference_steps", "batch_size", "height", "width"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} must be at least 1, got {value}.")
         for name in ("height", "width"):
             value = getattr(self, name)
             if value is not None and value % 8:
                 raise UsageError(f"{name} must be a multiple of 8, got {value}.")
-        if not 0 <= self.guidance_rescale <= 1:
-            raise UsageError(f"guidance_rescale must be from 0 to 1, got {self.guidance_rescale}.")
         vae = self.vae_name_or_path
         if (
             vae is not None
@@ -166,18 +162,17 @@ class FilterConfig:
     scale_rewards: Literal["pool", "group", "none"] = field(
         default="pool", metadata={"help": "How rewards are brought to one scale before they are summed."}
     )
-    reward_weights: list[float] | None = field(
+    reward_weights: list[Finite] | None = field(
         default=None,
         metadata={"help": "Weights of the rewards in the sum, in the order of `rewards`. Defaults to 1 each."},
     )
-    advantage_eps: float = field(default=1e-4, metadata={"help": "Added to the standard deviation of a group."})
+    advantage_eps: Positive = field(default=1e-4, metadata={"help": "Added to the standard deviation of a group."})
     veto: str | None = field(
         default=None, metadata={"help": "File of vetoed images, as `craft sheet` saves it. They count as not passing."}
     )
 
     def __post_init__(self):
-        if self.advantage_eps <= 0:
-            raise UsageError(f"advantage_eps must be above 0, got {self.advantage_eps}.")
+        check_ranges(self)
         if self.veto is not None and not Path(self.veto).is_file():
             raise UsageError(f"veto: there is no file {self.veto}. `craft sheet` writes a page that saves one.")
 
@@ -256,14 +251,14 @@ class CandidatesConfig(PromptsConfig, ExpansionConfig, SamplingConfig, FilterCon
             "filter permits."
         },
     )
-    target_groups: int | None = field(
+    target_groups: Count | None = field(
         default=None,
         metadata={"help": "Stop as soon as this many groups have passed the filter. Defaults to all groups."},
     )
-    num_processes: int = field(
+    num_processes: Processes = field(
         default=1, metadata={"help": "Processes of `craft generate`, which share out the GPUs and the groups."}
     )
-    seed: int = field(
+    seed: Seed = field(
         default=0,
         metadata={"help": "Seed of the sample, of the choice of templates, and of the starting noise."},
     )
@@ -299,9 +294,6 @@ class CandidatesConfig(PromptsConfig, ExpansionConfig, SamplingConfig, FilterCon
         for name in ("model_name_or_path", "output_dir", "rewards"):
             if not getattr(self, name):
                 raise UsageError(f"{name} is missing: give it in the recipe or as --{name}.")
-        for name in ("target_groups", "num_processes"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.target_groups is not None and self.reject_on is None:
             raise UsageError(
                 f"target_groups is {self.target_groups}, but groups pass or fail only under filter_level: group, and "

@@ -15,13 +15,12 @@
 """The pool of candidates: images with their scores in parquet shards, which several processes may fill together."""
 
 import errno
-import fcntl
 import hashlib
 import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ..errors import UsageError
+from ..errors import UsageError, check_platform
 from ..stages import fingerprint, write_atomically
 
 
@@ -235,10 +234,21 @@ def remove_leftovers(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _lock(file: BinaryIO, length: int = 0, start: int = 0) -> bool:
-    """Lock bytes of a file, all of them if `length` is 0, unless another process holds one of them."""
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Wait until no other process is in here with the same file."""
+    with path.open("ab") as file:
+        _lock(file, wait=True)
+        yield  # closing the file frees it
+
+
+def _lock(file: BinaryIO, length: int = 0, start: int = 0, wait: bool = False) -> bool:
+    """Lock bytes of a file, all of them if `length` is 0, unless another process holds one of them, or once it does not."""
+    check_platform()
+    import fcntl  # not on every platform
+
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
+        fcntl.lockf(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             return False

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..devices import default_device
+from ..devices import accelerator, default_device
 from ..rewards import Reward, score
 from ..rewards.reward_model import RewardModel
 from .pool import CandidatePool, Key
@@ -41,7 +41,7 @@ class Storing:
     """
 
     # Without a GPU both would want the same cores, and wait for each other: a fifth slower on two.
-    overlaps = torch.cuda.is_available()
+    overlaps = accelerator() == "cuda"
 
     def __init__(self, pool: CandidatePool, rewards: dict[str, Reward], batch_size: int):
         self.pool = pool
@@ -98,5 +98,5 @@ class Storing:
 
 def _use_own_stream() -> None:
     # On the default stream, a score would have to wait for all of the next batch's work that is queued before it.
-    if torch.cuda.is_available():
+    if accelerator() == "cuda":
         torch.cuda.set_stream(torch.cuda.Stream(default_device()))

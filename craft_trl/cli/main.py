@@ -182,6 +182,7 @@ def _env(argv: list[str]) -> None:
 
     import torch
 
+    from ..devices import default_device
     from ..rewards import REWARDS
 
     print(f"craft_trl {__version__}, Python {platform.python_version()}, {platform.platform()}")
@@ -206,6 +207,7 @@ def _env(argv: list[str]) -> None:
         )
     if not torch.cuda.is_available():
         print(f"no GPU, {os.cpu_count()} CPU cores")
+    print(f"works on {default_device()}")
     for name, reward in REWARDS.items():
         for weights in reward.weights:
             path = weights.cached()

@@ -21,6 +21,7 @@ import numpy as np
 from ..candidates.config import SamplingConfig
 from ..errors import UsageError
 from ..prompts.benchmarks import load_evaluation_prompts
+from ..ranges import Count, Seed
 from ..rewards import parse_rewards
 from .specs import ModelSpec
 
@@ -81,13 +82,13 @@ class EvaluationConfig(SamplingConfig):
     group_by: str | None = field(
         default=None, metadata={"help": "Column of the prompts by which results are broken down as well."}
     )
-    num_prompts: int | None = field(
+    num_prompts: Count | None = field(
         default=None, metadata={"help": "Number of prompts, evenly spaced over the file. Defaults to all."}
     )
-    num_images_per_prompt: int = field(
+    num_images_per_prompt: Count = field(
         default=1, metadata={"help": "Images per prompt and model. With two or more, diversity is measured too."}
     )
-    seed: int = field(
+    seed: Seed = field(
         default=3_000_000_000,  # far from the seeds that candidates are drawn from
         metadata={"help": "Image j of prompt i starts from noise seed + i * num_images_per_prompt + j."},
     )
@@ -97,7 +98,7 @@ class EvaluationConfig(SamplingConfig):
     held_out_rewards: list[str] = field(
         default_factory=list, metadata={"help": "Judges that training never saw, NAME or NAME=SOURCE."}
     )
-    num_bootstrap: int = field(default=2000, metadata={"help": "Bootstrap samples of the 95 %% intervals."})
+    num_bootstrap: Count = field(default=2000, metadata={"help": "Bootstrap samples of the 95 %% intervals."})
     run_dir: str | None = field(
         default=None, metadata={"help": "Folder of the run that trained the last model, for the report."}
     )
@@ -111,15 +112,12 @@ class EvaluationConfig(SamplingConfig):
         if not self.rewards and not self.held_out_rewards:
             raise UsageError("Nothing to measure: give rewards, held_out_rewards or both.")
         self.model_specs  # noqa: B018 - parsed now, so that a mistake is found now
-        for name in ("num_images_per_prompt", "num_bootstrap"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}.")
 
     def load_prompts(self) -> tuple[list[dict], str, str | None]:
         """Rows of the prompts, the column of the prompt, and the one by which results are broken down, if any."""
         rows, column, part = load_evaluation_prompts(self.prompts, self.prompt_column)
         if self.num_prompts is not None:
-            if not 1 <= self.num_prompts <= len(rows):
+            if self.num_prompts > len(rows):
                 limits = f"from 1 to {len(rows)}, the prompts in {self.prompts}"
                 raise UsageError(f"num_prompts must be {limits}; got {self.num_prompts}.")
             # Evenly spaced: benchmark files are sorted by style or category.

@@ -27,13 +27,13 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from PIL import Image
 
 from ..candidates.drawing import fill_pool
 from ..candidates.generation import ImageGenerator
 from ..candidates.pool import CandidatePool, Key
+from ..devices import process_state
 from ..errors import UsageError
 from ..expansion import PromptExpander
 from ..progress import progress_bar
@@ -86,7 +86,7 @@ class Evaluation:
 
     def __init__(self, config: EvaluationConfig):
         self.config = config
-        self.state = PartialState()
+        self.state = process_state()
         self.specs = {spec.name: spec for spec in parse_rewards([*config.rewards, *config.held_out_rewards])}
         training = {spec.name for spec in parse_rewards(config.rewards)}
         self.roles = {name: "training" if name in training else "held_out" for name in self.specs}

@@ -17,9 +17,10 @@
 import json
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from ..errors import UsageError
+from ..ranges import Count, CountFromZero, NotNegative, Positive, Range, check_ranges
 from .checks import load_tokenizers
 from .instructed import InstructedExpander
 from .templates import PromptExpander
@@ -102,7 +103,7 @@ class ExpansionConfig:
             Questions that are answered at a time.
     """
 
-    num_variants: int = field(default=8, metadata={"help": "Expanded variants of each prompt."})
+    num_variants: Count = field(default=8, metadata={"help": "Expanded variants of each prompt."})
     expander: Literal["templates", "endpoint", "transformers"] = field(
         default="templates",
         metadata={"help": "What writes the variants: template rules, an OpenAI-compatible endpoint, or a model here."},
@@ -119,11 +120,11 @@ class ExpansionConfig:
     expander_instructions: str | None = field(
         default=None, metadata={"help": "Text file of what the language model is told. Defaults to our own."}
     )
-    expander_temperature: float = field(default=0.8, metadata={"help": "Temperature of the sampling."})
-    expander_max_tokens: int | None = field(
+    expander_temperature: Positive = field(default=0.8, metadata={"help": "Temperature of the sampling."})
+    expander_max_tokens: Count | None = field(
         default=None, metadata={"help": "Most tokens of an answer. Defaults to 256 and 160 for each variant."}
     )
-    expander_max_attempts: int = field(
+    expander_max_attempts: Count = field(
         default=4, metadata={"help": "How often a prompt is asked for, until enough variants pass the checks."}
     )
     expander_cache: str | None = field(
@@ -139,28 +140,27 @@ class ExpansionConfig:
         default=None,
         metadata={"help": "Environment variable with the key. Defaults to HF_TOKEN, with a base_url OPENAI_API_KEY."},
     )
-    expander_concurrency: int = field(default=8, metadata={"help": "Questions that wait for an answer at a time."})
-    expander_requests_per_minute: float | None = field(
+    expander_concurrency: Annotated[int, Range(1, 100)] = field(
+        default=8, metadata={"help": "Questions that wait for an answer at a time."}
+    )
+    expander_requests_per_minute: Positive | None = field(
         default=None, metadata={"help": "Most requests in a minute. Defaults to no limit."}
     )
-    expander_timeout: float = field(default=120.0, metadata={"help": "Seconds to wait for an answer."})
-    expander_max_retries: int = field(
+    expander_timeout: Positive = field(default=120.0, metadata={"help": "Seconds to wait for an answer."})
+    expander_max_retries: CountFromZero = field(
         default=6, metadata={"help": "How often a request is made again when the server is busy or away."}
     )
     expander_extra_body: dict | str | None = field(
         default=None, metadata={"help": "More parameters of the requests, as JSON."}
     )
-    expander_prices: list[float] | None = field(
+    expander_prices: list[NotNegative] | None = field(
         default=None, metadata={"help": "Price of a million tokens of questions, and of answers."}
     )
     expander_revision: str | None = field(default=None, metadata={"help": "Revision of the model on the Hub."})
-    expander_batch_size: int = field(default=8, metadata={"help": "Questions that the model answers at a time."})
+    expander_batch_size: Count = field(default=8, metadata={"help": "Questions that the model answers at a time."})
 
     def __post_init__(self):
-        if self.num_variants < 1:
-            raise UsageError(
-                f"num_variants must be at least 1, got {self.num_variants}: the filter compares variants."
-            )
+        check_ranges(self)
         if self.expander not in KEYS:
             raise UsageError(f"expander must be one of {', '.join(KEYS)}, got {self.expander!r}.")
         for needed in ("templates", "expander_model"):
@@ -180,8 +180,8 @@ class ExpansionConfig:
                 raise UsageError(f"expander_extra_body is not JSON ({error.msg}).") from error
         if not isinstance(self.expander_extra_body, dict | None):
             raise UsageError(f"expander_extra_body must be a JSON object, got {self.expander_extra_body!r}.")
-        if self.expander_prices is not None and (len(self.expander_prices) != 2 or min(self.expander_prices) < 0):
-            raise UsageError(f"expander_prices must be two numbers from 0 on, got {self.expander_prices}.")
+        if self.expander_prices is not None and len(self.expander_prices) != 2:
+            raise UsageError(f"expander_prices must be two numbers, got {self.expander_prices}.")
 
     def make_expander(
         self, seed: int, output_dir: str, model: str, revision: str | None = None

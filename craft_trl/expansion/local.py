@@ -52,7 +52,7 @@ class TransformersExpander(InstructedExpander):
         batch_size (`int`, *optional*, defaults to `8`):
             Questions that are answered at a time.
         device (`torch.device` or `str`, *optional*):
-            Where to run. Defaults to the first accelerator, else the CPU.
+            Where to run. Defaults to [`~devices.default_device`].
         dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
             Data type of the weights; `"auto"` is that of the checkpoint.
         kwargs:

@@ -26,6 +26,7 @@ from ..candidates.groups import Group
 from ..candidates.pool import CandidatePool
 from ..errors import NothingToDoError, UsageError
 from .filter import explain_nothing, filter_candidates, vetoed_itself
+from .images import TrainingImages
 
 
 def features(rewards: Sequence[str]) -> Features:
@@ -125,26 +126,45 @@ def build_pairs(groups: Sequence[Group], pool: CandidatePool, config: FilterConf
 
 
 def validate(dataset: Dataset, prompt_column: str = "prompt") -> None:
-    """Raise a [`UsageError`] unless a dataset can be trained on: its columns, their types and their values."""
+    """
+    Raise a [`UsageError`] unless a dataset can be trained on: its columns, their types and their values. It names the
+    column, and the row.
+    """
     for column in ("image", prompt_column, "advantage"):
         if column not in dataset.column_names:
             raise UsageError(f"The dataset has no column {column!r}; it has {', '.join(dataset.column_names)}.")
-    if not isinstance(dataset.features["image"], datasets.Image):
-        raise UsageError(f"The column 'image' must hold images, got {dataset.features['image']}.")
+    check_image_column(dataset, "image")
+    for column, wanted, fits in (
+        (prompt_column, "text", lambda dtype: dtype in ("string", "large_string", "string_view")),
+        ("advantage", "numbers", lambda dtype: dtype.startswith(("float", "int", "uint"))),
+    ):
+        feature = dataset.features[column]
+        if not isinstance(feature, Value) or not fits(feature.dtype):
+            raise UsageError(f"The column {column!r} must hold {wanted}, got {feature}.")
     if len(dataset) == 0:
         raise UsageError("The dataset has no rows.")
-    advantages = np.array(dataset["advantage"], dtype=np.float64)
-    if not np.isfinite(advantages).all():
-        row = int(np.flatnonzero(~np.isfinite(advantages))[0])
-        raise UsageError(f"The advantage of row {row} is {advantages[row]}; it must be a finite number.")
-    sizes: dict[tuple[int, int], int] = {}
-    for row, image in enumerate(dataset["image"]):
-        if image is None:
-            raise UsageError(f"Row {row} of the dataset has no image.")
-        sizes.setdefault(image.size, row)
+    plain = dataset.with_format(None) if dataset.format["type"] is not None else dataset
+    for row, prompt in enumerate(plain[prompt_column]):
+        if prompt is None or not prompt.strip():
+            raise UsageError(f"The {prompt_column} of row {row} is {'null' if prompt is None else 'empty'}.")
+    largest = float(np.finfo(np.float32).max)
+    for row, advantage in enumerate(plain["advantage"]):
+        if advantage is None or not abs(advantage) <= largest:
+            said = "null" if advantage is None else f"{advantage:g}"
+            raise UsageError(f"The advantage of row {row} is {said}; it must be a finite number.")
+    sizes = TrainingImages(plain).check()
     (width, height), *others = sizes
     if others:
         size = f"{others[0][0]}x{others[0][1]}"
         raise UsageError(f"All images must have one size: row 0 has {width}x{height}, row {sizes[others[0]]} {size}.")
-    if width % 8 or height % 8:
+    if width % 8 or height % 8 or not width * height:
         raise UsageError(f"Width and height of the images must be multiples of 8, got {width}x{height}.")
+
+
+def check_image_column(dataset: Dataset, column: str) -> None:
+    """Raise a [`UsageError`] unless a column is of images."""
+    if not isinstance(dataset.features[column], datasets.Image):
+        raise UsageError(
+            f"The column {column!r} must hold images, got {dataset.features[column]}. Where those are files or their bytes: "
+            f"dataset.cast_column({column!r}, datasets.Image())."
+        )

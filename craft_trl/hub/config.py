@@ -15,9 +15,10 @@
 """Settings of a push to the Hub."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from ..errors import UsageError
+from ..ranges import Range, check_ranges
 
 
 @dataclass
@@ -65,14 +66,15 @@ class PushConfig:
     candidate_images: Literal["kept", "all"] = field(
         default="kept", metadata={"help": "Which rows of `candidates` have their picture."}
     )
-    max_shard_size: int = field(default=500_000_000, metadata={"help": "Bytes of a parquet file, about."})
+    max_shard_size: Annotated[int, Range(1, 10**12)] = field(
+        default=500_000_000, metadata={"help": "Bytes of a parquet file, about."}
+    )
     dry_run: bool = field(default=False, metadata={"help": "Make everything and upload nothing."})
 
     def __post_init__(self):
         if not self.repo_id:
             raise UsageError("repo_id is missing: give it as --repo_id org/name.")
-        if self.max_shard_size < 1:
-            raise UsageError(f"max_shard_size must be at least 1, got {self.max_shard_size}.")
+        check_ranges(self)
 
     @property
     def targets(self) -> dict[str, str]:

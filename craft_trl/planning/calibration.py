@@ -30,7 +30,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from ..candidates.generation import ImageGenerator
 from ..candidates.pool import CandidatePool
-from ..devices import default_device
+from ..devices import accelerator, default_device
 from ..rewards import score
 from ..rewards.geneval.judge import GenEval
 from ..trainer.arguments import training_parser
@@ -110,7 +110,7 @@ def timed(work: Callable[[], T]) -> tuple[T, float]:
     """Result of some work and the seconds it took, the GPU's included."""
     start = time.perf_counter()
     result = work()
-    if torch.accelerator.is_available():
+    if accelerator() is not None:
         torch.accelerator.synchronize()
     return result, time.perf_counter() - start
 
@@ -139,7 +139,7 @@ class _StepTimes(TrainerCallback):
         self.start = time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs):
-        if torch.accelerator.is_available():
+        if accelerator() is not None:
             torch.accelerator.synchronize()
         self.seconds.append(time.perf_counter() - self.start)
 

@@ -71,7 +71,9 @@ def find_gpu(name: str | None) -> GPU:
     if name is None:
         import torch
 
-        if not torch.cuda.is_available():
+        from ..devices import accelerator
+
+        if accelerator() != "cuda":
             return this_cpu()
         device, total = torch.cuda.get_device_name(0), torch.cuda.get_device_properties(0).total_memory / GIGA
         known = [gpu for gpu in GPUS.values() if gpu.name.split(":")[0] in device.lower().replace(" ", "")]

@@ -18,10 +18,11 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from ..errors import UsageError
 from ..parser import suggest
+from ..ranges import Count, Range, check_ranges
 from .benchmarks import BENCHMARKS
 from .duplicates import find_near_duplicates, normalise
 from .loading import FILE_TYPES, load_prompt_rows
@@ -64,10 +65,10 @@ class PromptsConfig:
     prompt_split: str = field(default="train", metadata={"help": "Split of a dataset."})
     prompt_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset that has several."})
     prompt_revision: str | None = field(default=None, metadata={"help": "Revision on the Hub."})
-    num_prompts: int | None = field(
+    num_prompts: Count | None = field(
         default=None, metadata={"help": "Size of a seeded sample of the prompts. Defaults to all of them."}
     )
-    near_duplicate_threshold: float | None = field(
+    near_duplicate_threshold: Annotated[float, Range(0, 1, "(]")] | None = field(
         default=None,
         metadata={
             "help": "Drop prompts that share this much of their words and word pairs with an earlier or excluded one, "
@@ -82,10 +83,7 @@ class PromptsConfig:
     def __post_init__(self):
         if not self.prompts:
             raise UsageError("prompts is missing: give it in the recipe or as --prompts.")
-        if self.near_duplicate_threshold is not None and not 0 < self.near_duplicate_threshold <= 1:
-            raise UsageError(
-                f"near_duplicate_threshold must be above 0 and at most 1, got {self.near_duplicate_threshold}."
-            )
+        check_ranges(self)
 
     def load_prompts(self, seed: int) -> tuple[list[str], dict[str, Any]]:
         """The prompts, and how many were left out and why, see [`select_prompts`]."""

@@ -79,7 +79,7 @@ class RewardModel:
                     raise
             # Outside the `except`: its traceback keeps the tensors that did not fit.
             self.batch_size = tried // 2
-            torch.cuda.empty_cache()
+            torch.accelerator.empty_cache()
         return torch.cat(outputs)
 
     def prompt_features(self, prompt: str) -> Any:

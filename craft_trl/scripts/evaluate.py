@@ -28,7 +28,6 @@ accelerate launch -m craft_trl.scripts.evaluate --config recipes/tiny/evaluate.y
 """
 
 import json
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,15 +57,12 @@ def main(config: EvaluationConfig) -> None:
     # Here, after what is wrong has been found.
     import pyarrow as pa
     import pyarrow.parquet as pq
-    import torch
-    from accelerate import PartialState
 
+    from ..devices import process_state
     from ..evaluation.evaluate import Evaluation
     from ..evaluation.report import format_table, write_report
 
-    # Processes wait for the slowest one, and for the first one to download models: longer than the default of minutes.
-    # Without `cpu`, accelerate (1.15) takes each of several processes on a machine without a GPU for the only one.
-    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
+    state = process_state()
     evaluation = Evaluation(config)
     evaluation.check_models()
     folder = Path(config.output_dir)

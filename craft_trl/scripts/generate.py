@@ -37,11 +37,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from filelock import FileLock
-
 from ..candidates.config import CandidatesConfig, GenerateArguments
 from ..candidates.groups import Group, load_groups
-from ..candidates.pool import CandidatePool, in_use, remove_leftovers
+from ..candidates.pool import CandidatePool, alone, in_use, remove_leftovers
 from ..candidates.rejection import needed, up_to_target
 from ..errors import UsageError, exit_code
 from ..filtering.filter import filter_candidates
@@ -136,7 +134,7 @@ def begin(stage: Stage, set_aside: bool) -> None:
     # Processes that start together would move the folder under each other's feet.
     check_writable(stage.folder)
     stage.folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(stage.folder.parent / ".pool.lock"):
+    with alone(stage.folder.parent / ".pool.lock"):
         difference = stage.difference()
         if difference is not None and not set_aside:
             raise UsageError(

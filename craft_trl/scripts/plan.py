@@ -27,12 +27,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import yaml
 
 from ..errors import UsageError
 from ..parser import CraftParser, check_recipe
+from ..ranges import NotNegative, Range, check_ranges
 from .launch import find_accelerate_config, say
 
 
@@ -66,8 +67,8 @@ class PlanArguments:
             "help": "h100:80, h200:141, a100:40, a100:80, l40s:48, rtx4090:24 or cpu. Defaults to this machine's."
         },
     )
-    price: float | None = field(default=None, metadata={"help": "Price of a GPU hour."})
-    pass_rate: float | None = field(
+    price: NotNegative | None = field(default=None, metadata={"help": "Price of a GPU hour."})
+    pass_rate: Annotated[float, Range(0, 1, "()")] | None = field(
         default=None,
         metadata={"help": "Share of variants that beat their original on every filter reward. Defaults to chance."},
     )
@@ -78,10 +79,7 @@ class PlanArguments:
     json: bool = field(default=False, metadata={"help": "Print the plan as JSON."})
 
     def __post_init__(self):
-        if self.price is not None and not 0 <= self.price < float("inf"):
-            raise UsageError(f"price must be 0 or more, got {self.price:g}.")
-        if self.pass_rate is not None and not 0 < self.pass_rate < 1:
-            raise UsageError(f"pass_rate must be between 0 and 1, got {self.pass_rate:g}.")
+        check_ranges(self)
 
 
 def main(folder: Path, args: PlanArguments, overrides: Sequence[str] = ()) -> None:

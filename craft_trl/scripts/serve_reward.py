@@ -21,10 +21,11 @@ craft serve-reward pickscore --port 8000
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from ..errors import UsageError
 from ..parser import CraftParser
+from ..ranges import Range, check_ranges
 from ..rewards import Reward, RewardSpec, score
 from ..sources import first_line
 
@@ -47,10 +48,13 @@ class ServeRewardArguments:
         default="127.0.0.1",
         metadata={"help": "Address to listen at. Whoever reaches it can have images scored: there is no password."},
     )
-    port: int = field(default=8000, metadata={"help": "Port; 0 takes a free one."})
+    port: Annotated[int, Range(0, 65535)] = field(default=8000, metadata={"help": "Port; 0 takes a free one."})
     dtype: Literal["float32", "bfloat16", "float16"] = field(
         default="float32", metadata={"help": "Precision of a built-in reward."}
     )
+
+    def __post_init__(self):
+        check_ranges(self)
 
 
 def main(spec: RewardSpec, args: ServeRewardArguments) -> None:
@@ -59,8 +63,6 @@ def main(spec: RewardSpec, args: ServeRewardArguments) -> None:
         raise UsageError(f"Reward {spec.name}={spec.source} is served already.")
     if spec.custom and args.dtype != "float32":
         raise UsageError(f"dtype {args.dtype}: a reward of your own is in the precision that it chooses itself.")
-    if not 0 <= args.port < 65536:
-        raise UsageError(f"port must be from 0 to 65535, got {args.port}.")
     import torch
 
     from ..devices import default_device

@@ -25,12 +25,12 @@ craft filter --config recipes/tiny/candidates.yaml --veto ~/Downloads/veto.jsonl
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from ..candidates.config import CandidatesConfig
-from ..errors import UsageError
 from ..filtering.sheet import check_sheet, write_sheet
 from ..parser import CraftParser
+from ..ranges import Count, Range, check_ranges
 from ..stages import check_writable
 from .filter import open_pool
 from .launch import run_script, say
@@ -52,23 +52,22 @@ class SheetArguments:
             File to write. Defaults to `sheet.html` in `output_dir`.
     """
 
-    num_groups: int | None = field(
+    num_groups: Count | None = field(
         default=None, metadata={"help": "Show so many groups, evenly spaced over those there are. Defaults to all."}
     )
     only: Literal["all", "kept", "dropped"] = field(
         default="all",
         metadata={"help": "Show groups of which the filter keeps an image, or those of which it keeps none."},
     )
-    thumbnail_size: int = field(default=192, metadata={"help": "Longer side of the pictures in pixels."})
+    thumbnail_size: Annotated[int, Range(16, 1024)] = field(
+        default=192, metadata={"help": "Longer side of the pictures in pixels."}
+    )
     sheet_file: str | None = field(
         default=None, metadata={"help": "File to write. Defaults to sheet.html in output_dir."}
     )
 
     def __post_init__(self):
-        if self.num_groups is not None and self.num_groups < 1:
-            raise UsageError(f"num_groups must be at least 1, got {self.num_groups}.")
-        if not 16 <= self.thumbnail_size <= 1024:
-            raise UsageError(f"thumbnail_size must be from 16 to 1024, got {self.thumbnail_size}.")
+        check_ranges(self)
 
 
 def main(config: CandidatesConfig, args: SheetArguments) -> None:

@@ -160,6 +160,7 @@ def main(
     from peft import LoraConfig
     from transformers import ProgressCallback
 
+    from ..filtering.images import TrainingImages
     from ..trainer.callbacks import LossProgressCallback
     from ..trainer.checkpoints import last_complete_checkpoint
     from ..trainer.craft_trainer import CraftTrainer
@@ -215,7 +216,8 @@ def main(
         trainer.add_callback(LossProgressCallback)
     guard = None
     if train_args.held_out_rewards:
-        guard = Guard(train_args, trainer, dataset["chosen" if "chosen" in dataset.column_names else "image"])
+        images = TrainingImages(dataset, "chosen" if "chosen" in dataset.column_names else "image")
+        guard = Guard(train_args, trainer, images)
         trainer.add_callback(guard)
     checkpoint = training_args.resume_from_checkpoint or last_complete_checkpoint(training_args.output_dir)
     if checkpoint:

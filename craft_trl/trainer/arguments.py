@@ -101,9 +101,9 @@ class LaunchArguments:
 
 def training_parser(config: "type[DiffusionConfig]", prog: str | None = None) -> CraftParser:
     """Parser of a training, with this configuration of its trainer."""
-    import torch
+    from ..devices import accelerator
 
-    if not torch.accelerator.is_available():
+    if accelerator() is None:
         # DeepSpeed, where it is installed, is imported with the Trainer, looks for a GPU and warns that there is none.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     return CraftParser([TrainArguments, config, LaunchArguments], prog=prog)

@@ -19,6 +19,7 @@ from typing import Literal
 
 import torch
 
+from ..devices import accelerator
 from ..errors import UsageError
 from .base_config import BaseConfig, HubStrategy
 
@@ -188,7 +189,7 @@ class DiffusionConfig(BaseConfig):
                 f"{accumulation}: leave it out."
             )
         self.gradient_accumulation_steps = accumulation
-        if not torch.accelerator.is_available():
+        if accelerator() is None:
             # TrainingArguments (transformers 5.23) falls back on the CPU by itself, but then refuses bf16, and each of
             # several processes takes itself for the only one.
             self.use_cpu = True

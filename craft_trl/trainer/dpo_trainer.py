@@ -19,7 +19,6 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-import datasets
 import diffusers
 import numpy as np
 import torch
@@ -30,6 +29,8 @@ from torch import nn
 from transformers import TrainerCallback
 
 from ..errors import UsageError
+from ..filtering.dataset import check_image_column
+from ..filtering.images import TrainingImages
 from ..losses import denoising_target, per_sample_mse
 from ..quiet import quiet_bars
 from .diffusion_trainer import DiffusionTrainer
@@ -181,8 +182,8 @@ def flatten_pairs(pairs: Dataset) -> Dataset:
     for column in ("chosen", "rejected"):
         if column not in pairs.column_names:
             raise UsageError(f"The dataset of pairs has no column {column!r}; it has {', '.join(pairs.column_names)}.")
-        if not isinstance(pairs.features[column], datasets.Image):
-            raise UsageError(f"The column {column!r} must hold images, got {pairs.features[column]}.")
+        check_image_column(pairs, column)
+        TrainingImages(pairs, column).check()  # before their rows get other numbers
     prompts = [name for name in ("prompt", "expanded_prompt") if name in pairs.column_names]
     halves = [pairs.select_columns([*prompts, name]).rename_column(name, "image") for name in ("chosen", "rejected")]
     images = concatenate_datasets(halves)

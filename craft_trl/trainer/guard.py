@@ -166,7 +166,8 @@ class Guard(TrainerCallback):
 
         embed = self._embedder(rewards)
         if self.train_features is None:
-            self.train_features = embed(list(self.train_images))
+            parts = range(0, len(self.train_images), 64)  # all of them decoded would be gigabytes
+            self.train_features = np.concatenate([embed(self.train_images[i : i + 64]) for i in parts])
         pictures = picture_metrics(images, embed(images), self.train_features, shape)
         self.roles |= dict.fromkeys(pictures, "image")
         self.history[step] = {**scores, **pictures}

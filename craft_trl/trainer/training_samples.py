@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 
+from ..filtering.images import TrainingImages
 from ..progress import progress_bar
 
 
@@ -75,14 +76,15 @@ def encode_dataset(
             rows.setdefault(f"prompt/{name}", []).append(value[0])
     for name, value in family.encode_empty_prompt(pipeline).items():
         rows[f"prompt/{name}"].append(value[0])
-    for row in progress_bar(dataset, desc="Encoding images", unit="image"):
-        image = row["image"].convert("RGB")
+    images = TrainingImages(dataset)
+    for number, prompt in enumerate(progress_bar(dataset[prompt_column], desc="Encoding images", unit="image")):
+        image = images[number]
         pixels = pipeline.image_processor.preprocess(image).to(vae.device, vae.dtype)  # (1, 3, H, W) in [-1, 1]
         with torch.no_grad():
             posterior = vae.encode(pixels).latent_dist
         rows.setdefault("latent_mean", []).append(posterior.mean[0])
         rows.setdefault("latent_std", []).append(posterior.std[0])
-        rows.setdefault("prompt_index", []).append(torch.tensor(prompts[row[prompt_column]]))
+        rows.setdefault("prompt_index", []).append(torch.tensor(prompts[prompt]))
         for name, value in family.image_conditioning(image.height, image.width).items():
             rows.setdefault(f"image/{name}", []).append(value)
     tensors = {name: torch.stack(values).cpu().contiguous() for name, values in rows.items()}

@@ -160,10 +160,46 @@ class TestValidate:
         with pytest.raises(UsageError, match=f"has no column '{column}'; it has"):
             validate(self.rows(**{column: None}))
 
-    @pytest.mark.parametrize("broken", [float("nan"), float("inf"), None])
-    def test_broken_advantage(self, broken):
-        with pytest.raises(UsageError, match="advantage of row 1 is (nan|inf); it must be a finite number"):
+    @pytest.mark.parametrize(("broken", "said"), [(float("nan"), "nan"), (float("inf"), "inf"), (None, "null")])
+    def test_broken_advantage(self, broken, said):
+        with pytest.raises(UsageError, match=f"advantage of row 1 is {said}; it must be a finite number"):
             validate(self.rows(advantage=[1.0, broken]))
+
+    def test_an_advantage_that_float32_does_not_hold(self):
+        dataset = self.rows().remove_columns("advantage").add_column("advantage", [1e38, 1e39])
+        with pytest.raises(UsageError, match=r"advantage of row 1 is 1e\+39; it must be a finite number"):
+            validate(dataset)
+
+    @pytest.mark.parametrize(("broken", "said"), [(None, "null"), ("", "empty"), (" \n", "empty")])
+    def test_broken_prompt(self, broken, said):
+        with pytest.raises(UsageError, match=f"^The prompt of row 1 is {said}.$"):
+            validate(self.rows(prompt=["a", broken]))
+        dataset = self.rows().add_column("expanded_prompt", ["a", broken])
+        validate(dataset)
+        with pytest.raises(UsageError, match=f"^The expanded_prompt of row 1 is {said}.$"):
+            validate(dataset, "expanded_prompt")
+
+    @pytest.mark.parametrize(
+        ("column", "values", "wanted"),
+        [
+            ("prompt", [["a"], ["b"]], "text, got List"),
+            ("prompt", [1, 2], "text, got Value.'int64'"),
+            ("advantage", ["1.0", "2.0"], "numbers, got Value.'string'"),
+            ("advantage", [[1.0], [2.0]], "numbers, got List"),
+            ("advantage", [True, False], "numbers, got Value.'bool'"),
+            ("image", ["a.png", "b.png"], "images, got Value.'string'.*cast_column"),
+            ("image", [[1], [2]], "images, got List"),
+        ],
+    )
+    def test_columns_of_another_type(self, column, values, wanted):
+        dataset = self.rows().remove_columns(column).add_column(column, values)
+        with pytest.raises(UsageError, match=f"^The column '{column}' must hold {wanted}") as error:
+            validate(dataset)
+        assert "\n" not in str(error.value)
+
+    def test_numbers_of_other_types(self):
+        for values in ([1, 0], np.array([1, 0], dtype=np.float64), np.array([1, 0], dtype=np.float16)):
+            validate(self.rows().remove_columns("advantage").add_column("advantage", values))
 
     def test_images(self):
         sizes = [PILImage.new("RGB", (8, 8)), PILImage.new("RGB", (16, 8))]
@@ -171,7 +207,7 @@ class TestValidate:
             validate(self.rows(image=sizes))
         with pytest.raises(UsageError, match="multiples of 8, got 12x8"):
             validate(self.rows(image=[PILImage.new("RGB", (12, 8))] * 2))
-        with pytest.raises(UsageError, match="Row 1 of the dataset has no image"):
+        with pytest.raises(UsageError, match="The image of row 1 is missing"):
             validate(self.rows(image=[sizes[0], None]))
         dataset = self.rows().remove_columns("image").add_column("image", ["a", "b"])
         with pytest.raises(UsageError, match="must hold images"):

@@ -321,7 +321,7 @@ class TestPlan:
             (["--gpu", "h900"], "gpu must be one of h100:80"),
             (["--gpu", "a100"], "say a100:40 or a100:80"),
             (["--gpu", "rtx4090", "--calibrate"], "calibrate measures this machine, "),
-            (["--price", "-1"], "price must be 0 or more, got -1"),
+            (["--price", "-1"], "price must be at least 0, got -1"),
             (["--price", "much"], "invalid float value: 'much'"),
             (["--pass_rate", "0"], "pass_rate must be between 0 and 1, got 0"),
             (["--pass_rate", "20"], "pass_rate must be between 0 and 1, got 20"),
