@@ -27,6 +27,7 @@ from .errors import UsageError
 
 ADAPTER = "pytorch_lora_weights.safetensors"  # the file of a LoRA, as diffusers names it
 
+
 def looks_like_hub_id(source: str) -> bool:
     """Whether a text could be the id of a repository, `org/name`, rather than a path."""
     return source.count("/") == 1 and not source.startswith((".", "/", "~")) and not source.endswith("/")
@@ -49,7 +50,7 @@ def check_model(source: str, revision: str | None = None) -> None:
     if (index := path / "model_index.json").is_file():
         # diffusers would raise a `KeyError` for a file without a class, when much else has been loaded.
         try:
-            described = "_class_name" in json.loads(index.read_text())
+            described = "_class_name" in json.loads(index.read_text(encoding="utf-8"))
         except (ValueError, TypeError):
             described = False
         if not described:
