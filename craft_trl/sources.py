@@ -50,7 +50,7 @@ def check_model(source: str, revision: str | None = None) -> None:
     if (index := path / "model_index.json").is_file():
         # diffusers would raise a `KeyError` for a file without a class, when much else has been loaded.
         try:
-            described = "_class_name" in json.loads(index.read_text())
+            described = "_class_name" in json.loads(index.read_text(encoding="utf-8"))
         except (ValueError, TypeError):
             described = False
         if not described:

@@ -256,7 +256,7 @@ def load_pipeline(
 def _load_single_file(path: Path, dtype: torch.dtype) -> "diffusers.DiffusionPipeline":
     index, names = path.parent / "model_index.json", single_file_names(path)
     if index.is_file():
-        config, class_name = str(path.parent), json.loads(index.read_text())["_class_name"]
+        config, class_name = str(path.parent), json.loads(index.read_text(encoding="utf-8"))["_class_name"]
     else:
         # SDXL's checkpoints hold their text encoders under this name, all older ones under `cond_stage_model`.
         is_sdxl = any(name.startswith("conditioner.") for name in names)

@@ -272,7 +272,7 @@ class Evaluation:
         """Settings of the earlier results that a model is taken from, which must be those of this comparison."""
         folder = Path(self.models[name].source)
         try:
-            rows = json.loads((folder / "results.json").read_text())
+            rows = json.loads((folder / "results.json").read_text(encoding="utf-8"))
             settings = rows[0]["settings"]
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise UsageError(f"Model {name}: {folder} has no readable results.json of `craft evaluate`.") from error

@@ -216,12 +216,16 @@ def _run(run_dir: Path) -> dict:
         run["candidates"] = _candidates(run_dir, record)
     state = run_dir / "model" / "trainer_state.json"
     if state.exists():
-        history = [entry for entry in json.loads(state.read_text())["log_history"] if "denoising_loss" in entry]
+        history = [
+            entry
+            for entry in json.loads(state.read_text(encoding="utf-8"))["log_history"]
+            if "denoising_loss" in entry
+        ]
         if len(history) > 1:
             run["losses"] = curve([e["step"] for e in history], [e["denoising_loss"] for e in history])
     timings = run_dir / "timings.json"
     if timings.exists():
-        seconds = {name: entry["seconds"] for name, entry in json.loads(timings.read_text()).items()}
+        seconds = {name: entry["seconds"] for name, entry in json.loads(timings.read_text(encoding="utf-8")).items()}
         run["timings"] = [(name, seconds[name]) for name in STAGES if name in seconds]
     return run
 

@@ -74,7 +74,7 @@ class Run:
     def facts(self) -> dict[str, Any]:
         """What the trainer noted for the cards; nothing where there was no training."""
         path = self.folder / "model" / FACTS
-        return json.loads(path.read_text()) if path.exists() else {}
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
     @property
     def base_model(self) -> str | None:
@@ -86,7 +86,7 @@ class Run:
     def cost(self, stages: Sequence[str]) -> list[tuple[str, float]]:
         """Seconds of stages, of those that were measured."""
         path = self.folder / "timings.json"
-        timings = json.loads(path.read_text()) if path.exists() else {}
+        timings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         return [(name, timings[name]["seconds"]) for name in stages if name in timings]
 
 
@@ -300,7 +300,7 @@ def model_release(
     """
     if not (model_dir / FACTS).is_file():
         raise UsageError(f"There is no trained model in {model_dir}: run `craft train` first.")
-    facts = json.loads((model_dir / FACTS).read_text())
+    facts = json.loads((model_dir / FACTS).read_text(encoding="utf-8"))
     if facts["lora"] and not (base_model or facts["base_model"]):
         raise UsageError(
             f"The adapter in {model_dir} was trained on a local model, and nobody could load it: name its base on the Hub "
@@ -351,7 +351,7 @@ def evaluation(folder: Path, record: dict[str, Any], model_dir: Path) -> tuple[d
     said = {
         "model": name,
         "base": base,
-        "rows": json.loads((folder / "results.json").read_text()),
+        "rows": json.loads((folder / "results.json").read_text(encoding="utf-8")),
         "verdict": record["summary"]["verdict"]["sentence"],
         "images": next(iter(pictures), None),
         "prompts": [prompt for prompt, _, _ in chosen],

@@ -305,7 +305,7 @@ def reward_towers(spec: RewardSpec) -> tuple[Tower, Tower | None] | None:
         return None
     folder = Path(spec.source or "")
     if spec.source and (folder / "open_clip_config.json").is_file():
-        config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+        config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
         vision, text = config["vision_cfg"], config["text_cfg"]
         tokens = (vision["image_size"] // vision["patch_size"]) ** 2 + 1
         return (
@@ -313,7 +313,7 @@ def reward_towers(spec: RewardSpec) -> tuple[Tower, Tower | None] | None:
             Tower(text["layers"], text["width"], 4 * text["width"], text["context_length"], text["vocab_size"]),
         )
     if spec.source and (folder / "config.json").is_file():
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         vision, text = config.get("vision_config", config), config.get("text_config")
         if "patch_size" not in vision:
             return PUBLISHED.get(spec.name)

@@ -23,7 +23,7 @@ from ..candidates.config import CandidatesConfig
 from ..errors import UsageError
 from ..evaluation.config import EvaluationConfig
 from ..hub.config import PushConfig
-from ..parser import CraftParser, describe_unexpected, split_path, suggest
+from ..parser import CraftParser, at_home, describe_unexpected, split_path, suggest
 from ..trainer.arguments import LaunchArguments, TrainArguments, training_parser
 
 
@@ -167,13 +167,13 @@ def route(overrides: Sequence[str], parsers: dict[str, CraftParser]) -> tuple[di
         return routed, None
     if len(output_dir) != 1 or not output_dir[0]:
         raise UsageError(f"--output_dir needs one folder, got {' '.join(output_dir) or 'none'}.")
-    return routed, output_dir[0]
+    return routed, at_home(output_dir[0])
 
 
 def find_recipes(name: str) -> Path:
     """A folder of recipes: a path, or the name of one of the packaged folders, such as `recipes/tiny`."""
     packages = Path(__file__).parents[1]
-    for folder in (Path(name), packages.parent / name, packages / name):
+    for folder in (Path(at_home(name)), packages.parent / name, packages / name):
         if (folder / "candidates.yaml").is_file():
             return folder
     raise UsageError(f"{name} is no folder with {', '.join(RECIPES.values())}.")

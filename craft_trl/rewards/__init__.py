@@ -19,13 +19,17 @@ Larger is better, unless the callable has an attribute `higher_is_better = False
 
 - `hpsv2`: a built-in one with its published weights,
 - `hpsv2=./folder` or `hpsv2=org/repository`: a built-in one with other weights,
-- `anything=package.module:attribute` or `anything=./file.py:attribute`: the user's own callable,
+- `anything=package.module:attribute` or `anything=./file.py:attribute`: the user's own callable; a module is one that is
+  installed or lies in the working directory,
 - `anything=http://host:port`: one that `craft serve-reward` serves, here or on another machine.
 """
 
 import importlib
 import importlib.util
 import inspect
+import os
+import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,6 +157,9 @@ class RewardSpec:
 
 
 def _check_url(text: str, url: str) -> None:
+    if re.match("https?://[^/]*@", url):
+        # It would end up in logs, fingerprints and cards.
+        raise UsageError(f"Reward {text.partition('=')[0]!r}: its URL must not carry a user name or password.")
     try:
         parts = urlsplit(url)
         valid = bool(parts.hostname) and parts.port != 0
@@ -160,9 +167,6 @@ def _check_url(text: str, url: str) -> None:
         valid = False
     if not valid or parts.query or parts.fragment:
         raise UsageError(f"Reward {text!r}: a served reward is named like {text.partition('=')[0]}=http://host:8000.")
-    if parts.username or parts.password:
-        # It would end up in logs, fingerprints and cards.
-        raise UsageError(f"Reward {text.partition('=')[0]!r}: its URL must not carry a user name or password.")
 
 
 def _load_custom(source: str) -> Reward:
@@ -172,10 +176,20 @@ def _load_custom(source: str) -> Reward:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     else:
+        # The folder where one stands is searched too, last, as `python -m` would: `craft` itself does not.
+        folder = os.getcwd()
+        sys.path += [folder] if (missing := folder not in sys.path) else []
         try:
+            importlib.invalidate_caches()
             module = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
-            raise UsageError(f"Reward {source!r}: there is no module {error.name}.") from error
+            raise UsageError(
+                f"Reward {source!r}: there is no module {error.name}, neither installed nor in this folder. A file is named by "
+                "its path, ./file.py:attribute."
+            ) from error
+        finally:
+            if missing:
+                sys.path.remove(folder)
     if not hasattr(module, attribute):
         raise UsageError(f"Reward {source!r}: {module_name} has no attribute {attribute!r}.")
     reward = getattr(module, attribute)

@@ -121,7 +121,7 @@ def read_config(folder: Path, example: Mapping) -> dict:
     """The `config.json` of a folder, with the keys of `example`."""
     _check_file(folder / "config.json")
     with explain(f"{folder / 'config.json'} cannot be read"):
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         missing = sorted(example.keys() - config.keys())
     if missing:
         raise UsageError(f"{folder / 'config.json'} has no {missing[0]!r}; it needs {', '.join(sorted(example))}.")

@@ -151,7 +151,7 @@ def main(config: BakeoffConfig) -> None:
         for seed in config.seeds:
             train_args, training_args, launch_args = bakeoff.training(arm, seed)
             {"train": train, "dpo": dpo}[METHODS[arm].script].main(train_args, training_args, launch_args)
-            timings = json.loads((bakeoff.folder_of(arm, seed).parent / "timings.json").read_text())
+            timings = json.loads((bakeoff.folder_of(arm, seed).parent / "timings.json").read_text(encoding="utf-8"))
             seconds.append(timings["train"]["seconds"])
         arms[arm] = {
             "title": METHODS[arm].title,

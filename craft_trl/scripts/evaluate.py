@@ -87,7 +87,7 @@ def main(config: EvaluationConfig) -> None:
     else:
         say(f"[evaluate] done before, in {folder}")
     if state.is_main_process:
-        say(format_table(json.loads(results.read_text())))
+        say(format_table(json.loads(results.read_text(encoding="utf-8"))))
         say(f"\nVerdict: {stage.record['summary']['verdict']['sentence']}\nReport: {report}")
 
 

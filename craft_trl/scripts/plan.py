@@ -123,7 +123,7 @@ def training_profile(recipes: "RunRecipes", folder: Path, gpu: "GPU") -> "Profil
     launch, training = recipes.launch, recipes.training
     accelerate = {}
     if launch.accelerate_config is not None:
-        accelerate = yaml.safe_load(find_accelerate_config(launch.accelerate_config).read_text())
+        accelerate = yaml.safe_load(find_accelerate_config(launch.accelerate_config).read_text(encoding="utf-8"))
     deepspeed = accelerate.get("deepspeed_config", {})
     zero_stage = deepspeed.get("zero_stage", 0)
     # What the configuration made of `bf16` is right for the machine that plans, not for the one that is planned for.

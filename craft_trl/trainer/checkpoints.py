@@ -55,9 +55,9 @@ def copy_frozen(trainer: "DiffusionTrainer", folder: Path) -> None:
         if value[0] == "transformers" and config.exists():
             # transformers loads a model in the dtype that its config names, diffusers in float32. A pipeline of
             # both, loaded without a dtype, could not run.
-            content = json.loads(config.read_text())
+            content = json.loads(config.read_text(encoding="utf-8"))
             content = {key: dtype if key in ("dtype", "torch_dtype") else item for key, item in content.items()}
-            config.write_text(json.dumps(content, indent=2) + "\n")
+            config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     shutil.copy(source / "model_index.json", folder)
 
 
@@ -192,7 +192,7 @@ def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
 def is_complete(folder: Path) -> bool:
     """Whether a checkpoint was written to its end, see [`last_complete_checkpoint`]."""
     try:
-        json.loads((folder / "trainer_state.json").read_text())
+        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
         for file in folder.rglob("*.safetensors"):
             with safe_open(file, "pt"):  # reads the header and compares the file's length with it
                 pass

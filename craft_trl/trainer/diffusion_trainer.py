@@ -351,7 +351,7 @@ class DiffusionTrainer(_BaseTrainer):
         if self.is_world_process_zero():
             folder = Path(self.args.output_dir)
             facts = training_facts(self, dataset_name)
-            (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
+            (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
             model_card(facts, model_name or self.args.hub_model_id or str(folder), tags=tags).save(
                 folder / "README.md"
             )
