@@ -17,9 +17,16 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock
+from huggingface_hub.constants import HF_HOME
 from safetensors import SafetensorError, safe_open
 
 from .errors import UsageError
@@ -92,17 +99,117 @@ def single_file_names(path: Path) -> list[str]:
     return names
 
 
-def content_hash(path: str | Path, parts: Iterable[Path] | None = None) -> str:
-    """Hex digest of a file, or of the names and contents of all files below a folder (or below `parts` of it)."""
-    path = Path(path)
-    digest = hashlib.sha256()
-    files = {f for part in (parts or [path]) for f in ([part] if part.is_file() else part.rglob("*")) if f.is_file()}
-    for file in sorted(files):
-        digest.update(str(file.relative_to(path)).encode() + b"\0")
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
+def sha256(path: Path) -> str:
+    """Hex digest of a file's content; see [`remembered`]."""
+
+    def read() -> str:
+        digest = hashlib.sha256()
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 22):
                 digest.update(block)
-    return digest.hexdigest()
+        return digest.hexdigest()
+
+    return remembered("file", [path], read)
+
+
+def content_hash(path: str | Path, parts: Iterable[Path] | None = None) -> str:
+    """
+    Hex digest of a file, or of the names and contents of all files below a folder (or below `parts` of it); see
+    [`remembered`].
+    """
+    path = Path(path)
+    found = {f for part in (parts or [path]) for f in ([part] if part.is_file() else part.rglob("*")) if f.is_file()}
+    files = sorted(found)
+
+    def read() -> str:
+        digest = hashlib.sha256()
+        for file in files:
+            digest.update(str(file.relative_to(path)).encode() + b"\0")
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+        return digest.hexdigest()
+
+    return remembered(f"folder {path.absolute()}", files, read)
+
+
+MEMORY = Path(HF_HOME) / "craft_trl" / "hashes"  # may be deleted at any time
+WORTH_REMEMBERING = 1 << 24  # bytes: less is read again in no time
+SETTLED = 2.0  # seconds: within the resolution of a file system's clock, a second change would look like the first
+
+Stamp = tuple[str, int, int, int, int]
+
+
+def stamp(path: Path) -> Stamp:
+    """What of a file is other once its content is: path, inode, size, and when content and inode were last changed."""
+    status = path.stat()
+    return str(path.absolute()), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def remembered(what: str, files: Sequence[Path], work: Callable[[], str]) -> str:
+    """
+    A hex digest that `work` makes of the content of files: the one that it made before, in whatever process, if none of the
+    files has changed since by its [`stamp`].
+
+    So 14 GB of a model or 39 GB of a pool are read once, and not by every command and in every process; processes that ask
+    at the same time wait for the first. What changes a file without a trace in its stamp, as a bit that rots on a disk, is
+    not seen.
+    """
+    stamps = [stamp(file) for file in files]
+    if sum(size for _, _, size, _, _ in stamps) < WORTH_REMEMBERING:
+        return work()
+    name = _name(what, stamps)
+    if (digest := _recall(name)) is None:
+        with _alone(name):
+            if (digest := _recall(name)) is None:
+                digest = work()
+                if [stamp(file) for file in files] == stamps:
+                    remember(what, stamps, digest)
+    return digest
+
+
+def remember(what: str, stamps: Sequence[Stamp], digest: str) -> None:
+    """Keep a digest of files of these stamps for [`remembered`], unless they have only just been written."""
+    if sum(size for _, _, size, _, _ in stamps) < WORTH_REMEMBERING:
+        return
+    if time.time() - max(max(modified, changed) for *_, modified, changed in stamps) / 1e9 < SETTLED:
+        return
+    name = _name(what, stamps)
+    _recalled[name] = digest
+    temporary = MEMORY / f".{name}.{os.getpid()}.{threading.get_ident()}"
+    with suppress(OSError):  # a memory that cannot be written is none, and no more
+        MEMORY.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(digest)
+        temporary.replace(MEMORY / name)
+
+
+_recalled: dict[str, str] = {}  # also where there is no place to write to
+
+
+def _name(what: str, stamps: Sequence[Stamp]) -> str:
+    return hashlib.sha256(json.dumps([what, stamps]).encode()).hexdigest()
+
+
+def _recall(name: str) -> str | None:
+    if name not in _recalled:
+        with suppress(OSError, UnicodeDecodeError):
+            digest = (MEMORY / name).read_text()
+            if re.fullmatch("[0-9a-f]{64}", digest):  # else the machine went down while it was written
+                _recalled[name] = digest
+    return _recalled.get(name)
+
+
+@contextmanager
+def _alone(name: str) -> Iterator[None]:
+    """Inside, no other process makes the digest of this name, where files can be locked."""
+    lock = FileLock(MEMORY / f"{name[:2]}.lock")
+    with suppress(OSError, NotImplementedError):
+        MEMORY.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def source_hash(source: str, revision: str | None = None) -> str:

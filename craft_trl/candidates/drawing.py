@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 from PIL import Image
 
 from ..progress import progress_bar
-from ..rewards import Reward
+from ..rewards import Reward, lower_is_better
 from .groups import Group
 from .pool import CandidatePool, Key
 from .rejection import needed, passes
@@ -78,6 +78,7 @@ def generate_candidates(
     """
     if target_groups is not None and reject_on is None:
         raise ValueError("target_groups counts the groups that pass on the rewards of reject_on: give both.")
+    pool.orient(lower_is_better(rewards))
     work = _Work(pool, groups, batch_size, reject_on, target_groups)
     ahead: dict[Key, Image.Image] = {}
     with (

@@ -24,6 +24,7 @@ import diffusers  # its classes are imported when they are named: all of them ta
 import torch
 from PIL import Image
 
+from ..arithmetic import exact_float32
 from ..devices import default_device
 from ..errors import UsageError
 from ..families import get_family
@@ -42,7 +43,8 @@ class ImageGenerator:
     prompt too.
 
     An image with values that are no numbers, or with all pixels alike (16 bits overflow to black), is drawn again with
-    the whole pipeline in float32, by itself. `image.info["dtype"]` says in which precision an image was drawn.
+    the whole pipeline in float32, by itself. Float32, which the VAE may be in too, is that and not TF32.
+    `image.info["dtype"]` says in which precision an image was drawn.
 
     Args:
         model (`str` or [`~diffusers.DiffusionPipeline`]):
@@ -87,6 +89,7 @@ class ImageGenerator:
         self.negative: dict[str, torch.Tensor] | None = None
 
     @torch.no_grad()
+    @exact_float32()
     def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
         """
         One image per prompt, started from the noise of the seed at the same place.

@@ -37,7 +37,7 @@ from ..devices import process_state
 from ..errors import UsageError
 from ..expansion import PromptExpander
 from ..progress import progress_bar
-from ..rewards import Reward, parse_rewards
+from ..rewards import Reward, lower_is_better, parse_rewards
 from ..rewards.geneval.judge import GenEval
 from ..stages import fingerprint
 from .config import EvaluationConfig
@@ -202,7 +202,6 @@ class Evaluation:
         for reward in rewards.values():
             if isinstance(reward, GenEval):
                 reward.metadata = self.prompt_rows
-        lower_is_better = {name for name, reward in rewards.items() if not getattr(reward, "higher_is_better", True)}
         mean_of_parts = {name for name, reward in rewards.items() if getattr(reward, "mean_of_parts", False)}
         embedder = next((name for name, reward in rewards.items() if hasattr(reward, "image_features")), None)
         shape = (len(self.prompts), self.config.num_images_per_prompt)
@@ -222,7 +221,7 @@ class Evaluation:
                 for i, name in enumerate(metrics[len(rewards) :]):
                     scores[arm.name][name] = np.broadcast_to(distances[:, i, None], shape)
         roles = self.roles | dict.fromkeys(metrics[len(rewards) :], "diversity")
-        rows = compare(scores, roles, lower_is_better, self.parts, self.config.num_bootstrap, mean_of_parts)
+        rows = compare(scores, roles, lower_is_better(rewards), self.parts, self.config.num_bootstrap, mean_of_parts)
         settings = self.settings()
         for row in rows:
             row["scorer"] = self.scorers.get(row["metric"], {}) | {

@@ -178,6 +178,7 @@ def dataset_release(
         counts=counts,
         undecided=any(row["undecided"] for row in counts),
         rewards=pool.rewards,
+        lower_is_better=pool.lower_is_better,
         filter_level=own.filter_level,
         candidate_images=candidate_images,
         size=f"{sampling['width']} x {sampling['height']} pixels" if sampling["width"] else "of the model's own size",

@@ -19,7 +19,6 @@ Tensors are read from safetensors, or from pickles by readers that execute nothi
 """
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -32,7 +31,7 @@ from torch import nn
 
 from ..errors import UsageError
 from ..quiet import quiet_bars, quiet_logs
-from ..sources import first_line, looks_like_hub_id
+from ..sources import first_line, looks_like_hub_id, sha256
 from .weights import Weights
 
 
@@ -43,7 +42,7 @@ def find(source: str | None, published: Weights) -> Path:
     Args:
         source (`str`, *optional*):
             A folder, or a repository on the Hub. Defaults to the published weights, which are downloaded once and
-            whose hash is checked each time; other sources are taken as they are.
+            whose hash is checked, again whenever their file has changed; other sources are taken as they are.
         published ([`Weights`]):
             The published weights.
     """
@@ -73,15 +72,6 @@ def _download_hint(repo_id: str, weights: Weights | None = None) -> str:
         command += "".join(f" {file}" for file in weights.files)
         command += f" --revision {weights.revision}" if weights.revision else ""
     return f"{repo_id} is neither a folder nor to be had from the Hub or its cache (with a network: `{command}`)"
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def read(path: Path) -> dict[str, torch.Tensor]:

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from ..arithmetic import exact_float32
 from ..errors import UsageError
 from .preprocessing import Preprocess, prepare
 
@@ -63,6 +64,7 @@ class RewardModel:
         """Scores of shape `(N,)`, float32 on the device, for preprocessed pixels of shape `(N, 3, S, S)`."""
         return self.in_batches(self.forward, pixel_values, prompts).float()
 
+    @exact_float32()
     def in_batches(self, network: Callable, pixel_values: torch.Tensor, *columns: Sequence) -> torch.Tensor:
         """`network(pixel_values, *columns)`, piece by piece, with smaller pieces whenever the memory runs out."""
         outputs, start = [], 0

@@ -183,6 +183,7 @@ def draw(config: CandidatesConfig, groups: Sequence[Group], pool: CandidatePool,
         draw_ahead=True,
         show_progress=show_progress,
     )
+    pool.remember()
 
 
 def draw_in_processes(config: CandidatesConfig, groups: Sequence[Group]) -> dict[int, int]:

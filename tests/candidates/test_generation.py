@@ -224,6 +224,19 @@ class TestSixteenBits:
         (image,) = generator(["a fox"], [0])
         assert image.info["dtype"] == "float16" and len(np.unique(np.asarray(image))) > 10
 
+    def test_float32_is_exact_while_drawing(self, overflowing, monkeypatch):
+        """TF32 in the VAE, or in what is drawn again, would be the rounding that float32 is there to avoid."""
+        overflowing.vae.register_to_config(force_upcast=True)
+        generator, seen, decode = ImageGenerator(overflowing, config(dtype="float16")), [], overflowing.vae.decode
+
+        def spy(*args, **kwargs):
+            seen.append((torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision))
+            return decode(*args, **kwargs)
+
+        monkeypatch.setattr(overflowing.vae, "decode", spy)
+        generator(PROMPTS[:2], range(2))
+        assert set(seen) == {("ieee", "ieee")} and torch.backends.cudnn.conv.fp32_precision == "tf32"
+
     @pytest.mark.parametrize("dtype", ["float16", "float32"])
     @pytest.mark.parametrize("value", [0.0, float("nan")])
     def test_broken_in_float32_too(self, overflowing, dtype, value):
