@@ -27,9 +27,6 @@ from pathlib import Path
 
 from filelock import FileLock
 from huggingface_hub.constants import HF_HOME
-from safetensors import SafetensorError, safe_open
-
-from .errors import UsageError
 
 
 ADAPTER = "pytorch_lora_weights.safetensors"  # the file of a LoRA, as diffusers names it
@@ -43,60 +40,6 @@ def looks_like_hub_id(source: str) -> bool:
 def first_line(error: Exception) -> str:
     """The first line of what a library says, for an error message of one line."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def check_model(source: str, revision: str | None = None) -> None:
-    """
-    Raise a [`UsageError`] unless `source` is the folder of a pipeline, a single `.safetensors` file, or a pipeline on the
-    Hub (or in its cache).
-    """
-    path = Path(source)
-    if path.suffix == ".safetensors":
-        single_file_names(path)
-        return
-    if (index := path / "model_index.json").is_file():
-        # diffusers would raise a `KeyError` for a file without a class, when much else has been loaded.
-        try:
-            described = "_class_name" in json.loads(index.read_text(encoding="utf-8"))
-        except (ValueError, TypeError):
-            described = False
-        if not described:
-            raise UsageError(f"Model {source}: its model_index.json does not describe a diffusers pipeline.")
-        return
-    if path.exists():
-        raise UsageError(
-            f"Model {source}: it has no model_index.json, so it is not the folder of a diffusers pipeline."
-        )
-    if not looks_like_hub_id(source):
-        raise UsageError(f"Model {source}: there is no such folder. A model on the Hub is named like org/name.")
-    from diffusers import DiffusionPipeline  # here, so that rewards cost no import of all its models
-
-    try:
-        DiffusionPipeline.load_config(source, revision=revision)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"Model {source}: there is no such folder, and the Hub says: {first_line(error)}") from error
-
-
-def single_file_names(path: Path) -> list[str]:
-    """
-    Names of the tensors in a single-file checkpoint, of which only the header is read.
-
-    Raises a [`UsageError`] unless the file is there, is as long as its header says, and has a UNet of Stable Diffusion or
-    SDXL; that of an adapter or of a part of a pipeline has none.
-    """
-    if not path.is_file():
-        raise UsageError(f"Model {path}: there is no such file.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-    except (OSError, SafetensorError) as error:
-        raise UsageError(f"Model {path}: not a safetensors file ({first_line(error)}).") from error
-    if not any(name.startswith("model.diffusion_model.input_blocks.") for name in names):
-        raise UsageError(
-            f"Model {path}: there is no model.diffusion_model.input_blocks in it, so it is no checkpoint of Stable "
-            "Diffusion or SDXL as a whole. A folder of diffusers is named by its path."
-        )
-    return names
 
 
 def sha256(path: Path) -> str:
@@ -215,15 +158,28 @@ def _alone(name: str) -> Iterator[None]:
 def source_hash(source: str, revision: str | None = None) -> str:
     """
     What identifies a model, dataset or prompt file in a fingerprint: the content of a local path, else the Hub id with
-    its revision.
+    its commit.
     """
     if Path(source).exists():
         return content_hash(source)
-    return f"{source}@{revision or 'main'}"
+    return f"{source}@{commit(source, revision)}"
+
+
+def commit(repo_id: str, revision: str | None = None) -> str:
+    """
+    Commit that a revision of a model on the Hub is at, `main` by default; without a network the one in the cache. Where
+    neither knows it, nothing can be loaded either, and it is the revision itself.
+    """
+    from huggingface_hub import resolve_revision
+
+    try:
+        return resolve_revision(repo_id, revision=revision).resolved
+    except Exception:  # the Hub, the network and the cache have errors of their own each
+        return revision or "main"
 
 
 def model_hash(source: str, revision: str | None = None) -> str:
-    """What identifies a model in a fingerprint: the content of its components, or its Hub id and revision."""
+    """What identifies a model in a fingerprint: the content of its components, or its Hub id and commit."""
     path = Path(source)
     if path.suffix == ".safetensors" and path.is_file():
         # With the configuration that may lie beside it, see `load_pipeline`.
@@ -232,7 +188,7 @@ def model_hash(source: str, revision: str | None = None) -> str:
         weights = content_hash(path)
         return f"{weights}+{content_hash(path.parent, [index, *beside])}" if index.is_file() else weights
     if not path.is_dir():
-        return f"{source}@{revision or 'main'}"
+        return f"{source}@{commit(source, revision)}"
     # Only the components: a folder that was trained into also holds checkpoints and logs.
     components = sorted(p for p in path.iterdir() if p.name == "model_index.json" or (p / "config.json").is_file())
     tokenizers = sorted(p for p in path.iterdir() if p.name.startswith(("tokenizer", "scheduler")))

@@ -23,6 +23,7 @@ from typing import Annotated, Literal
 
 from ..errors import UsageError
 from ..expansion.config import ExpansionConfig
+from ..families.checks import SCHEDULERS
 from ..parser import suggest
 from ..prompts.config import PromptsConfig
 from ..ranges import Count, Finite, Pixels, Positive, Processes, Range, Seed, Share, check_ranges
@@ -97,6 +98,11 @@ class SamplingConfig:
             if self.scheduler not in known:
                 remedy = suggest(self.scheduler, known, otherwise="diffusers' documentation lists them.")
                 raise UsageError(f"There is no scheduler {self.scheduler!r}. {remedy}")
+            if self.scheduler not in SCHEDULERS:
+                raise UsageError(
+                    f"scheduler {self.scheduler} is of another noise process than that of the models that are supported. "
+                    f"Of that one are {', '.join(SCHEDULERS)}."
+                )
         for name in ("height", "width"):
             value = getattr(self, name)
             if value is not None and value % 8:

@@ -15,8 +15,7 @@
 """Image generation with any Stable Diffusion or SDXL pipeline, where an image depends on its own seed alone."""
 
 import inspect
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,8 +27,10 @@ from ..arithmetic import exact_float32
 from ..devices import default_device
 from ..errors import UsageError
 from ..families import get_family
+from ..families.checks import V_PREDICTION, ZERO_SNR, check_single_file, is_sdxl_file, read_header
+from ..families.files import UNUSED, find_files
 from ..quiet import quiet_bars
-from ..sources import first_line, single_file_names
+from ..sources import first_line
 from .config import SamplingConfig
 
 
@@ -73,10 +74,7 @@ class ImageGenerator:
         self.pipeline = model
         self.family = get_family(type(model).__name__)
         if config.vae_name_or_path is not None:
-            with quiet_bars():
-                model.vae = diffusers.AutoencoderKL.from_pretrained(
-                    config.vae_name_or_path, dtype=dtype, use_safetensors=True
-                )
+            model.vae = load_network(diffusers.AutoencoderKL, config.vae_name_or_path, dtype)
         if model.vae.dtype == torch.float16 and model.vae.config.force_upcast:
             cast(model.vae, torch.float32)  # as the pipeline of SDXL does for every batch
         model.to(device or default_device())
@@ -234,42 +232,97 @@ def make_scheduler(name: str, config: dict) -> "diffusers.SchedulerMixin":
 
 @quiet_bars()
 def load_pipeline(
-    source: str, dtype: torch.dtype = torch.float32, revision: str | None = None
+    source: str, dtype: torch.dtype = torch.float32, revision: str | None = None, without: Collection[str] = ()
 ) -> "diffusers.DiffusionPipeline":
     """
     Pipeline of a Hub id, a folder or a single `.safetensors` file, that returns images as the model draws them.
 
+    Where only a variant of the weights is there, such as fp16, it is loaded and cast to `dtype`.
+
     The configuration of a single file, its scheduler and tokenizers included, is that of the folder in which it lies if
     that has a `model_index.json`, which needs no network; else diffusers takes the one of the original Stable Diffusion
-    or SDXL from the Hub. A checkpoint trained with v-prediction needs the former, to be known as such.
+    or SDXL from the Hub, with the prediction type that the file itself names by `v_pred` and `ztsnr`.
+
+    Args:
+        source (`str`):
+            Hub id, folder or single `.safetensors` file.
+        dtype (`torch.dtype`, *optional*, defaults to `torch.float32`):
+            Precision of all networks.
+        revision (`str`, *optional*):
+            Revision on the Hub.
+        without (`Collection[str]`, *optional*):
+            Components to leave out, of a folder or a Hub id.
     """
-    if Path(source).suffix == ".safetensors":
-        pipeline = _load_single_file(Path(source), dtype)
+    path = Path(source)
+    if is_single_file := path.suffix == ".safetensors":
+        pipeline = _load_single_file(path, dtype)
     else:
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(
-            source, dtype=dtype, revision=revision, use_safetensors=True
-        )
-    # A safety checker blackens candidates and a watermark is in every one of them; a model would be trained on both.
-    for name in ("safety_checker", "watermark"):
-        if getattr(pipeline, name, None) is not None:
-            setattr(pipeline, name, None)
+        files = find_files(source, revision)
+        # A safety checker blackens candidates, which a model would be trained on.
+        options = {name: None for name in (*UNUSED, *without) if name in files.index}
+        if "safety_checker" in options:
+            options["requires_safety_checker"] = False  # or diffusers warns that there is none
+        try:
+            pipeline = diffusers.DiffusionPipeline.from_pretrained(
+                source, dtype=dtype, revision=revision, variant=files.variant, use_safetensors=True, **options
+            )
+        except (OSError, ValueError) as error:
+            raise UsageError(f"Model {source} cannot be loaded: {first_line(error)}") from error
+    if getattr(pipeline, "watermark", None) is not None:
+        pipeline.watermark = None  # it is in every candidate
+    if not is_single_file or (path.parent / "model_index.json").is_file():
+        files = find_files(str(path.parent)) if is_single_file else files
+        for name, part in pipeline.components.items():
+            if name.startswith("tokenizer") and part is not None:
+                part.model_max_length = files.model_max_length(name, part.model_max_length)
     return pipeline
 
 
-def _load_single_file(path: Path, dtype: torch.dtype) -> "diffusers.DiffusionPipeline":
-    index, names = path.parent / "model_index.json", single_file_names(path)
-    if index.is_file():
-        config, class_name = str(path.parent), json.loads(index.read_text(encoding="utf-8"))["_class_name"]
-    else:
-        # SDXL's checkpoints hold their text encoders under this name, all older ones under `cond_stage_model`.
-        is_sdxl = any(name.startswith("conditioner.") for name in names)
-        config, class_name = None, "StableDiffusionXLPipeline" if is_sdxl else "StableDiffusionPipeline"
+@quiet_bars()
+def load_network(
+    network_class: type[torch.nn.Module],
+    source: str,
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+    component: str = "",
+) -> torch.nn.Module:
+    """A network of diffusers: a component of a pipeline, or one by itself; in the variant that there is."""
+    files = find_files(source, revision)
+    held = files.weights(component, "diffusers")
+    variant = files.variant if component else min(held, key=lambda name: name or "", default=None)
+    variant = variant if variant in held else None
+    options = {"subfolder": component} if component else {}
     try:
-        # The safety checker is in no checkpoint; left to itself, the class asks for one.
-        options = {} if class_name == "StableDiffusionXLPipeline" else {"safety_checker": None}
-        return getattr(diffusers, class_name).from_single_file(str(path), config=config, dtype=dtype, **options)
+        return network_class.from_pretrained(
+            source, dtype=dtype, revision=revision, variant=variant, use_safetensors=True, **options
+        )
+    except (OSError, ValueError) as error:
+        raise UsageError(f"Model {source} cannot be loaded: {first_line(error)}") from error
+
+
+def _load_single_file(path: Path, dtype: torch.dtype) -> "diffusers.DiffusionPipeline":
+    header = read_header(path)
+    check_single_file(header)
+    index = path.parent / "model_index.json"
+    if index.is_file():
+        config, class_name = str(path.parent), find_files(str(path.parent)).index["_class_name"]
+    else:
+        config, class_name = None, "StableDiffusionXLPipeline" if is_sdxl_file(header) else "StableDiffusionPipeline"
+    # The safety checker is in no checkpoint; left to itself, the class asks for one.
+    sdxl = class_name == "StableDiffusionXLPipeline"
+    options = {} if sdxl else {"safety_checker": None, "requires_safety_checker": False}
+    try:
+        pipeline = getattr(diffusers, class_name).from_single_file(str(path), config=config, dtype=dtype, **options)
     except (OSError, ValueError) as error:
         raise UsageError(
             f"Model {path}: {first_line(error)} Without a network, put the model_index.json and the configuration folders "
             "of the pipeline beside it."
         ) from error
+    if config is None and V_PREDICTION in header.shapes:
+        # Of zero terminal SNR, the last step must be among those that are drawn (https://huggingface.co/papers/2305.08891).
+        zero_snr = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        settings = {"prediction_type": "v_prediction"} | (zero_snr if ZERO_SNR in header.shapes else {})
+        keeps = settings.keys() <= inspect.signature(type(pipeline.scheduler)).parameters.keys()
+        name = type(pipeline.scheduler).__name__ if keeps else "DDIMScheduler"
+        pipeline.scheduler = make_scheduler(name, {**pipeline.scheduler.config, **settings})
+    return pipeline

@@ -98,7 +98,7 @@ class Evaluation:
     @cached_property
     def models(self) -> dict[str, Model]:
         """The models by name, the base first."""
-        return Model.parse_all(self.config.models)
+        return Model.parse_all(self.config.models, self.config.model_revision)
 
     def check_models(self, yet_to_come: str | None = None) -> None:
         """
@@ -112,7 +112,7 @@ class Evaluation:
         }
         with self.state.main_process_first():  # what must be downloaded is downloaded once
             for spec in there.values():
-                spec.check()
+                spec.check(self.config.vae_name_or_path)
         for name, spec in there.items():
             if spec.kind == "results":
                 self.earlier_results(name)

@@ -26,7 +26,6 @@ import diffusers
 import torch
 import torch.nn.functional as F
 import transformers
-from diffusers import DiffusionPipeline
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -36,6 +35,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 from ..candidates.config import SamplingConfig
 from ..errors import UsageError
 from ..families import get_family
+from ..families.files import find_files
 from ..losses import per_sample_mse
 from ..rewards import RewardSpec
 
@@ -145,7 +145,8 @@ class MetaPipeline:
                 raise UsageError(
                     f"There is no model_index.json in {source}, which would say what the model is: plan with a folder."
                 )
-        index = DiffusionPipeline.load_config(source, revision=revision)
+        files = find_files(source, revision)
+        index = files.index
         self.family: ModuleType = get_family(index["_class_name"])
         components: dict[str, object] = {}
         for name, entry in index.items():
@@ -169,6 +170,9 @@ class MetaPipeline:
             components[name] = nn.Module.to(module, dtype).eval().requires_grad_(False)
         options = {"requires_safety_checker": False} if "safety_checker" in components else {}
         self.pipeline = getattr(diffusers, index["_class_name"])(**components, **options)
+        for name, part in components.items():
+            if name.startswith("tokenizer") and part is not None:
+                part.model_max_length = files.model_max_length(name, part.model_max_length)
         self.modules = {name: part for name, part in components.items() if isinstance(part, nn.Module)}
         self.denoiser: nn.Module = components[self.family.DENOISER]
 

@@ -23,8 +23,8 @@ from peft import LoraConfig
 
 from ..candidates.config import SamplingConfig
 from ..evaluation.evaluate import Evaluation
+from ..families.checks import check_model
 from ..rewards import RewardSpec, parse_rewards
-from ..sources import check_model
 from .gpus import GIGA, GPU, TERA
 from .memory import AUTOCAST_ACTIVATIONS, CONTEXT, Profile, sampling_memory
 from .odds import CORRELATION, simulate
@@ -92,12 +92,15 @@ class Planner:
     def __init__(self, recipes: RunRecipes, profile: Profile, gpu: GPU, pass_rate: float | None = None):
         self.recipes, self.profile, self.gpu = recipes, profile, gpu
         config = recipes.candidates
+        check_model(config.model_name_or_path, config.model_revision, config.vae_name_or_path)
+        check_model(recipes.train.model_name_or_path, recipes.train.model_revision, train=True)
+        for spec in recipes.evaluation.model_specs.values():
+            if spec.kind == "pipeline" and Path(spec.source) != Path(recipes.training.output_dir):
+                check_model(*spec.whole, recipes.evaluation.vae_name_or_path)
         self.odds = simulate(config, pass_rate)
         self.assumed_pass_rate = pass_rate is None
         self.evaluation = Evaluation(recipes.evaluation)
         self.rewards = parse_rewards(config.rewards)
-        check_model(config.model_name_or_path, config.model_revision)
-        check_model(recipes.train.model_name_or_path, recipes.train.model_revision)
         self.num_prompts = config.num_prompts
         if config.num_prompts is None or Path(config.prompts).exists():  # nothing is downloaded to be counted only
             self.num_prompts = len(config.load_prompts(config.seed)[0])

@@ -105,6 +105,16 @@ class RunRecipes:
                 f"{folder / 'evaluate.yaml'}: models does not name {self.training.output_dir}, which "
                 f"{folder / 'craft.yaml'} writes."
             )
+        named = [(RECIPES["candidates"], self.candidates.model_name_or_path, self.candidates.model_revision)]
+        named += [(RECIPES["train"], self.train.model_name_or_path, self.train.model_revision)]
+        named += [(RECIPES["evaluate"], *spec.whole) for spec in self.evaluation.model_specs.values()]
+        first, model, revision = named[0]
+        for recipe, other, other_revision in named:
+            if other == model and other_revision != revision:
+                raise UsageError(
+                    f"{folder / recipe}: model_revision of {model} is {other_revision or 'missing'}, and in {first} it is "
+                    f"{revision or 'missing'}: the three recipes must speak of one model."
+                )
 
     def _move(self, old: str, new: str) -> None:
         """Replace the run's folder wherever it stands in a configuration."""

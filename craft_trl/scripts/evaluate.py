@@ -32,8 +32,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..evaluation.config import EvaluationConfig
+from ..families.checks import check_model
 from ..parser import CraftParser
-from ..sources import check_model
 from ..stages import Stage, check_writable, stopwatch, write_atomically
 from .launch import run_script, say
 
@@ -47,7 +47,7 @@ def check(config: EvaluationConfig) -> None:
     config.load_prompts()
     for spec in config.model_specs.values():
         if spec.kind == "pipeline":
-            check_model(spec.source)
+            check_model(*spec.whole, config.vae_name_or_path)
     check_writable(Path(config.output_dir))
 
 

@@ -42,10 +42,11 @@ from ..candidates.groups import Group, load_groups
 from ..candidates.pool import CandidatePool, alone, in_use, remove_leftovers
 from ..candidates.rejection import needed, up_to_target
 from ..errors import UsageError, exit_code
+from ..families.checks import check_model
 from ..filtering.filter import filter_candidates
 from ..parser import CraftParser
 from ..rewards import parse_rewards
-from ..sources import check_model, model_hash
+from ..sources import model_hash
 from ..stages import Stage, check_writable, stopwatch
 from .launch import is_main_process, run_script
 
@@ -65,7 +66,7 @@ def make_stage(config: CandidatesConfig) -> Stage:
 
 def check(config: CandidatesConfig) -> None:
     """Find what is wrong before any work is done."""
-    check_model(config.model_name_or_path, config.model_revision)
+    check_model(config.model_name_or_path, config.model_revision, config.vae_name_or_path)
     parse_rewards(config.rewards)
 
 

@@ -29,9 +29,10 @@ from craft_trl.candidates.groups import make_groups
 from craft_trl.candidates.pool import CandidatePool
 from craft_trl.cli.main import main
 from craft_trl.errors import UsageError
+from craft_trl.families.checks import check_model
 from craft_trl.rewards.hpsv2 import HPSv2
 from craft_trl.rewards.pickscore import PickScore
-from craft_trl.sources import check_model, model_hash
+from craft_trl.sources import model_hash
 
 from ..pipelines import make_pipeline
 from ..single_file import original_weights
