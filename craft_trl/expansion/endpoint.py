@@ -311,4 +311,4 @@ class EndpointExpander(InstructedExpander):
     def _masked(self, text: str) -> str:
         """What a server or a library says, in one line and without the secrets that were sent, which some repeat."""
         secrets = {self.api_key()} - {NO_KEY} | find_secrets(self.extra_body)
-        return mask_text(one_line(text), secrets)[:300]
+        return one_line(mask_text(text, secrets))

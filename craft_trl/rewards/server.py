@@ -33,6 +33,7 @@ import socket
 import sys
 import threading
 import traceback
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from PIL import Image
@@ -90,10 +91,8 @@ def make_server(score, about, host, port):
                 self.timer.cancel()
 
         def end(self):
-            try:
+            with suppress(OSError):  # it has gone
                 self.connection.shutdown(socket.SHUT_RD)
-            except OSError:
-                pass  # it has gone
 
         def finish(self):
             self.stop()
@@ -138,12 +137,10 @@ def make_server(score, about, host, port):
             """The body, or as much of it as comes in time."""
             self.allow(SECONDS + length / SLOWEST)
             parts = []
-            try:
+            with suppress(OSError):  # no byte for long
                 while length > 0:
                     parts.append(self.rfile.read1(min(length, 1 << 20)))
                     length = length - len(parts[-1]) if parts[-1] else 0
-            except OSError:  # no byte for long
-                pass
             self.stop()
             return b"".join(parts)
 
@@ -151,12 +148,10 @@ def make_server(score, about, host, port):
             """Answer before all was read, and take in the rest for a while: else the answer would be lost with it."""
             self.answer(status, {"error": problem})
             self.allow(5)
-            try:
+            with suppress(OSError):
                 self.connection.shutdown(socket.SHUT_WR)
                 while self.rfile.read1(1 << 16):
                     pass
-            except OSError:
-                pass
 
         def answer(self, status, content):
             body = json.dumps(content).encode()
@@ -185,10 +180,8 @@ class Server(ThreadingHTTPServer):
             super().process_request(request, client_address)
         else:
             request.settimeout(1)
-            try:
+            with suppress(OSError):
                 request.sendall(b"HTTP/1.0 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
-            except OSError:
-                pass
             self.shutdown_request(request)
 
     def process_request_thread(self, request, client_address):
@@ -212,21 +205,27 @@ def read_request(body):
     for number, prompt in enumerate(prompts):
         if not isinstance(prompt, str) or any("\ud800" <= character <= "\udfff" for character in prompt):
             raise ValueError(f"Prompt {number} of {len(prompts)} is no text")
-    images, pixels = [], 0
+    images = []
     for number, text in enumerate(encoded):
-        try:
+        with unreadable(number, encoded):
             # PNG only: the fewer decoders a network can reach, the better.
-            image = Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"])
-            # Of the head, before anything is unpacked: a small file may hold a huge picture.
-            pixels += image.width * image.height
-            if pixels <= MAX_PIXELS:
-                image.load()
-        except Exception as error:  # of base64, of Pillow, of its guard against decompression bombs
-            raise ValueError(f"Image {number} of {len(encoded)} is not base64 of a PNG: {error}") from error
-        if pixels > MAX_PIXELS:
-            raise ValueError(f"more than {MAX_PIXELS} pixels in a request, from image {number} of {len(encoded)} on")
-        images.append(image)
+            images.append(Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"]))
+    # By their heads, before anything is unpacked: a small file may hold a huge picture.
+    pixels = sum(image.width * image.height for image in images)
+    if pixels > MAX_PIXELS:
+        raise ValueError(f"{pixels} pixels in a request; at most {MAX_PIXELS} are unpacked")
+    for number, image in enumerate(images):
+        with unreadable(number, encoded):
+            image.load()
     return images, prompts
+
+
+@contextmanager
+def unreadable(number, images):
+    try:
+        yield
+    except Exception as error:  # of base64, of Pillow, of its guard against decompression bombs
+        raise ValueError(f"Image {number} of {len(images)} is not base64 of a PNG: {error}") from error
 
 
 def serve(server, name):

@@ -15,6 +15,9 @@
 
 import io
 import json
+import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -446,6 +449,22 @@ class TestRewardSpec:
     def test_own_callable_from_a_module(self):
         assert RewardSpec.parse("mine=math:hypot").load()(3, 4) == 5
 
+    def test_own_callable_from_a_module_in_this_folder(self, monkeypatch):
+        """As the command finds it, whose own folder is that of the programs."""
+        folder = os.getcwd()
+        monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", folder)])
+        before = list(sys.path)
+        Path("my_rewards").mkdir()
+        Path("my_rewards/brightness.py").write_text("def mean(images, prompts):\n    return [0.5] * len(images)\n")
+        # What is installed wins: a file of the folder does not stand in for a library.
+        Path("textwrap.py").write_text("raise RuntimeError")
+        monkeypatch.delitem(sys.modules, "textwrap")
+        assert RewardSpec.parse("mine=my_rewards.brightness:mean").load()([None], [""]) == [0.5]
+        assert RewardSpec.parse("mine=textwrap:dedent").load()("  a") == "a" and sys.path == before
+        with pytest.raises(UsageError, match="no module my_rewards.none, neither installed nor in this folder"):
+            RewardSpec.parse("mine=my_rewards.none:mean").load()
+        assert sys.path == before
+
     def test_fingerprint_follows_the_file(self, tmp_path):
         file = tmp_path / "mine.py"
         file.write_text("x = len")
@@ -472,11 +491,14 @@ class TestRewardSpec:
             ("mine=http://host:99999", "a served reward is named like"),
             ("mine=http://host:1/?x=1", "a served reward is named like"),
             ("mine=https://me:secret@host:8000", "Reward 'mine': its URL must not carry a user name or password"),
+            ("mine=https://me:secret@host:99999", "Reward 'mine': its URL must not carry a user name or password"),
+            ("mine=http://me:secret@[host", "Reward 'mine': its URL must not carry a user name or password"),
         ],
     )
     def test_wrong_names(self, text, message):
-        with pytest.raises(UsageError, match=message):
+        with pytest.raises(UsageError, match=message) as error:
             RewardSpec.parse(text)
+        assert "secret" not in str(error.value)
 
     @pytest.mark.parametrize(
         ("text", "message"),
