@@ -38,7 +38,8 @@ def accelerator() -> str | None:
     Apple's MPS, on which nothing here was tested, is taken only where the environment variable `CRAFT_TRL_DEVICE` says
     `mps`; with `cpu` no accelerator is.
     """
-    here = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else None
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    here = device.type if device is not None else None
     asked = os.environ.get(DEVICE) or "auto"
     if asked == "auto":
         return None if here == "mps" else here

@@ -41,10 +41,19 @@ class CraftParser(TrlParser):
     is relative to the recipe's own folder, so that a recipe and the files beside it can be moved or installed together.
     Other paths, and all paths on the command line, are relative to the working directory; `~` is the home folder in both.
     A recipe's `env` sets environment variables, but none that could decide where tokens go or what code runs.
+
+    Args:
+        dataclass_types (`Iterable[type]`):
+            Dataclasses whose fields are the options.
+        launched (`str`, *optional*):
+            Import path of the script, if it can be started through `accelerate launch`.
+        kwargs:
+            Arguments of [`~trl.TrlParser`].
     """
 
-    def __init__(self, dataclass_types: Iterable[type], **kwargs):
+    def __init__(self, dataclass_types: Iterable[type], launched: str | None = None, **kwargs):
         super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
+        self.launched = launched
         self.recipe: Path | None = None
         self.hints: dict[str, Any] = {}
         for dataclass_type in self.dataclass_types:
@@ -77,7 +86,7 @@ class CraftParser(TrlParser):
             keys = ", ".join(map(repr, unknown[:3])) + (f" and {len(unknown) - 3} more" if unknown[3:] else "")
             raise UsageError(f"{self.recipe}: unknown keys {keys}. Is it a recipe of another command?")
         if unknown:
-            raise UsageError(f"{self.recipe}: unknown key {unknown[0]!r}. {suggest(unknown[0], self.hints)}")
+            raise UsageError(f"{self.recipe}: unknown key {unknown[0]!r}. {self.remedy(unknown[0])}")
         values = {key: relative_to(self.recipe.parent, value) for key, value in kwargs.items()}
         for key, value in values.items():
             if not _fits(value, self.hints[key]):
@@ -91,7 +100,7 @@ class CraftParser(TrlParser):
                 continue
             key = arg.removeprefix("--").split("=")[0].replace("-", "_")
             if not {key, key.removeprefix("no_")} & {*self.hints, "help"}:
-                raise UsageError(f"Unknown argument {arg.split('=')[0]}. {suggest(key, self.hints, prefix='--')}")
+                raise UsageError(f"Unknown argument {arg.split('=')[0]}. {self.remedy(key, prefix='--')}")
             # Of an option that is repeated argparse takes the last one. Whoever repeats a list means all of it.
             if key in given and list in map(get_origin, _options(self.hints.get(key))):
                 raise UsageError(f"--{key} is given twice: write all its values after one, --{key} A B.")
@@ -108,6 +117,22 @@ class CraftParser(TrlParser):
         for name, value in vars(namespace).items():
             setattr(namespace, name, at_home(value))
         return namespace, unused
+
+    def remedy(self, key: str, prefix: str = "") -> str:
+        """What to do about an option that there is not."""
+        return self.of_accelerate(key) or suggest(key, self.hints, prefix)
+
+    def of_accelerate(self, key: str) -> str | None:
+        """How to give an option of `accelerate launch`, if it is one and the script can be started so."""
+        if self.launched is None:
+            return None
+        from accelerate.commands.launch import launch_command_parser  # here: it imports PyTorch
+
+        # Not its short ones, `-m` and the like.
+        options = {option.lstrip("-").replace("-", "_") for option in launch_command_parser()._option_string_actions}
+        if len(key) < 3 or key not in options:
+            return None
+        return f"It is an option of accelerate: accelerate launch --{key} ... -m {self.launched} --config RECIPE."
 
     def error(self, message: str) -> None:
         # argparse would print the usage of every option, several screens, before the one line that matters.

@@ -122,7 +122,7 @@ def remember(what: str, stamps: Sequence[Stamp], digest: str) -> None:
     temporary = MEMORY / f".{name}.{os.getpid()}.{threading.get_ident()}"
     with suppress(OSError):  # a memory that cannot be written is none, and no more
         MEMORY.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(digest)
+        temporary.write_text(digest, encoding="utf-8")
         temporary.replace(MEMORY / name)
 
 
@@ -136,7 +136,7 @@ def _name(what: str, stamps: Sequence[Stamp]) -> str:
 def _recall(name: str) -> str | None:
     if name not in _recalled:
         with suppress(OSError, UnicodeDecodeError):
-            digest = (MEMORY / name).read_text()
+            digest = (MEMORY / name).read_text(encoding="utf-8")
             if re.fullmatch("[0-9a-f]{64}", digest):  # else the machine went down while it was written
                 _recalled[name] = digest
     return _recalled.get(name)

@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # In a log file, every refresh of a progress bar is a line. Set before tqdm is imported.
         os.environ.setdefault("TQDM_MININTERVAL", "15")
     from ..errors import exit_code
-    from ..scripts.launch import run_script
+    from ..scripts.launch import run_script, start
 
     if command == "run":
         return exit_code(lambda: _run(rest))
@@ -96,8 +96,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command == "env":
         return exit_code(lambda: _env(rest))
     script = importlib.import_module(f"..scripts.{command}", package=__package__)
-    if command in ("train", "dpo") and "-h" not in rest and "--help" not in rest:
-        return exit_code(lambda: _train(script, rest))
+    if command in ("train", "dpo", "evaluate"):
+        return exit_code(
+            lambda: start(script, rest, script.make_parser(f"craft {command}").parse_args_and_config(args=rest))
+        )
     return run_script(script.main, lambda: script.make_parser(prog=f"craft {command}"), rest)
 
 
@@ -113,17 +115,6 @@ def _run(argv: list[str]) -> None:
     from ..scripts.run import main
 
     main(RunRecipes.load(find_recipes(argv[0]), argv[1:]))
-
-
-def _train(script, argv: list[str]) -> None:
-    """Train here, or through `accelerate launch` if the recipe or the command line asks for it."""
-    from ..scripts.launch import launch
-
-    train_args, training_args, launch_args = script.make_parser().parse_args_and_config(args=argv)
-    if launch_args.given:
-        launch(script.__name__, argv, launch_args)
-    else:
-        script.main(train_args, training_args)
 
 
 def _bakeoff(argv: list[str]) -> None:

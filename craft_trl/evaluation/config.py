@@ -21,7 +21,7 @@ import numpy as np
 from ..candidates.config import SamplingConfig
 from ..errors import UsageError
 from ..prompts.benchmarks import load_evaluation_prompts
-from ..ranges import Count, Seed
+from ..ranges import Count, Processes, Seed, check_ranges
 from ..rewards import parse_rewards
 from .specs import ModelSpec
 
@@ -142,3 +142,26 @@ class EvaluationConfig(SamplingConfig):
     def model_specs(self) -> dict[str, ModelSpec]:
         """The models by name, the base first."""
         return ModelSpec.parse_all(self.models, self.model_revision)
+
+
+@dataclass
+class EvaluateArguments:
+    """
+    How many processes to start. Read by the `craft` command.
+
+    Args:
+        num_processes (`int`, *optional*):
+            Processes on this machine, each with a GPU of its own and a share of the images. The results do not depend on
+            it. Defaults to one.
+    """
+
+    num_processes: Processes | None = field(
+        default=None, metadata={"help": "Processes on this machine, each with a share of the images."}
+    )
+
+    def __post_init__(self):
+        check_ranges(self)
+
+    @property
+    def given(self) -> bool:
+        return (self.num_processes or 1) > 1

@@ -169,7 +169,7 @@ def write_report(
         judge=judge,
         notes=notes(rows),
         settings=_flat(evaluation.settings()),
-        run=_run(Path(config.run_dir)) if config.run_dir else None,
+        run=_run(Path(config.run_dir), Path(arms[model].spec.source)) if config.run_dir else None,
         num_prompts=len(evaluation.prompts),
         num_images=config.num_images_per_prompt,
     )
@@ -210,18 +210,17 @@ def _pairs(evaluation: Evaluation, base: Arm, model: Arm, scores, judge: str, ro
     ]
 
 
-def _run(run_dir: Path) -> dict:
+def _run(run_dir: Path, model: Path) -> dict:
     """What the report shows of the run that made the model; empty parts where the run has none."""
     run: dict = {"candidates": None, "losses": None, "timings": []}
     if (record := read_record(run_dir / "dataset")) and (run_dir / "prompts" / "groups.jsonl").exists():
         run["candidates"] = _candidates(run_dir, record)
-    state = run_dir / "model" / "trainer_state.json"
-    if state.exists():
-        history = [
-            entry
-            for entry in json.loads(state.read_text(encoding="utf-8"))["log_history"]
-            if "denoising_loss" in entry
-        ]
+    # The model that is judged may be a part of what was trained; one from the Hub was trained in the run's `model/`.
+    folders = (model, model.parent) if model.exists() else (run_dir / "model",)
+    state = next((file for file in (folder / "trainer_state.json" for folder in folders) if file.exists()), Path())
+    if state.is_file():
+        content = json.loads(state.read_text(encoding="utf-8"))
+        history = [entry for entry in content["log_history"] if "denoising_loss" in entry]
         if len(history) > 1:
             run["losses"] = curve([e["step"] for e in history], [e["denoising_loss"] for e in history])
     timings = run_dir / "timings.json"

@@ -58,22 +58,29 @@ class Run:
     Args:
         folder (`Path`):
             Folder with `pool/` and `dataset/`, `model/`, or all three.
+        model_dir (`Path`, *optional*):
+            Folder of the trained model. Defaults to `model/` in it.
     """
 
     folder: Path
+    model_dir: Path | None = None
 
-    def record(self, stage_folder: str) -> dict[str, Any]:
+    def record(self, stage: str) -> dict[str, Any]:
         """Record of a finished stage, or a [`UsageError`] that says which command makes it."""
-        record = read_record(self.folder / stage_folder)
-        command = {folder: stage for stage, folder in STAGES.items()}.get(stage_folder, "train")
+        folder = self.folder / STAGES[stage] if stage in STAGES else self.model
+        record = read_record(folder)
         if record is None or not record["finished"]:
-            raise UsageError(f"There is no finished {self.folder / stage_folder}: run `craft {command}` first.")
+            raise UsageError(f"There is no finished {folder}: run `craft {stage}` first.")
         return record
+
+    @property
+    def model(self) -> Path:
+        return self.model_dir or self.folder / "model"
 
     @property
     def facts(self) -> dict[str, Any]:
         """What the trainer noted for the cards; nothing where there was no training."""
-        path = self.folder / "model" / FACTS
+        path = self.model / FACTS
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
     @property
@@ -122,7 +129,7 @@ def dataset_release(
         `dict[str, Path | bytes]`: contents by path in the repository.
     """
     run = Run(run_dir)
-    records = {stage: run.record(folder) for stage, folder in STAGES.items()}
+    records = {stage: run.record(stage) for stage in STAGES}
     # Those that the filter looked at: with a target, it stops before the end.
     groups = load_groups(run_dir / "prompts" / "groups.jsonl")[: records["filter"]["summary"]["groups"]]
     pool = CandidatePool(run_dir / "pool", list(records["generate"]["settings"]["rewards"]), verify=False)

@@ -39,17 +39,16 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import (
     HfHubHTTPError,
-    HFValidationError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
-from huggingface_hub.utils import validate_repo_id
 
 from ..errors import PushError, UsageError
 from ..masking import TOKENS, find_secrets
 from ..sources import first_line
 from .cards import TAG
+from .config import check_repo_id
 
 
 Content = Path | bytes  # a file as it is on the disk, or one made for the push
@@ -81,12 +80,7 @@ def check_repository(api: HfApi, repo_id: str, repo_type: str, private: bool | N
         or one with other content.
     """
     name = f"{repo_type} {repo_id}"
-    if "/" not in repo_id:
-        raise UsageError(f"repo_id must be org/name or user/name, got {repo_id!r}.")
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise UsageError(f"repo_id {repo_id!r} is no name for a repository: {first_line(error)}") from error
+    check_repo_id(repo_id)
     try:
         user = with_backoff(lambda: api.whoami(cache=True))
     except LocalTokenNotFoundError as error:

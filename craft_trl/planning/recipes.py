@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING
 
 from ..candidates.config import CandidatesConfig
 from ..errors import UsageError
-from ..evaluation.config import EvaluationConfig
+from ..evaluation.config import EvaluateArguments, EvaluationConfig
 from ..hub.config import PushConfig
-from ..parser import CraftParser, at_home, describe_unexpected, split_path, suggest
+from ..parser import CraftParser, at_home, check_recipe, describe_unexpected, relative_to, split_path, suggest
 from ..trainer.arguments import LaunchArguments, TrainArguments, training_parser
 
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ..trainer.craft_config import CraftConfig
 
 RECIPES = {"candidates": "candidates.yaml", "train": "craft.yaml", "evaluate": "evaluate.yaml"}
+OWN = ("output_dir", "train_recipe")  # options of a run itself, each with one value
 
 
 @dataclass
@@ -42,8 +43,12 @@ class RunRecipes:
     training: "CraftConfig"
     launch: LaunchArguments
     evaluation: EvaluationConfig
+    evaluate: EvaluateArguments
+    files: dict[str, Path] = field(default_factory=dict)
     train_argv: list[str] = field(default_factory=list)
+    evaluate_argv: list[str] = field(default_factory=list)
     push: PushConfig | None = None
+    judged: str | None = None  # what the evaluation was made to judge instead of what its recipe names
 
     @classmethod
     def load(cls, folder: Path, overrides: Sequence[str] = ()) -> "RunRecipes":
@@ -55,64 +60,103 @@ class RunRecipes:
                 Folder with `candidates.yaml`, `craft.yaml` and `evaluate.yaml`.
             overrides (`Sequence[str]`, *optional*):
                 Command line arguments: `--key value` where only one recipe knows the key, else `--stage.key value`
-                with `candidates`, `train` or `evaluate`. `--output_dir` moves the whole run.
+                with `candidates`, `train` or `evaluate`. `--output_dir` moves the whole run, and `--train_recipe` names
+                another recipe of the training, in the folder or elsewhere. The evaluation judges what the training
+                writes: an adapter as one, and in another folder than that of `craft.yaml` too.
         """
-        candidates, evaluate = CraftParser([CandidatesConfig]), CraftParser([EvaluationConfig])
+        candidates = CraftParser([CandidatesConfig])
+        evaluate = CraftParser([EvaluationConfig, EvaluateArguments], launched="craft_trl.scripts.evaluate")
+        files = {name: folder / file for name, file in RECIPES.items()}
         if not overrides:
             # A mistake in these is told before PyTorch is imported, with all options of a Trainer.
-            candidates.parse_args_and_config(["--config", str(folder / RECIPES["candidates"])])
-            evaluate.parse_args_and_config(["--config", str(folder / RECIPES["evaluate"])])
+            candidates.parse_args_and_config(["--config", str(files["candidates"])])
+            evaluate.parse_args_and_config(["--config", str(files["evaluate"])])
         from ..trainer.craft_config import CraftConfig
 
         parsers = {"candidates": candidates, "train": training_parser(CraftConfig), "evaluate": evaluate}
-        routed, output_dir = route(overrides, parsers)
+        routed, own = route(overrides, parsers)
+        if "train_recipe" in own:
+            files["train"] = find_train_recipe(folder, own["train_recipe"])
         parsed = {
-            name: parsers[name].parse_args_and_config(["--config", str(folder / RECIPES[name]), *routed[name]])
+            name: parsers[name].parse_args_and_config(["--config", str(files[name]), *routed[name]])
             for name in parsers
         }
-        recipes = cls(*parsed["candidates"], *parsed["train"], *parsed["evaluate"])
-        recipes._check_consistent(folder)
-        if output_dir is not None:
-            recipes._move(recipes.candidates.output_dir, output_dir)
-        recipes.train_argv = ["--config", str(folder / RECIPES["train"]), *routed["train"]]
-        recipes.train_argv += ["--dataset_name", recipes.train.dataset_name]
-        recipes.train_argv += ["--output_dir", recipes.training.output_dir]
-        training = recipes.training
+        recipes = cls(*parsed["candidates"], *parsed["train"], *parsed["evaluate"], files=files)
+        recipes._follow(folder / RECIPES["train"])
+        recipes._check_consistent()
+        if "output_dir" in own:
+            recipes._move(recipes.candidates.output_dir, own["output_dir"])
+        training, evaluation = recipes.training, recipes.evaluation
+        recipes.train_argv = ["--config", str(files["train"]), *routed["train"]]
+        recipes.train_argv += ["--dataset_name", recipes.train.dataset_name, "--output_dir", training.output_dir]
+        recipes.evaluate_argv = ["--config", str(files["evaluate"]), *without("models", routed["evaluate"])]
+        recipes.evaluate_argv += ["--models", *evaluation.models, "--output_dir", evaluation.output_dir]
+        if evaluation.run_dir is not None:
+            recipes.evaluate_argv += ["--run_dir", evaluation.run_dir]
         if training.push_to_hub:
             # Not by the trainer: the card is to hold the results of the evaluation, which comes after it.
             if not training.hub_model_id:
-                raise UsageError(f"{folder / RECIPES['train']}: push_to_hub needs hub_model_id: org/name.")
+                raise UsageError(f"{files['train']}: push_to_hub needs hub_model_id: org/name.")
             recipes.push = PushConfig(
                 training.hub_model_id,
                 what="model",
                 private=training.hub_private_repo,
                 dataset_repo_id=recipes.candidates.hub_dataset_id,
+                model_dir=training.output_dir,
             )
             training.push_to_hub = False
             recipes.train_argv += ["--push_to_hub", "False"]
         return recipes
 
-    def _check_consistent(self, folder: Path) -> None:
+    def _follow(self, standard: Path) -> None:
+        """
+        Let the evaluation judge what the training writes where it names the folder of that, or of the standard recipe: as
+        an adapter if it is one.
+        """
+        known = {Path(self.training.output_dir)}
+        for path in (standard, self.files["train"]):
+            written = check_recipe(path).get("output_dir") if path.is_file() else None
+            if isinstance(written, str):
+                known.add(Path(relative_to(path.parent, written)))
+        kind = "lora:" if self.train.use_peft else ""
+        models = list(self.evaluation.models)
+        for number, text in enumerate(models):
+            name, _, source = text.partition("=")
+            if Path(split_path(text)[1]) not in known or source.startswith("results:"):
+                continue
+            models[number] = f"{name}={kind}{self.training.output_dir}"
+            base = next(iter(self.evaluation.model_specs.values())).source
+            if kind and Path(base).is_file():
+                raise UsageError(
+                    f"{self.files['evaluate']}: the training makes an adapter, which is judged on a base that is a folder or "
+                    f"on the Hub, and {base} is a file: name its folder in models."
+                )
+            if models[number] != text:
+                self.judged = models[number]
+        # A new one, since it has read its list of models.
+        self.evaluation = replace(self.evaluation, models=models)
+
+    def _check_consistent(self) -> None:
         """The three recipes must speak of one run."""
         run_dir, dataset = Path(self.candidates.output_dir), self.train.dataset_name
         if Path(dataset) != run_dir / "dataset":
             raise UsageError(
-                f"{folder / 'craft.yaml'}: dataset_name is {dataset}, but {folder / 'candidates.yaml'} writes "
+                f"{self.files['train']}: dataset_name is {dataset}, but {self.files['candidates']} writes "
                 f"{run_dir / 'dataset'}."
             )
         if Path(self.training.output_dir) not in (Path(spec.source) for spec in self.evaluation.model_specs.values()):
             raise UsageError(
-                f"{folder / 'evaluate.yaml'}: models does not name {self.training.output_dir}, which "
-                f"{folder / 'craft.yaml'} writes."
+                f"{self.files['evaluate']}: models does not name {self.training.output_dir}, which {self.files['train']} "
+                "writes."
             )
-        named = [(RECIPES["candidates"], self.candidates.model_name_or_path, self.candidates.model_revision)]
-        named += [(RECIPES["train"], self.train.model_name_or_path, self.train.model_revision)]
-        named += [(RECIPES["evaluate"], *spec.whole) for spec in self.evaluation.model_specs.values()]
+        named = [(self.files["candidates"], self.candidates.model_name_or_path, self.candidates.model_revision)]
+        named += [(self.files["train"], self.train.model_name_or_path, self.train.model_revision)]
+        named += [(self.files["evaluate"], *spec.whole) for spec in self.evaluation.model_specs.values()]
         first, model, revision = named[0]
         for recipe, other, other_revision in named:
             if other == model and other_revision != revision:
                 raise UsageError(
-                    f"{folder / recipe}: model_revision of {model} is {other_revision or 'missing'}, and in {first} it is "
+                    f"{recipe}: model_revision of {model} is {other_revision or 'missing'}, and in {first} it is "
                     f"{revision or 'missing'}: the three recipes must speak of one model."
                 )
 
@@ -138,13 +182,14 @@ class RunRecipes:
         # A new one, since it has read its list of models.
         names = ("models", "run_dir", "output_dir")
         self.evaluation = replace(self.evaluation, **{name: moved(getattr(self.evaluation, name)) for name in names})
+        self.judged = moved(self.judged)
 
 
-def route(overrides: Sequence[str], parsers: dict[str, CraftParser]) -> tuple[dict[str, list[str]], str | None]:
-    """Command line arguments by recipe, and the run's folder if it was given."""
+def route(overrides: Sequence[str], parsers: dict[str, CraftParser]) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Command line arguments by recipe, and the options of the run itself."""
     routed: dict[str, list[str]] = {name: [] for name in parsers}
-    # The words of the run's own option, and where the words after an option go.
-    output_dir: list[str] | None = None
+    # The words of the run's own options, and where the words after an option go.
+    own: dict[str, list[str]] = {}
     target: list[str] | None = None
     for arg in overrides:
         if not arg.startswith("--"):
@@ -155,8 +200,8 @@ def route(overrides: Sequence[str], parsers: dict[str, CraftParser]) -> tuple[di
             continue
         key, equals, value = arg.removeprefix("--").partition("=")
         stage, dot, name = key.replace("-", "_").rpartition(".")
-        if not dot and name == "output_dir":
-            output_dir = target = [value] if equals else []
+        if not dot and name in OWN:
+            own[name] = target = [value] if equals else []
             continue
         arg = f"--{key}"
         if dot and stage not in parsers:
@@ -166,18 +211,42 @@ def route(overrides: Sequence[str], parsers: dict[str, CraftParser]) -> tuple[di
         ]
         knowing = [s for s in knowing if s == stage] if dot else knowing
         if not knowing:
-            known = {hint for s, parser in parsers.items() if not dot or s == stage for hint in parser.hints}
-            raise UsageError(f"Unknown argument {arg}. {suggest(name, known, prefix='--')}")
+            asked = [parser for s, parser in parsers.items() if not dot or s == stage]
+            known = {hint for parser in asked for hint in parser.hints} | ({*OWN} if not dot else set())
+            said = next(filter(None, (parser.of_accelerate(name) for parser in asked)), None)
+            raise UsageError(f"Unknown argument {arg}. {said or suggest(name, known, prefix='--')}")
         if len(knowing) > 1:
             choices = " or ".join(f"--{s}.{name}" for s in knowing)
             raise UsageError(f"{arg} is known to several stages: say {choices}.")
         target = routed[knowing[0]]
         target.append(f"--{name}{equals}{value}")
-    if output_dir is None:
-        return routed, None
-    if len(output_dir) != 1 or not output_dir[0]:
-        raise UsageError(f"--output_dir needs one folder, got {' '.join(output_dir) or 'none'}.")
-    return routed, at_home(output_dir[0])
+    for name, values in own.items():
+        if len(values) != 1 or not values[0]:
+            what = "folder" if name == "output_dir" else "file"
+            raise UsageError(f"--{name} needs one {what}, got {' '.join(values) or 'none'}.")
+    return routed, {name: at_home(value) for name, (value,) in own.items()}
+
+
+def without(name: str, argv: Sequence[str]) -> list[str]:
+    """A command line without an option and its values."""
+    left: list[str] = []
+    kept = True
+    for arg in argv:
+        if arg.startswith("--"):
+            kept = arg.partition("=")[0] != f"--{name}"
+        if kept:
+            left.append(arg)
+    return left
+
+
+def find_train_recipe(folder: Path, name: str) -> Path:
+    """The recipe of a training: a file in the folder of recipes, with or without its ending, or a path."""
+    for path in (folder / name, folder / f"{name}.yaml", Path(name)):
+        if path.is_file():
+            return path
+    others = {*RECIPES.values()} - {RECIPES["train"]}
+    known = sorted(path.name for path in folder.glob("craft*.yaml") if path.name not in others)
+    raise UsageError(f"train_recipe: there is no {folder / name}. {suggest(name, known)}")
 
 
 def find_recipes(name: str) -> Path:

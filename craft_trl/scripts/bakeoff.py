@@ -133,14 +133,17 @@ def main(config: BakeoffConfig) -> None:
     """Fill the pool, train every arm with every seed, evaluate, and write the report. What is done is not done again."""
     bakeoff = Bakeoff(config)
     from ..bakeoff.report import write_bakeoff_report
-    from ..devices import default_device
+    from ..devices import default_device, release_memory
 
     expand.main(bakeoff.candidates)
+    release_memory()
     if generate.main(bakeoff.candidates):
         raise UsageError("The pool is not complete: wait for the other process, then run the same command again.")
     groups = load_groups(bakeoff.folder / "prompts" / "groups.jsonl")
     seed_groups = make_seed_groups(groups)
+    release_memory()
     pool = draw_seeds(bakeoff.candidates, seed_groups)
+    release_memory()
     material = Material(groups, seed_groups, pool, bakeoff.candidates)
 
     arms = {}
@@ -151,6 +154,7 @@ def main(config: BakeoffConfig) -> None:
         for seed in config.seeds:
             train_args, training_args, launch_args = bakeoff.training(arm, seed)
             {"train": train, "dpo": dpo}[METHODS[arm].script].main(train_args, training_args, launch_args)
+            release_memory()
             timings = json.loads((bakeoff.folder_of(arm, seed).parent / "timings.json").read_text(encoding="utf-8"))
             seconds.append(timings["train"]["seconds"])
         arms[arm] = {

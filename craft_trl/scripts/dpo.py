@@ -45,7 +45,7 @@ def main(
 def make_parser(prog: str | None = None) -> CraftParser:
     from ..trainer.dpo_config import DiffusionDPOConfig
 
-    return training_parser(DiffusionDPOConfig, prog)
+    return training_parser(DiffusionDPOConfig, prog, "craft_trl.scripts.dpo")
 
 
 if __name__ == "__main__":

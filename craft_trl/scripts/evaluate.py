@@ -21,17 +21,20 @@ Compare models on held-out prompts.
 craft evaluate --config recipes/tiny/evaluate.yaml
 ```
 
-# On all GPUs of this machine, each with a share of the images
+# On GPUs of this machine, each with a share of the images
 ```bash
+craft evaluate --config recipes/tiny/evaluate.yaml --num_processes 8
 accelerate launch -m craft_trl.scripts.evaluate --config recipes/tiny/evaluate.yaml
 ```
 """
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..evaluation.config import EvaluationConfig
+from ..errors import UsageError
+from ..evaluation.config import EvaluateArguments, EvaluationConfig
 from ..families.checks import check_model
 from ..parser import CraftParser
 from ..stages import Stage, check_writable, stopwatch, write_atomically
@@ -51,8 +54,21 @@ def check(config: EvaluationConfig) -> None:
     check_writable(Path(config.output_dir))
 
 
-def main(config: EvaluationConfig) -> None:
+def check_all(config: EvaluationConfig) -> None:
+    """Find what is wrong, also what it takes the libraries to see."""
+    check(config)
+    from ..evaluation.evaluate import Evaluation
+
+    Evaluation(config).check_models()
+
+
+def main(config: EvaluationConfig, args: EvaluateArguments | None = None) -> None:
     """Write `results.json`, `scores.parquet` and `report.html`, and print the table and the verdict."""
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if args is not None and args.given and args.num_processes != started:
+        raise UsageError(
+            f"num_processes is {args.num_processes}, but the script was started as {started}: `craft evaluate` starts so many."
+        )
     check(config)
     # Here, after what is wrong has been found.
     import pyarrow as pa
@@ -103,7 +119,7 @@ def per_image(evaluation: "Evaluation", scores: dict) -> list[dict]:
 
 
 def make_parser(prog: str | None = None) -> CraftParser:
-    return CraftParser([EvaluationConfig], prog=prog)
+    return CraftParser([EvaluationConfig, EvaluateArguments], prog=prog, launched="craft_trl.scripts.evaluate")
 
 
 if __name__ == "__main__":

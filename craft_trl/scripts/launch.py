@@ -15,20 +15,77 @@
 
 """What the scripts share: how they start, and what they say."""
 
+import logging
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError, exit_code
 from ..parser import CraftParser
+from ..quiet import quiet_logs
 from ..stages import Stage, stopwatch
 
 
 if TYPE_CHECKING:
     from ..trainer.arguments import LaunchArguments
+
+
+def start(script: ModuleType, argv: Sequence[str], parsed: Sequence[Any]) -> None:
+    """
+    Run a script's `main` here, or in processes of their own if its last arguments ask for that.
+
+    Args:
+        script (`ModuleType`):
+            The script.
+        argv (`Sequence[str]`):
+            Its command line.
+        parsed (`Sequence`):
+            What its parser makes of that. The last one, [`LaunchArguments`] or [`EvaluateArguments`], says how to start it.
+    """
+    *configs, how = parsed
+    if not how.given:
+        script.main(*configs)
+    elif hasattr(how, "accelerate_config"):
+        launch(script.__name__, list(argv), how)
+    else:
+        script.check_all(*configs)  # told once, before there are several to tell it
+        launch_here(script.__name__, argv, how.num_processes)
+
+
+def launch_here(module: str, argv: Sequence[str], num_processes: int) -> None:
+    """
+    Run a script in several processes on this machine, as `torchrun` does, and wait for it. Not by `accelerate launch`, which
+    starts a single process on a machine without a GPU (accelerate 1.15).
+    """
+    import torch
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    from ..devices import accelerator
+
+    if accelerator() is not None and num_processes > (count := torch.accelerator.device_count()):
+        raise UsageError(f"num_processes is {num_processes}, but this machine has {count} {accelerator()} devices.")
+    # Else it is 1, with a warning.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
+    config = LaunchConfig(
+        1, 1, num_processes, run_id=f"craft_trl-{os.getpid()}", rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+        max_restarts=0, local_addr="127.0.0.1",
+    )  # fmt: skip
+    try:
+        with quiet_logs(logging.ERROR):
+            elastic_launch(config, sys.executable)("-m", module, *argv)
+    except ChildFailedError as error:  # the script has said why
+        raise SystemExit(error.get_first_failure()[1].exitcode) from None
+    except SignalException as error:
+        if error.sigval is signal.SIGINT:
+            raise KeyboardInterrupt from None
+        raise SystemExit(128 + error.sigval) from None
 
 
 def launch(module: str, argv: list[str], launch_args: "LaunchArguments") -> None:

@@ -19,6 +19,7 @@ What a run will take before anything is spent: images, survivors, GPU hours, mon
 ```bash
 craft plan recipes/tiny --gpu h100:80 --price 2.5
 craft plan recipes/tiny --gpu cpu --calibrate
+craft plan recipes/sdxl --train_recipe craft_lora.yaml --gpu rtx4090:24
 craft plan recipes/tiny --pass_rate 0.5 --candidates.num_prompts 10000 --json
 ```
 """
@@ -94,7 +95,7 @@ def main(folder: Path, args: PlanArguments, overrides: Sequence[str] = ()) -> No
     from ..planning.recipes import RunRecipes
 
     recipes = RunRecipes.load(folder, overrides)
-    planner = Planner(recipes, training_profile(recipes, folder, gpu), gpu, args.pass_rate)
+    planner = Planner(recipes, training_profile(recipes, gpu), gpu, args.pass_rate)
     measured = None
     if args.calibrate:
         from ..planning.calibration import calibrate
@@ -115,10 +116,9 @@ def main(folder: Path, args: PlanArguments, overrides: Sequence[str] = ()) -> No
     say(f"\nIn all {total['gpu_hours']:,.3g} GPU hours{cost}, and {total['disk'] / 1e9:,.3g} GB of disk.{fits}")
 
 
-def training_profile(recipes: "RunRecipes", folder: Path, gpu: "GPU") -> "Profile":
+def training_profile(recipes: "RunRecipes", gpu: "GPU") -> "Profile":
     """How the training of a folder of recipes is spread out on GPUs of this kind."""
     from ..planning.memory import Profile
-    from ..planning.recipes import RECIPES
 
     launch, training = recipes.launch, recipes.training
     accelerate = {}
@@ -127,7 +127,7 @@ def training_profile(recipes: "RunRecipes", folder: Path, gpu: "GPU") -> "Profil
     deepspeed = accelerate.get("deepspeed_config", {})
     zero_stage = deepspeed.get("zero_stage", 0)
     # What the configuration made of `bf16` is right for the machine that plans, not for the one that is planned for.
-    wanted = check_recipe(folder / RECIPES["train"]).get("bf16")
+    wanted = check_recipe(recipes.files["train"]).get("bf16")
     half = training.bf16 if gpu.name == "cpu" else wanted is not False
     return Profile(
         num_processes=launch.num_processes or accelerate.get("num_processes", 1),

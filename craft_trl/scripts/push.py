@@ -41,10 +41,10 @@ def main(run_dir: str, config: PushConfig) -> None:
     from ..hub.release import STAGES, Run, dataset_release, model_release
     from ..hub.upload import base_license, check_repository, check_size, endpoint, scan, upload
 
-    run = Run(folder)
-    for stage_folder in (*STAGES.values(), "model"):
-        if config.what == "all" or (config.what == "model") == (stage_folder == "model"):
-            run.record(stage_folder)
+    run = Run(folder, Path(config.model_dir) if config.model_dir else None)
+    for stage in (*STAGES, "train"):
+        if config.what == "all" or (config.what == "model") == (stage == "train"):
+            run.record(stage)
     api = HfApi()
     private = {}
     if not config.dry_run:
@@ -61,7 +61,7 @@ def main(run_dir: str, config: PushConfig) -> None:
                 folder, repo_id, staging, config.base_model, license, config.candidate_images, config.max_shard_size
             )
         else:
-            files = model_release(folder / "model", repo_id, folder, config.base_model, dataset_id, license)
+            files = model_release(run.model, repo_id, folder, config.base_model, dataset_id, license)
         scan(files)
         releases[kind] = files
         for name, content in files.items():

@@ -19,9 +19,11 @@ The whole of CRAFT from a folder of recipes: expand, generate, filter, train, ev
 ```bash
 craft run recipes/tiny
 craft run recipes/tiny --output_dir runs/mine --train.max_steps 50
+craft run recipes/sdxl --train_recipe craft_lora.yaml
 ```
 """
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import UsageError
@@ -29,7 +31,7 @@ from ..planning.recipes import RunRecipes
 from ..stages import check_writable
 from . import evaluate, expand, generate, push, train
 from . import filter as filter_script
-from .launch import launch
+from .launch import say, start
 
 
 def check(recipes: RunRecipes) -> expand.Checked:
@@ -54,15 +56,28 @@ def check(recipes: RunRecipes) -> expand.Checked:
 
 
 def main(recipes: RunRecipes) -> None:
-    """Run every stage that is not done."""
-    expand.main(recipes.candidates, check(recipes))
+    """Run every stage that is not done. Each leaves the device's memory to the next one, which may be other processes."""
+    checked = [check(recipes)]
+    from ..devices import release_memory
+
+    if recipes.judged is not None:
+        say(f"[run] the evaluation judges {recipes.judged}")
+    for stage in stages(recipes, checked):
+        stage()
+        release_memory()
+
+
+def stages(recipes: RunRecipes, checked: list[expand.Checked]) -> Iterator[Callable[[], None]]:
+    """The stages in order. What the first one works with is taken from `checked`, so that it lives no longer than that."""
+    yield lambda: expand.main(recipes.candidates, checked.pop())
+    yield lambda: _generate(recipes)
+    yield lambda: filter_script.main(recipes.candidates)
+    yield lambda: start(train, recipes.train_argv, (recipes.train, recipes.training, recipes.launch))
+    yield lambda: start(evaluate, recipes.evaluate_argv, (recipes.evaluation, recipes.evaluate))
+    if recipes.push is not None:
+        yield lambda: push.main(recipes.candidates.output_dir, recipes.push)
+
+
+def _generate(recipes: RunRecipes) -> None:
     if generate.main(recipes.candidates, set_aside=True):
         raise UsageError("The pool is not complete: wait for the other process, then run the same command again.")
-    filter_script.main(recipes.candidates)
-    if recipes.launch.given:
-        launch("craft_trl.scripts.train", recipes.train_argv, recipes.launch)
-    else:
-        train.main(recipes.train, recipes.training)
-    evaluate.main(recipes.evaluation)
-    if recipes.push is not None:
-        push.main(recipes.candidates.output_dir, recipes.push)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from ..parser import CraftParser
+from ..ranges import Processes, check_ranges
 from .guard_config import GuardConfig
 
 
@@ -90,20 +91,25 @@ class LaunchArguments:
         default=None,
         metadata={"help": "A packaged accelerate configuration, such as zero2, or the path of another."},
     )
-    num_processes: int | None = field(
+    num_processes: Processes | None = field(
         default=None, metadata={"help": "Number of processes, instead of the configuration's."}
     )
+
+    def __post_init__(self):
+        check_ranges(self)
 
     @property
     def given(self) -> bool:
         return self.accelerate_config is not None or self.num_processes is not None
 
 
-def training_parser(config: "type[DiffusionConfig]", prog: str | None = None) -> CraftParser:
-    """Parser of a training, with this configuration of its trainer."""
+def training_parser(
+    config: "type[DiffusionConfig]", prog: str | None = None, script: str = "craft_trl.scripts.train"
+) -> CraftParser:
+    """Parser of a training, with this configuration of its trainer, started by this script."""
     from ..devices import accelerator
 
     if accelerator() is None:
         # DeepSpeed, where it is installed, is imported with the Trainer, looks for a GPU and warns that there is none.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    return CraftParser([TrainArguments, config, LaunchArguments], prog=prog)
+    return CraftParser([TrainArguments, config, LaunchArguments], prog=prog, launched=script)

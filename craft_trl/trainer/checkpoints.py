@@ -72,7 +72,8 @@ def drop_variant(folder: Path, variant: str | None) -> None:
     for file in folder.glob(f"*.{variant}*") if variant else ():
         name = re.sub(rf"\.{variant}(?=[.-])", "", file.name)
         if name.endswith(".json"):
-            file.write_text(re.sub(rf"\.{variant}(?=[.-])", "", file.read_text()))
+            text = file.read_text(encoding="utf-8")
+            file.write_text(re.sub(rf"\.{variant}(?=[.-])", "", text), encoding="utf-8")
         file.replace(folder / name)
 
 

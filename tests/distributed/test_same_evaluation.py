@@ -54,3 +54,18 @@ def test_killed_and_sharded(tiny, tmp_path):
     assert {row["metric"] for row in rows["whole"]} >= {"clipscore", "diversity_aesthetic", "diversity_pixels"}
     tables = [pq.read_table(tmp_path / name / "scores.parquet") for name in rows]
     assert tables[0].equals(tables[1])
+
+
+def test_started_by_craft(tiny, tmp_path, capfd):
+    """`craft evaluate --num_processes 2` starts both processes itself, and what is wrong is told once, by none of them."""
+    arguments_ = ["evaluate", *arguments(tiny, "both"), "--num_processes", "2"]
+    assert main([*arguments_, "--group_by", "nothing"]) == 2
+    assert capfd.readouterr().err.count("\n") == 1
+    assert main(arguments_) == 0
+    output = capfd.readouterr()
+    assert output.out.count("Verdict: ") == 1 and "(2 of 2)" in output.err
+    assert main(["evaluate", *arguments(tiny, "one")]) == 0
+    rows = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "both")]
+    assert rows[0] == rows[1]
+    tables = [pq.read_table(tmp_path / name / "scores.parquet") for name in ("one", "both")]
+    assert tables[0].equals(tables[1])

@@ -301,7 +301,7 @@ class TestPlan:
             ({"bf16": False}, Profile(1, 0, "float32")),
         ):
             folder = recipes("craft", **settings).parent
-            assert training_profile(RunRecipes.load(folder), folder, gpu) == profile, settings
+            assert training_profile(RunRecipes.load(folder), gpu) == profile, settings
             recipes("craft", **dict.fromkeys(settings, "DELETE"))
 
     def test_calibrated(self, capsys, recipes):

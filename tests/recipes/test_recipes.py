@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from craft_trl.errors import UsageError
 from craft_trl.planning.recipes import RunRecipes
 from craft_trl.scripts import bakeoff, evaluate, expand, train
 from craft_trl.scripts.launch import find_accelerate_config
+from craft_trl.trainer import diffusion_config
 
 from ..conftest import ROOT
 
@@ -54,7 +54,7 @@ def test_recipe(path):
 def test_batch_arithmetic(path, num_processes, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", str(num_processes))
     # Without a GPU this process would look for the others, which are not there.
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(diffusion_config, "accelerator", lambda: "cuda")
     content = yaml.safe_load(path.read_text())
     _, args, _ = train.make_parser().parse_args_and_config(["--config", str(path)])
     share = content["global_batch_size"] / num_processes

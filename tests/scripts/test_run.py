@@ -1,0 +1,160 @@
+# Copyright 2026 The craft_trl authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""`craft run` as one command: whatever the training writes is judged, and no stage keeps memory from the next one."""
+
+import gc
+import json
+import re
+import shutil
+import weakref
+
+import pytest
+import yaml
+from torch import nn
+
+from craft_trl.cli.main import main
+from craft_trl.errors import UsageError
+from craft_trl.planning.recipes import RunRecipes
+from craft_trl.scripts import evaluate, expand, generate, run, train
+
+
+@pytest.fixture
+def adapter(recipes):
+    """A second recipe of the training, of an adapter, in a folder of its own."""
+    content = yaml.safe_load((recipes.folder / "craft.yaml").read_text())
+    content |= {"use_peft": True, "lora_r": 2, "output_dir": "runs/tiny/lora", "learning_rate": 1e-2, "max_steps": 3}
+    (recipes.folder / "craft_lora.yaml").write_text(yaml.safe_dump(content | {"warmup_steps": 0}))
+    return recipes
+
+
+@pytest.fixture
+def left_over(monkeypatch):
+    """By stage, the networks of those before it that are alive when it begins. Cycles that hold them are not collected."""
+    existing = weakref.WeakSet(thing for thing in gc.get_objects() if isinstance(thing, nn.Module))
+    left = {}
+
+    def watch(module):
+        work = module.main
+
+        def watching(*args, **kwargs):
+            alive = [thing for thing in gc.get_objects() if isinstance(thing, nn.Module) and thing not in existing]
+            alive = [thing for thing in alive if next(thing.parameters(), None) is not None]
+            left[module.__name__.rpartition(".")[2]] = sorted({type(thing).__name__ for thing in alive})
+            return work(*args, **kwargs)
+
+        monkeypatch.setattr(module, "main", watching)
+
+    for module in (expand, generate, run.filter_script, train, evaluate):
+        watch(module)
+    gc.disable()  # a collection by chance would hide what is left over
+    yield left
+    gc.enable()
+
+
+class TestTrainRecipe:
+    def test_an_adapter_from_start_to_finish(self, capsys, tmp_path, adapter, left_over):
+        command = ["run", str(adapter.folder), "--output_dir", "runs/mine", "--candidates.num_prompts", "4"]
+        assert main([*command, "--train_recipe", "craft_lora.yaml"]) == 0
+        assert left_over == {"expand": [], "generate": [], "filter": [], "train": [], "evaluate": []}
+        out = capsys.readouterr().out
+        assert "[run] the evaluation judges craft=lora:runs/mine/lora\n" in out and "Verdict: craft " in out
+        results = json.loads((tmp_path / "runs/mine/evaluation/results.json").read_text())
+        deltas = [row["delta"] for row in results if row["model"] == "craft" and row["part"] is None]
+        assert any(delta != 0 for delta in deltas)  # drawn with the adapter, not with the base
+        report = (tmp_path / "runs/mine/evaluation/report.html").read_text()
+        assert "<h2>Training loss</h2>" in report
+        assert (tmp_path / "runs/mine/lora/pytorch_lora_weights.safetensors").exists()
+        assert not (tmp_path / "runs/mine/model").exists() and not (tmp_path / "runs/tiny").exists()
+
+        # The whole model beside it, from the same pool: only what is other is made.
+        assert main(command) == 0
+        out = capsys.readouterr().out
+        assert out.count("done before") == 3 and "[run]" not in out and (tmp_path / "runs/mine/model/unet").is_dir()
+
+    @pytest.mark.parametrize(
+        ("options", "models", "judged"),
+        [
+            ([], "craft=runs/tiny/model", None),
+            (["--use_peft", "true"], "craft=lora:runs/tiny/model", "craft=lora:runs/tiny/model"),
+            (["--train.output_dir", "runs/tiny/other"], "craft=runs/tiny/other", "craft=runs/tiny/other"),
+            (["--train_recipe", "craft_lora"], "craft=lora:runs/tiny/lora", "craft=lora:runs/tiny/lora"),
+            (["--train_recipe=craft_lora.yaml", "--output_dir", "o"], "craft=lora:o/lora", "craft=lora:o/lora"),
+            (["--models", "base=x/y", "mine=lora:runs/tiny/model"], "mine=runs/tiny/model", "mine=runs/tiny/model"),
+        ],
+    )
+    def test_the_evaluation_follows(self, adapter, options, models, judged):
+        recipes = RunRecipes.load(adapter.folder, options)
+        assert recipes.evaluation.models[1:] == [models] and recipes.judged == judged
+        # A process that is started for it judges the same.
+        config, _ = evaluate.make_parser().parse_args_and_config(recipes.evaluate_argv)
+        assert config == recipes.evaluation
+        *_, training, _ = train.make_parser().parse_args_and_config(recipes.train_argv)
+        assert training.output_dir == recipes.training.output_dir and recipes.train.use_peft == ("lora:" in models)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--train_recipe"], "--train_recipe needs one file, got none"),
+            (["--train_recipe", "craft_lorra.yaml"], "there is no .*craft_lorra.yaml. Did you mean craft_lora.yaml"),
+            (["--train_recipe", "evaluate.yaml"], "evaluate.yaml: unknown keys .* Is it a recipe of another command"),
+            (["--train_recip", "craft_lora.yaml"], "Unknown argument --train_recip. Did you mean --train_recipe"),
+            (["--evaluate.models", "base=x/y", "craft=elsewhere"], "models does not name runs/tiny/model, which"),
+            (["--use_peft", "true", "--models", "base=FILE", "craft=runs/tiny/model"], "and .* is a file"),
+        ],
+    )
+    def test_mistakes(self, adapter, options, message):
+        options = [option.replace("FILE", str(adapter.folder / "craft.yaml")) for option in options]
+        with pytest.raises(UsageError, match=message):
+            RunRecipes.load(adapter.folder, options)
+
+    def test_planned(self, capsys, adapter):
+        assert main(["plan", str(adapter.folder), "--train_recipe", "craft_lora.yaml", "--gpu", "a100:80"]) == 0
+        assert "3 steps of 4 of LoRA" in capsys.readouterr().out
+
+
+class TestOptionsOfAccelerate:
+    @pytest.mark.parametrize("command", ["train", "dpo", "evaluate"])
+    def test_of_a_stage(self, capsys, recipes, command):
+        path = recipes("evaluate" if command == "evaluate" else "craft")
+        assert main([command, "--config", str(path), "--num_machines", "2"]) == 2
+        said = "It is an option of accelerate: accelerate launch --num_machines ... -m craft_trl.scripts."
+        err = capsys.readouterr().err
+        assert err == f"craft: error: Unknown argument --num_machines. {said}{command} --config RECIPE.\n"
+        path = recipes("evaluate" if command == "evaluate" else "craft", main_process_ip="10.0.0.1")
+        assert main([command, "--config", str(path)]) == 2
+        assert "unknown key 'main_process_ip'. It is an option of accelerate" in capsys.readouterr().err
+
+    def test_of_a_run(self, capsys, recipes):
+        assert main(["run", str(recipes.folder), "--machine_rank", "1"]) == 2
+        assert re.search(r"--machine_rank. It is an option of accelerate: .*scripts.train --", capsys.readouterr().err)
+        assert main(["expand", "--config", str(recipes("candidates")), "--machine_rank", "1"]) == 2
+        assert "accelerate" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "1000000"])
+def test_wrong_numbers_of_processes(capsys, recipes, number):
+    for command in (["train", "--config", str(recipes("craft"))], ["evaluate", "--config", str(recipes("evaluate"))]):
+        assert main([*command, "--num_processes", number]) == 2
+        assert re.fullmatch(r"craft: error: num_processes must be .*\n", capsys.readouterr().err)
+
+
+def test_started_otherwise_than_it_says(recipes):
+    shutil.rmtree("runs", ignore_errors=True)
+    parsed = evaluate.make_parser().parse_args_and_config(["--config", str(recipes("evaluate", num_processes=3))])
+    with pytest.raises(
+        UsageError, match="num_processes is 3, but the script was started as 1: `craft evaluate` starts"
+    ):
+        evaluate.main(*parsed)
