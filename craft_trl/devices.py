@@ -15,8 +15,10 @@
 """Where the work is done."""
 
 import os
+from collections.abc import Iterable
 
 import torch
+from torch import nn
 
 
 def default_device() -> torch.device:
@@ -25,3 +27,41 @@ def default_device() -> torch.device:
         return torch.device("cpu")
     index = int(os.environ.get("LOCAL_RANK", 0)) % torch.accelerator.device_count()
     return torch.device(torch.accelerator.current_accelerator().type, index)
+
+
+class Offloaded:
+    """
+    Weights of modules that can wait in the memory of the host, and go back to where they were.
+
+    Nothing trains them, so that what is on the device is dropped, not copied back.
+
+    Args:
+        modules (`Iterable[nn.Module]`):
+            The modules.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]):
+        parts = [part for module in modules for part in module.modules()]
+        # A parameter stays the same object when its module is cast, a buffer does not: it is known by its place.
+        self.parameters = [p for part in parts for p in part.parameters(recurse=False)]
+        self.buffers = [(part, name) for part in parts for name, buffer in part._buffers.items() if buffer is not None]
+        tensors = [*(p.data for p in self.parameters), *(part._buffers[name] for part, name in self.buffers)]
+        self.devices, self.copies = [tensor.device for tensor in tensors], [tensor.cpu() for tensor in tensors]
+
+    def away(self) -> None:
+        """Move to the host, and give the device's memory to whoever asks next."""
+        self._set(self.copies)
+        # Of weights of many sizes the allocator would keep pieces that fit nothing else.
+        torch.cuda.empty_cache()
+
+    def back(self) -> None:
+        """Move to the device."""
+        # One at a time, not a list: that would be the whole twice.
+        self._set(copy.to(device) for copy, device in zip(self.copies, self.devices, strict=True))
+
+    def _set(self, tensors: Iterable[torch.Tensor]) -> None:
+        tensors = iter(tensors)
+        for parameter in self.parameters:
+            parameter.data = next(tensors)
+        for part, name in self.buffers:
+            part._buffers[name] = next(tensors)
