@@ -18,7 +18,7 @@
 import io
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -213,7 +213,7 @@ class Evaluation:
         """
         arms = self.arms()
         own = [arm for arm in arms if arm.spec.kind != "results"]
-        waiting = [self._draw_only(arm, device) for arm in own] if one_by_one else []
+        waiting = self._draw_only(own, device) if one_by_one else []
         rewards: dict[str, Reward | None] = {}
         lower_is_better, mean_of_parts, notes, embedders = set(), set(), {}, []
         for name in self.specs:
@@ -264,33 +264,41 @@ class Evaluation:
 
     def _draw(self, arm: Arm, rewards: dict[str, Reward], device: torch.device | str) -> CandidatePool:
         """The images and scores of a model, of which this process makes its share."""
-        pool, mine = self._share(arm)
-        self._fill(arm, pool, mine, rewards, device)
+        pool = self._open(arm.folder, list(self.specs))
+        self._fill(arm, pool, self._share(arm, pool), rewards, device)
         if self.state.is_main_process:  # images that waited here are in the pool, or were drawn again
             shutil.rmtree(arm.folder / DRAWN, ignore_errors=True)
         return pool
 
-    def _draw_only(self, arm: Arm, device: torch.device | str) -> WaitingImages:
-        """The images of a model that wait for their scores, of which this process makes its share."""
-        pool, mine = self._share(arm)
-        with self.state.main_process_first():
-            drawn = CandidatePool(arm.folder / DRAWN, [])
-        self.state.wait_for_everyone()
-        self._fill(arm, drawn, mine, {}, device)
-        return WaitingImages(pool, drawn, mine, self.config.batch_size)
+    def _draw_only(self, arms: list[Arm], device: torch.device | str) -> list[WaitingImages]:
+        """Images of models that wait for their scores, of which this process makes its share."""
+        waiting: dict[Path, WaitingImages] = {}
+        for arm in arms:
+            if arm.folder not in waiting:  # equal models share theirs
+                pools = self._open(arm.folder, list(self.specs)), self._open(arm.folder / DRAWN, [])
+                waiting[arm.folder] = WaitingImages(*pools, self.config.batch_size)
+            images = waiting[arm.folder]
+            mine = self._share(arm, images)
+            self._fill(arm, images.drawn, mine, {}, device)
+            images.add(mine, arm.keys)
+        return list(waiting.values())
 
-    def _share(self, arm: Arm) -> tuple[CandidatePool, list[Key]]:
-        """The pool of a model, and the images that this process is to add to it."""
+    def _open(self, folder: Path, rewards: list[str]) -> CandidatePool:
+        """The pool in a folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with self.state.main_process_first():  # opening a pool sets damaged files aside
+            pool = CandidatePool(folder, rewards)
+        self.state.wait_for_everyone()  # all have seen the same files, before the first one writes
+        return pool
+
+    def _share(self, arm: Arm, there: Container[Key]) -> list[Key]:
+        """The images of a model that this process is to make, beside those that are there."""
         state, size = self.state, self.config.batch_size
-        arm.folder.mkdir(parents=True, exist_ok=True)
-        with state.main_process_first():  # opening a pool sets damaged files aside
-            pool = CandidatePool(arm.folder, list(self.specs))
-        state.wait_for_everyone()  # all have seen the same files, before the first one writes
         # A batch is the same however many processes there are and wherever a run was killed, so that scores are too, to
         # the last bit.
         batches = [arm.keys[i : i + size] for i in range(0, len(arm.keys), size)]
-        missing = [batch for batch in batches if any(key not in pool for key in batch)]
-        return pool, [key for batch in missing[state.process_index :: state.num_processes] for key in batch]
+        missing = [batch for batch in batches if any(key not in there for key in batch)]
+        return [key for batch in missing[state.process_index :: state.num_processes] for key in batch]
 
     def _fill(
         self, arm: Arm, pool: CandidatePool, keys: list[Key], rewards: dict[str, Reward], device: torch.device | str

@@ -15,7 +15,7 @@
 """Images that are drawn and wait for judges that come one after the other."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -39,19 +39,27 @@ class WaitingImages:
             Where they go.
         drawn ([`CandidatePool`]):
             Where they are.
-        keys (`Sequence[Key]`):
-            Those that are this process's to score.
         batch_size (`int`):
             Images of a batch, as they were drawn.
     """
 
-    def __init__(self, pool: CandidatePool, drawn: CandidatePool, keys: Sequence[Key], batch_size: int):
-        self.pool, self.drawn = pool, drawn
+    def __init__(self, pool: CandidatePool, drawn: CandidatePool, batch_size: int):
+        self.pool, self.drawn, self.batch_size, self.size = pool, drawn, batch_size, part_size(batch_size)
+        self.asked: set[Key] = set()
+        self.batches: list[list[Key]] = []
+        self.scores: list[dict[str, np.ndarray]] = []
+
+    def __contains__(self, key: Key) -> bool:
+        """Whether an image is in the pool or will be, from whichever process."""
+        return key in self.pool or key in self.asked
+
+    def add(self, keys: Sequence[Key], asked: Iterable[Key]) -> None:
+        """Take in images that this process is to score, and all that were asked for."""
         # The batches are those in which `fill_pool` would have drawn and scored them.
-        missing = [key for key in keys if key not in pool]
-        self.batches = [missing[i : i + batch_size] for i in range(0, len(missing), batch_size)]
-        self.size = part_size(batch_size)
-        self.scores: list[dict[str, np.ndarray]] = [{} for _ in self.batches]
+        missing = [key for key in keys if key not in self]
+        self.batches += [missing[i : i + self.batch_size] for i in range(0, len(missing), self.batch_size)]
+        self.scores = [{} for _ in self.batches]
+        self.asked.update(asked)
 
     def score(self, name: str, reward: Reward, show_progress: bool = True) -> None:
         """Let a judge see all of them."""
