@@ -27,6 +27,7 @@ from ..families.checks import SCHEDULERS
 from ..parser import suggest
 from ..prompts.config import PromptsConfig
 from ..ranges import Count, Finite, Pixels, Positive, Processes, Range, Seed, Share, check_ranges
+from ..rewards.config import ScoringConfig
 from ..sources import looks_like_hub_id, source_hash
 
 
@@ -196,7 +197,7 @@ class FilterConfig:
 
 
 @dataclass
-class CandidatesConfig(PromptsConfig, ExpansionConfig, SamplingConfig, FilterConfig):
+class CandidatesConfig(PromptsConfig, ExpansionConfig, SamplingConfig, ScoringConfig, FilterConfig):
     """
     Configuration of `craft expand`, `craft generate` and `craft filter`.
 
@@ -234,8 +235,8 @@ class CandidatesConfig(PromptsConfig, ExpansionConfig, SamplingConfig, FilterCon
         hub_private_repo (`bool`, *optional*):
             Whether it is private. Defaults to what it is, or the account's setting for a new one.
 
-        The parameters of the prompts, the expansion, the sampler and the filter are those of [`PromptsConfig`],
-        [`ExpansionConfig`], [`SamplingConfig`] and [`FilterConfig`].
+        The parameters of the prompts, the expansion, the sampler, the rewards and the filter are those of
+        [`PromptsConfig`], [`ExpansionConfig`], [`SamplingConfig`], [`ScoringConfig`] and [`FilterConfig`].
     """
 
     model_name_or_path: str = field(

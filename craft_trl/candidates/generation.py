@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import diffusers  # its classes are imported when they are named: all of them take seconds, and a typo should not
+import numpy as np
 import torch
 from PIL import Image
 
@@ -29,6 +30,7 @@ from ..errors import UsageError
 from ..families import get_family
 from ..families.checks import V_PREDICTION, ZERO_SNR, check_single_file, is_sdxl_file, read_header
 from ..families.files import UNUSED, find_files
+from ..offloading import Offloaded
 from ..quiet import quiet_bars
 from ..sources import first_line
 from .config import SamplingConfig
@@ -43,9 +45,10 @@ class ImageGenerator:
     one: so an image is the same bit for bit whatever it is batched with. Each prompt is encoded once, and the negative
     prompt too.
 
-    An image with values that are no numbers, or with all pixels alike (16 bits overflow to black), is drawn again with
-    the whole pipeline in float32, by itself. Float32, which the VAE may be in too, is that and not TF32.
-    `image.info["dtype"]` says in which precision an image was drawn.
+    An image with values that are no numbers, or with all pixels alike (16 bits overflow to black), is drawn again in
+    float32, by itself, with one part of the pipeline after the other in float32 and the text encoders out of the way.
+    Float32, which the VAE may be in too, is that and not TF32. `image.info["dtype"]` says in which precision an image was
+    drawn.
 
     Args:
         model (`str` or [`~diffusers.DiffusionPipeline`]):
@@ -105,25 +108,56 @@ class ImageGenerator:
 
     def _draw(self, prompts: Sequence[str], seeds: Sequence[int], size: int) -> list[Image.Image]:
         """A batch of images, with broken ones drawn again in float32."""
-        latents = self._denoise(prompts, seeds, size)
-        pixels, broken = zip(*(self._decode(latent) for latent in latents.split(1)), strict=True)
-        pixels, broken = torch.stack(pixels).cpu().numpy(), torch.stack(broken).tolist()
+        pixels, broken = self._decode_all(self._denoise(prompts, seeds, size))
         dtype = str(getattr(self.pipeline, self.family.DENOISER).dtype).removeprefix("torch.")
-        images = [Image.fromarray(image) for image in pixels]
-        for image in images:
-            image.info["dtype"] = dtype
-        if any(broken) and dtype == "float32":
-            i = broken.index(True)
-            raise UsageError(
-                f"The image of {prompts[i]!r} from seed {seeds[i]} is broken in float32 too: its values are no numbers, "
-                "or all its pixels are alike. Does the scheduler, and the VAE, go with the model?"
-            )
-        if any(broken):
-            with self._in_float32():
-                for i in [i for i, is_broken in enumerate(broken) if is_broken]:
-                    # Alone, so that an image does not depend on how many others are broken.
-                    (images[i],) = self._draw([prompts[i]], [seeds[i]], 1)
+        images = []
+        for i, image in enumerate(pixels):
+            drawn_in = dtype
+            if broken[i] and dtype != "float32":
+                # Alone, so that an image does not depend on how many others are broken.
+                (image,), (broken[i],) = self._redraw(prompts[i], seeds[i])
+                drawn_in = "float32"
+            if broken[i]:
+                raise UsageError(
+                    f"The image of {prompts[i]!r} from seed {seeds[i]} is broken in float32 too: its values are no "
+                    "numbers, or all its pixels are alike. Does the scheduler, and the VAE, go with the model?"
+                )
+            images.append(Image.fromarray(image))
+            images[-1].info["dtype"] = drawn_in
         return images
+
+    def _redraw(self, prompt: str, seed: int) -> tuple[np.ndarray, list[bool]]:
+        """
+        An image drawn in float32, and whether it is broken. One part of the pipeline after the other has its turn, since a
+        card on which 16 bits fit need not hold all of it twice as wide.
+        """
+        parts = {k: part for k, part in self.pipeline.components.items() if isinstance(part, torch.nn.Module)}
+        denoiser, vae = parts.pop(self.family.DENOISER), parts.pop("vae")
+        kept = self.encoded, self.negative
+        self.encoded, self.negative = {}, None
+        try:
+            with in_float32(*parts.values()):
+                self._encode([prompt], 1)
+            waiting = Offloaded(parts.values())
+            for name in parts:  # the pipeline would take the embeddings' precision from them
+                setattr(self.pipeline, name, None)
+            waiting.away()
+            try:
+                with in_float32(denoiser):
+                    latents = self._denoise([prompt], [seed], 1)
+            finally:
+                waiting.back()
+                for name, part in parts.items():
+                    setattr(self.pipeline, name, part)
+            with in_float32(vae):
+                return self._decode_all(latents)
+        finally:
+            self.encoded, self.negative = kept
+
+    def _decode_all(self, latents: torch.Tensor) -> tuple[np.ndarray, list[bool]]:
+        """Pixels of shape `(N, H, W, 3)` of latents of shape `(N, 4, H/8, W/8)`, and which of the images are broken."""
+        pixels, broken = zip(*(self._decode(latent) for latent in latents.split(1)), strict=True)
+        return torch.stack(pixels).cpu().numpy(), torch.stack(broken).tolist()
 
     def _denoise(self, prompts: Sequence[str], seeds: Sequence[int], size: int) -> torch.Tensor:
         """Latents of shape `(N, 4, H/8, W/8)`."""
@@ -186,21 +220,18 @@ class ImageGenerator:
         pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
         return pixels, ~image.isfinite().all() | (pixels.amin((0, 1)) == pixels.amax((0, 1))).all()
 
-    @contextmanager
-    def _in_float32(self) -> Iterator[None]:
-        """Inside, the whole pipeline is in float32. The weights are those of 16 bits, and the same again afterwards."""
-        modules = [part for part in self.pipeline.components.values() if isinstance(part, torch.nn.Module)]
-        dtypes = [module.dtype for module in modules]
-        kept = self.encoded, self.negative
-        self.encoded, self.negative = {}, None
-        try:
-            for module in modules:
-                cast(module, torch.float32)
-            yield
-        finally:
-            for module, dtype in zip(modules, dtypes, strict=True):
-                cast(module, dtype)
-            self.encoded, self.negative = kept
+
+@contextmanager
+def in_float32(*modules: torch.nn.Module) -> Iterator[None]:
+    """Inside, modules are in float32. The weights are those of 16 bits, and the same again afterwards."""
+    dtypes = [module.dtype for module in modules]
+    try:
+        for module in modules:
+            cast(module, torch.float32)
+        yield
+    finally:
+        for module, dtype in zip(modules, dtypes, strict=True):
+            cast(module, dtype)
 
 
 def cast(module: torch.nn.Module, dtype: torch.dtype) -> None:

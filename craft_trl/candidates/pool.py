@@ -153,7 +153,8 @@ class CandidatePool:
 
     def add(self, keys: Sequence[Key], scores: dict[str, np.ndarray], shard: Path) -> None:
         """Take in the rows of a shard."""
-        values = np.array([scores[name] for name in self.rewards], dtype=np.float32).T
+        values = np.array([scores[name] for name in self.rewards], dtype=np.float32)
+        values = values.reshape(len(self.rewards), len(keys)).T  # also of a pool without rewards
         self.scores.update(zip(keys, values, strict=True))
         self.shard_of.update(dict.fromkeys(keys, shard))
 

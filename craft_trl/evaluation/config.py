@@ -23,11 +23,12 @@ from ..errors import UsageError
 from ..prompts.benchmarks import load_evaluation_prompts
 from ..ranges import Count, Processes, Seed, check_ranges
 from ..rewards import parse_rewards
+from ..rewards.config import ScoringConfig
 from .specs import ModelSpec
 
 
 @dataclass
-class EvaluationConfig(SamplingConfig):
+class EvaluationConfig(SamplingConfig, ScoringConfig):
     """
     Configuration of `craft evaluate`.
 
@@ -64,6 +65,8 @@ class EvaluationConfig(SamplingConfig):
             Folder of the run that trained the last model; the report then shows candidates, loss and time per stage.
         output_dir (`str`):
             Where to write `results.json`, `scores.parquet`, `report.html` and the images.
+
+        The parameters of the sampler and of the judges are those of [`SamplingConfig`] and [`ScoringConfig`].
     """
 
     models: list[str] = field(

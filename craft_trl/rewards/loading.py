@@ -29,7 +29,7 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from safetensors.torch import load_file
 from torch import nn
 
-from ..errors import UsageError
+from ..errors import UsageError, out_of_memory
 from ..quiet import quiet_bars, quiet_logs
 from ..sources import first_line, looks_like_hub_id, sha256
 from .weights import Weights
@@ -166,6 +166,8 @@ def explain(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if out_of_memory(error) is not None:  # the file is not what is wrong
+            raise
         raise UsageError(f"{what}: {first_line(error)[:200]}") from error
 
 

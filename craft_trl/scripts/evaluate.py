@@ -92,7 +92,10 @@ def main(config: EvaluationConfig, args: EvaluateArguments | None = None) -> Non
             if state.is_main_process and (message := stage.begin()):
                 say(f"[evaluate] {message}")
         with stopwatch(stage, write=state.is_main_process) as watch:
-            rows, scores = evaluation.run(state.device)
+            one_by_one = judges_one_by_one(evaluation)
+            if one_by_one:
+                say("[evaluate] the GPU does not hold a model and all judges: images first, then one judge at a time")
+            rows, scores = evaluation.run(state.device, one_by_one)
         if state.is_main_process:
             pq.write_table(pa.Table.from_pylist(per_image(evaluation, scores)), folder / "scores.parquet")
             write_atomically(results, json.dumps(rows, indent=1) + "\n")
@@ -105,6 +108,16 @@ def main(config: EvaluationConfig, args: EvaluateArguments | None = None) -> Non
     if state.is_main_process:
         say(format_table(json.loads(results.read_text(encoding="utf-8"))))
         say(f"\nVerdict: {stage.record['summary']['verdict']['sentence']}\nReport: {report}")
+
+
+def judges_one_by_one(evaluation: "Evaluation") -> bool:
+    """Whether the judges are loaded after drawing and one at a time, since this process's device does not hold more."""
+    from ..planning.placement import offloads
+
+    base = next(iter(evaluation.models.values()))
+    return offloads(
+        evaluation.config, base.source, None, list(evaluation.specs.values()), evaluation.state.num_processes
+    )
 
 
 def per_image(evaluation: "Evaluation", scores: dict) -> list[dict]:
