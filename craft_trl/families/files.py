@@ -201,9 +201,21 @@ def find_files(source: str, revision: str | None = None) -> ModelFiles:
     if not looks_like_hub_id(source):
         raise UsageError(f"Model {source}: there is no such folder. A model on the Hub is named like org/name.")
     from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import IncompleteSnapshotError
+    from tqdm import tqdm
+
+    class NoBar(tqdm):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **{**kwargs, "disable": True})
+
+    def download(patterns: list[str]) -> Path:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=patterns, tqdm_class=NoBar))
 
     try:
-        folder = Path(snapshot_download(source, revision=revision, allow_patterns=CONFIGURATION))
+        try:
+            folder = download(CONFIGURATION)
+        except IncompleteSnapshotError:  # offline, and the cache lacks those of parts that nothing here is made of
+            folder = download([])
     except Exception as error:  # the Hub, the network and the cache have errors of their own each
         raise UsageError(f"Model {source}: there is no such folder, and the Hub says: {first_line(error)}") from error
     try:

@@ -111,10 +111,10 @@ def load_training_data(args: TrainArguments) -> "Dataset":
 
 def check(train_args: TrainArguments, launch_args: LaunchArguments | None = None) -> None:
     """Find what is wrong before any work is done."""
-    check_model(train_args.model_name_or_path, train_args.model_revision, train=True)
     single_file = Path(train_args.model_name_or_path).suffix == ".safetensors"
     if train_args.use_peft and single_file and not train_args.lora_target_modules:
         raise UsageError("lora_target_modules is missing: a single file does not name its defaults.")
+    check_model(train_args.model_name_or_path, train_args.model_revision, train=True)
     if train_args.held_out_rewards:
         train_args.load_guard_prompts()
     if launch_args is not None and launch_args.accelerate_config is not None:
