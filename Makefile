@@ -7,7 +7,7 @@ REFERENCES = hpsv2x==1.2.0 image-reward==1.5 imscore==0.0.11 torchmetrics==1.9.0
 # A tracker of `report_to`. It asks for Pillow < 13 and runs with newer ones; what else it needs is in setup.cfg's `test`.
 TRACKER = trackio==0.43.0
 
-.PHONY: demo test style browser
+.PHONY: demo test style browser docs pictures
 
 # The whole of CRAFT on an embedded tiny SDXL: generate, score, filter, train, evaluate. Ends with a verdict and a report.
 demo: $(VENV)/.installed
@@ -29,6 +29,16 @@ style: $(VENV)/.installed-test
 	$(BIN)/python -m pip install --quiet ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache setup.cfg
+
+# The site of docs/source, in build/docs. Once its packages are installed it needs no network.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
+
+# The pictures of docs/source/images, from the demo's run, and the notebooks of examples/notebooks with their outputs.
+pictures: demo browser $(VENV)/.installed-test
+	$(BIN)/python docs/pictures.py --run runs/tiny --output docs/source/images
+	HF_HUB_OFFLINE=1 $(BIN)/python examples/notebooks/execute.py
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -40,4 +50,8 @@ $(VENV)/.installed: setup.cfg | $(BIN)/python
 $(VENV)/.installed-test: setup.cfg Makefile | $(BIN)/python
 	$(BIN)/python -m pip install --progress-bar off -e ".[test]"
 	$(BIN)/python -m pip install --progress-bar off --no-deps $(REFERENCES) $(TRACKER)
+	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: setup.cfg | $(BIN)/python
+	$(BIN)/python -m pip install --progress-bar off -e ".[docs]"
 	touch $@ $(VENV)/.installed

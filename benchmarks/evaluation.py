@@ -40,7 +40,7 @@ import pyarrow.parquet as pq
 from measuring import heading, machine
 from PIL import Image
 
-from craft_trl import storing
+from craft_trl.candidates import storing
 from craft_trl.candidates.pool import CandidatePool
 from craft_trl.evaluation import evaluate
 from craft_trl.evaluation.config import EvaluationConfig

@@ -74,7 +74,12 @@ def measure(argv: Sequence[str], folder: Path) -> tuple[float, int, list[str]]:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     process = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *argv], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", PROGRAM, *argv],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

@@ -16,17 +16,20 @@
 
 import dataclasses
 import difflib
+import json
+import os
 import re
+import sys
 import types
 from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import yaml
 from trl import TrlParser
 
 from .errors import UsageError
+from .texts import read_yaml
 
 
 class CraftParser(TrlParser):
@@ -34,9 +37,10 @@ class CraftParser(TrlParser):
     [`~trl.TrlParser`] for recipes: `--config recipe.yaml` sets defaults, the command line wins.
 
     It adds what keeps a recipe from being misread: an unknown key or a value of the wrong type is an error that names
-    the file, the key and what is allowed; and a path that begins with `./` in a recipe is relative to the recipe's own
-    folder, so that a recipe and the files beside it can be moved or installed together. Other paths, and all paths on
-    the command line, are relative to the working directory.
+    the file, the key and what is allowed, and so is a key that is there twice; and a path that begins with `./` in a recipe
+    is relative to the recipe's own folder, so that a recipe and the files beside it can be moved or installed together.
+    Other paths, and all paths on the command line, are relative to the working directory; `~` is the home folder in both.
+    A recipe's `env` sets environment variables, but none that could decide where tokens go or what code runs.
 
     Args:
         dataclass_types (`Iterable[type]`):
@@ -57,18 +61,21 @@ class CraftParser(TrlParser):
             self.hints.update({f.name: hints[f.name] for f in dataclasses.fields(dataclass_type) if f.init})
 
     def parse_args_and_config(self, args: Sequence[str] | None = None, **kwargs) -> tuple:
-        # `TrlParser` knows `--config` as a word of its own only, opens the file and lets errors through as they come; it must
-        # be readable YAML before that.
-        if args is not None:
-            args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
-            if args.count("--config") > 1:
-                raise UsageError("--config is given twice: a command reads one recipe.")
-            if "--config" in args:
-                position = args.index("--config") + 1
-                if position == len(args):
-                    raise UsageError("--config needs the path of a recipe, such as recipes/tiny/craft.yaml.")
-                self.recipe = Path(args[position])
-                check_recipe(self.recipe)
+        # `TrlParser` knows `--config` as a word of its own only, reads the file as the locale has it, takes the last of a key
+        # that is there twice, sets whatever variables it names, and lets errors through as they come. So it is read here.
+        args = sys.argv[1:] if args is None else args
+        args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+        if args.count("--config") > 1:
+            raise UsageError("--config is given twice: a command reads one recipe.")
+        if "--config" in args:
+            position = args.index("--config")
+            if args[position + 1 :] == []:
+                raise UsageError("--config needs the path of a recipe, such as recipes/tiny/craft.yaml.")
+            self.recipe = Path(at_home(args[position + 1]))
+            del args[position : position + 2]
+            recipe = check_recipe(self.recipe)
+            os.environ.update(recipe.pop("env", {}))
+            self.set_defaults_with_config(**recipe)
         return super().parse_args_and_config(args=args, **kwargs)
 
     def set_defaults_with_config(self, **kwargs) -> list[str]:
@@ -106,6 +113,9 @@ class CraftParser(TrlParser):
         namespace, unused = super().parse_known_args(args, namespace)
         if unused:
             raise UsageError(describe_unexpected(unused[0], self.hints, recipe_missing=self.recipe is None))
+        # Here what recipes and command lines say comes together.
+        for name, value in vars(namespace).items():
+            setattr(namespace, name, at_home(value))
         return namespace, unused
 
     def remedy(self, key: str, prefix: str = "") -> str:
@@ -131,20 +141,54 @@ class CraftParser(TrlParser):
 
 def check_recipe(path: Path) -> dict:
     """Content of a recipe file, or a [`UsageError`] if there is none or it is not a flat YAML mapping."""
-    try:
-        recipe = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UsageError(f"Cannot read the recipe {path}: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+    recipe = read_yaml(path, "the recipe")
     if not isinstance(recipe, dict):
         raise UsageError(f"{path} must hold `key: value` lines, got {type(recipe).__name__}.")
     for key in recipe:
         if not isinstance(key, str):
             raise UsageError(f"{path}: a key must be text, got {key!r}.")
-    if not isinstance(recipe.get("env", {}), dict):  # of the environment variables that `TrlParser` sets
-        raise UsageError(f"{path}: env must hold `NAME: value` lines, got {recipe['env']!r}.")
+    if "env" in recipe:
+        recipe["env"] = check_variables(path, recipe["env"])
     return recipe
+
+
+# What would send a token elsewhere, run other code, or take off a guard: recipes are passed around, and read by few.
+NOT_IN_RECIPES = re.compile(
+    r"(?:HF|HUGGING_?FACE(?:_HUB)?|LD|DYLD|PIP|UV|CONDA|GIT|SSL|SSH|CURL|REQUESTS|BASH|XDG)(?:_.*)?|(?:PYTHON|TORCH|TRITON).*"
+    r"|.*(?:PATH|HOME|PROXY|BASE|URLS?|URI|ENDPOINT|HOST|ADDR|SERVER|CERT|BUNDLE|COMMAND|PRELOAD|PLUGIN|COMPILER|EXECUTABLE)"
+    r"|ENV|IFS|SHELL|TMPDIR|TEMP|TMP|EDITOR|PAGER|CC|CXX|NVCC|CFLAGS|CXXFLAGS|LDFLAGS",
+    re.IGNORECASE,
+)
+
+
+def check_variables(path: Path, variables: Any) -> dict[str, str]:
+    """The environment variables of a recipe's `env`, or a [`UsageError`] for one that a recipe must not set."""
+    if not isinstance(variables, dict):
+        raise UsageError(f"{path}: env must hold `NAME: value` lines, got {variables!r}.")
+    for name, value in variables.items():
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
+            raise UsageError(f"{path}: env: {name!r} is no name of an environment variable.")
+        if NOT_IN_RECIPES.fullmatch(name):
+            raise UsageError(
+                f"{path}: env: a recipe must not set {name}, which can decide where tokens go or what code runs. Set it in "
+                "the shell."
+            )
+        if type(value) not in (str, int, float):
+            raise UsageError(f"{path}: env: {name} must be text or a number, got {json.dumps(value, default=str)}.")
+    return {name: str(value) for name, value in variables.items()}
+
+
+def at_home(value: Any) -> Any:
+    """
+    A value with `~` and `~user` at the beginning of a path replaced by the home folder as a shell does, also in
+    `NAME=~/path`, in `NAME=KIND:~/path` and in lists. Of a user that there is not, it stays.
+    """
+    if isinstance(value, list):
+        return [at_home(item) for item in value]
+    if isinstance(value, str):
+        prefix, path = split_path(value)
+        return prefix + os.path.expanduser(path)
+    return value
 
 
 def relative_to(folder: Path, value: Any) -> Any:

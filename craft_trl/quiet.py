@@ -35,11 +35,15 @@ def quiet_bars() -> Iterator[None]:
     """Keep diffusers and transformers from showing bars while they load a model's parts. Downloads keep theirs."""
     import diffusers.utils.logging
     import transformers.utils.logging
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 
     libraries = diffusers.utils.logging, transformers.utils.logging
     shown = [library for library in libraries if library.is_progress_bar_enabled()]
+    downloads = not are_progress_bars_disabled()
     for library in shown:
         library.disable_progress_bar()
+    if downloads:
+        enable_progress_bars()  # transformers takes them to be its own
     try:
         yield
     finally:

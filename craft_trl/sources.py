@@ -17,15 +17,20 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
-from .errors import UsageError
+from filelock import FileLock
+from huggingface_hub.constants import HF_HOME
 
 
 ADAPTER = "pytorch_lora_weights.safetensors"  # the file of a LoRA, as diffusers names it
+
 
 def looks_like_hub_id(source: str) -> bool:
     """Whether a text could be the id of a repository, `org/name`, rather than a path."""
@@ -37,85 +42,144 @@ def first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def check_model(source: str, revision: str | None = None) -> None:
-    """
-    Raise a [`UsageError`] unless `source` is the folder of a pipeline, a single `.safetensors` file, or a pipeline on the
-    Hub (or in its cache).
-    """
-    path = Path(source)
-    if path.suffix == ".safetensors":
-        single_file_names(path)
-        return
-    if (index := path / "model_index.json").is_file():
-        # diffusers would raise a `KeyError` for a file without a class, when much else has been loaded.
-        try:
-            described = "_class_name" in json.loads(index.read_text())
-        except (ValueError, TypeError):
-            described = False
-        if not described:
-            raise UsageError(f"Model {source}: its model_index.json does not describe a diffusers pipeline.")
-        return
-    if path.exists():
-        raise UsageError(
-            f"Model {source}: it has no model_index.json, so it is not the folder of a diffusers pipeline."
-        )
-    if not looks_like_hub_id(source):
-        raise UsageError(f"Model {source}: there is no such folder. A model on the Hub is named like org/name.")
-    from diffusers import DiffusionPipeline  # here, so that rewards cost no import of all its models
+def sha256(path: Path) -> str:
+    """Hex digest of a file's content; see [`remembered`]."""
 
-    try:
-        DiffusionPipeline.load_config(source, revision=revision)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"Model {source}: there is no such folder, and the Hub says: {first_line(error)}") from error
+    def read() -> str:
+        digest = hashlib.sha256()
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+        return digest.hexdigest()
 
-
-def single_file_names(path: Path) -> list[str]:
-    """
-    Names of the tensors in a single-file checkpoint, of which only the header is read.
-
-    Raises a [`UsageError`] unless the file is there, is as long as its header says, and has a UNet of Stable Diffusion or
-    SDXL; that of an adapter or of a part of a pipeline has none.
-    """
-    if not path.is_file():
-        raise UsageError(f"Model {path}: there is no such file.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-    except (OSError, SafetensorError) as error:
-        raise UsageError(f"Model {path}: not a safetensors file ({first_line(error)}).") from error
-    if not any(name.startswith("model.diffusion_model.input_blocks.") for name in names):
-        raise UsageError(
-            f"Model {path}: there is no model.diffusion_model.input_blocks in it, so it is no checkpoint of Stable "
-            "Diffusion or SDXL as a whole. A folder of diffusers is named by its path."
-        )
-    return names
+    return remembered("file", [path], read)
 
 
 def content_hash(path: str | Path, parts: Iterable[Path] | None = None) -> str:
-    """Hex digest of a file, or of the names and contents of all files below a folder (or below `parts` of it)."""
+    """
+    Hex digest of a file, or of the names and contents of all files below a folder (or below `parts` of it); see
+    [`remembered`].
+    """
     path = Path(path)
-    digest = hashlib.sha256()
-    files = {f for part in (parts or [path]) for f in ([part] if part.is_file() else part.rglob("*")) if f.is_file()}
-    for file in sorted(files):
-        digest.update(str(file.relative_to(path)).encode() + b"\0")
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
+    found = {f for part in (parts or [path]) for f in ([part] if part.is_file() else part.rglob("*")) if f.is_file()}
+    files = sorted(found)
+
+    def read() -> str:
+        digest = hashlib.sha256()
+        for file in files:
+            digest.update(str(file.relative_to(path)).encode() + b"\0")
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+        return digest.hexdigest()
+
+    return remembered(f"folder {path.absolute()}", files, read)
+
+
+MEMORY = Path(HF_HOME) / "craft_trl" / "hashes"  # may be deleted at any time
+WORTH_REMEMBERING = 1 << 24  # bytes: less is read again in no time
+SETTLED = 2.0  # seconds: within the resolution of a file system's clock, a second change would look like the first
+
+Stamp = tuple[str, int, int, int, int]
+
+
+def stamp(path: Path) -> Stamp:
+    """What of a file is other once its content is: path, inode, size, and when content and inode were last changed."""
+    status = path.stat()
+    return str(path.absolute()), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def remembered(what: str, files: Sequence[Path], work: Callable[[], str]) -> str:
+    """
+    A hex digest that `work` makes of the content of files: the one that it made before, in whatever process, if none of the
+    files has changed since by its [`stamp`].
+
+    So 14 GB of a model or 39 GB of a pool are read once, and not by every command and in every process; processes that ask
+    at the same time wait for the first. What changes a file without a trace in its stamp, as a bit that rots on a disk, is
+    not seen.
+    """
+    stamps = [stamp(file) for file in files]
+    if sum(size for _, _, size, _, _ in stamps) < WORTH_REMEMBERING:
+        return work()
+    name = _name(what, stamps)
+    if (digest := _recall(name)) is None:
+        with _alone(name):
+            if (digest := _recall(name)) is None:
+                digest = work()
+                if [stamp(file) for file in files] == stamps:
+                    remember(what, stamps, digest)
+    return digest
+
+
+def remember(what: str, stamps: Sequence[Stamp], digest: str) -> None:
+    """Keep a digest of files of these stamps for [`remembered`], unless they have only just been written."""
+    if sum(size for _, _, size, _, _ in stamps) < WORTH_REMEMBERING:
+        return
+    if time.time() - max(max(modified, changed) for *_, modified, changed in stamps) / 1e9 < SETTLED:
+        return
+    name = _name(what, stamps)
+    _recalled[name] = digest
+    temporary = MEMORY / f".{name}.{os.getpid()}.{threading.get_ident()}"
+    with suppress(OSError):  # a memory that cannot be written is none, and no more
+        MEMORY.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(digest, encoding="utf-8")
+        temporary.replace(MEMORY / name)
+
+
+_recalled: dict[str, str] = {}  # also where there is no place to write to
+
+
+def _name(what: str, stamps: Sequence[Stamp]) -> str:
+    return hashlib.sha256(json.dumps([what, stamps]).encode()).hexdigest()
+
+
+def _recall(name: str) -> str | None:
+    if name not in _recalled:
+        with suppress(OSError, UnicodeDecodeError):
+            digest = (MEMORY / name).read_text(encoding="utf-8")
+            if re.fullmatch("[0-9a-f]{64}", digest):  # else the machine went down while it was written
+                _recalled[name] = digest
+    return _recalled.get(name)
+
+
+@contextmanager
+def _alone(name: str) -> Iterator[None]:
+    """Inside, no other process makes the digest of this name, where files can be locked."""
+    lock = FileLock(MEMORY / f"{name[:2]}.lock")
+    with suppress(OSError, NotImplementedError):
+        MEMORY.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def source_hash(source: str, revision: str | None = None) -> str:
     """
     What identifies a model, dataset or prompt file in a fingerprint: the content of a local path, else the Hub id with
-    its revision.
+    its commit.
     """
     if Path(source).exists():
         return content_hash(source)
-    return f"{source}@{revision or 'main'}"
+    return f"{source}@{commit(source, revision)}"
+
+
+def commit(repo_id: str, revision: str | None = None) -> str:
+    """
+    Commit that a revision of a model on the Hub is at, `main` by default; without a network the one in the cache. Where
+    neither knows it, nothing can be loaded either, and it is the revision itself.
+    """
+    from huggingface_hub import resolve_revision
+
+    try:
+        return resolve_revision(repo_id, revision=revision).resolved
+    except Exception:  # the Hub, the network and the cache have errors of their own each
+        return revision or "main"
 
 
 def model_hash(source: str, revision: str | None = None) -> str:
-    """What identifies a model in a fingerprint: the content of its components, or its Hub id and revision."""
+    """What identifies a model in a fingerprint: the content of its components, or its Hub id and commit."""
     path = Path(source)
     if path.suffix == ".safetensors" and path.is_file():
         # With the configuration that may lie beside it, see `load_pipeline`.
@@ -124,7 +188,7 @@ def model_hash(source: str, revision: str | None = None) -> str:
         weights = content_hash(path)
         return f"{weights}+{content_hash(path.parent, [index, *beside])}" if index.is_file() else weights
     if not path.is_dir():
-        return f"{source}@{revision or 'main'}"
+        return f"{source}@{commit(source, revision)}"
     # Only the components: a folder that was trained into also holds checkpoints and logs.
     components = sorted(p for p in path.iterdir() if p.name == "model_index.json" or (p / "config.json").is_file())
     tokenizers = sorted(p for p in path.iterdir() if p.name.startswith(("tokenizer", "scheduler")))

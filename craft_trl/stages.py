@@ -30,6 +30,7 @@ from typing import Any
 
 from . import __version__
 from .errors import UsageError
+from .masking import mask_settings
 
 
 RECORD = "stage.json"
@@ -82,6 +83,7 @@ class Stage:
             return f"it was made by the stage {record['stage']!r}"
         old, new = _flatten(record["settings"]), _flatten(self.settings)
         changed = [key for key in sorted({**old, **new}) if old.get(key) != new.get(key)]
+        old, new = ({key: mask_settings(value, key) for key, value in part.items()} for part in (old, new))
         return ", ".join(f"{key} was {_short(old.get(key))}, is now {_short(new.get(key))}" for key in changed)
 
     def begin(self) -> str | None:
@@ -142,7 +144,7 @@ class Stage:
 def read_record(folder: str | Path) -> dict | None:
     """Content of a folder's `stage.json`, or `None` where there is none."""
     path = Path(folder) / RECORD
-    return json.loads(path.read_text()) if path.exists() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 class stopwatch:
@@ -170,7 +172,7 @@ class stopwatch:
         if not self.write:
             return
         path = self.stage.folder.parent / "timings.json"
-        timings = json.loads(path.read_text()) if path.exists() else {}
+        timings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         before = timings.get(self.stage.name, {})
         spent = before["seconds"] if before.get("fingerprint") == self.stage.fingerprint else 0.0
         timings[self.stage.name] = {

@@ -26,6 +26,9 @@ import yaml
 # Before any library is imported: nothing in the suite may reach for the network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# As `craft` does, before the libraries are imported that read them.
+os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 # Threads that wait must not spin: on a busy machine of few cores that makes PyTorch twenty times slower.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 # One thread each, as pytest's workers share the cores; and without workers too, since the last bits depend on the number of
@@ -54,6 +57,9 @@ LONGEST = (
     "distributed/test_same_evaluation.py",
     "trainer/test_guard.py",
     "cli/test_cli.py",
+    "examples/test_notebook.py",
+    "examples/test_pictures.py",
+    "cli/test_startup.py",
 )
 
 

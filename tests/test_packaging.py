@@ -24,8 +24,8 @@ import pytest
 
 import craft_trl
 from craft_trl.errors import UsageError
-from craft_trl.scripts.launch import find_accelerate_config
 from craft_trl.planning.recipes import find_recipes
+from craft_trl.scripts.launch import find_accelerate_config
 
 
 ROOT = Path(__file__).parents[1]

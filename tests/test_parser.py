@@ -13,13 +13,18 @@
 # limitations under the License.
 
 
+import json
+import os
+import pwd
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
 import pytest
 
 from craft_trl.errors import UsageError
-from craft_trl.parser import CraftParser, relative_to, suggest
+from craft_trl.parser import CraftParser, at_home, relative_to, suggest
 
 
 @dataclass
@@ -40,7 +45,103 @@ def parse(text, *args, tmp_path):
     return CraftParser([Settings]).parse_args_and_config(["--config", str(recipe), *args])[0]
 
 
+class TestHome:
+    """`~` is the home folder wherever a path may stand, in a recipe and on the command line."""
+
+    @pytest.fixture(autouse=True)
+    def home(self, monkeypatch):
+        monkeypatch.setenv("HOME", "/home/me")
+
+    @pytest.mark.parametrize(
+        ("written", "read"),
+        [
+            ("~/p.txt", "/home/me/p.txt"),
+            ("~", "/home/me"),
+            ("hps=~/w", "hps=/home/me/w"),
+            ("base=lora:~/l", "base=lora:/home/me/l"),
+            ("lora:~/l", "lora:/home/me/l"),
+            ("mine=~/r.py:Reward", "mine=/home/me/r.py:Reward"),
+            ("~nobody-of-this-name/p", "~nobody-of-this-name/p"),  # as a shell leaves it
+            ("./~/p", "{folder}/~/p"),
+            ("a~/p", "a~/p"),
+            ("runs/~", "runs/~"),
+            ("~ soft, ~/dreamy", "~ soft, ~/dreamy"),
+        ],
+    )
+    def test_everywhere(self, tmp_path, written, read):
+        text = json.dumps({"prompts": written, "names": [written, "x"]})
+        settings = parse(text, tmp_path=tmp_path)
+        read = read.format(folder=tmp_path)
+        assert (settings.prompts, settings.names) == (read, [read, "x"])
+        if not written.startswith("./"):
+            args = ["--prompts", written, "--names", written, "x"]
+            (settings,) = CraftParser([Settings]).parse_args_and_config(args)
+            assert (settings.prompts, settings.names) == (read, [read, "x"])
+            assert CraftParser([Settings]).parse_args_and_config([f"--prompts={written}"])[0].prompts == read
+
+    def test_of_a_user(self):
+        assert at_home("~root/p") == f"{pwd.getpwnam('root').pw_dir}/p"
+
+    def test_the_recipe_itself(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        (tmp_path / "r.yaml").write_text("prompts: ./q.txt\n")
+        for args in (["--config", "~/r.yaml"], ["--config=~/r.yaml"]):
+            (settings,) = CraftParser([Settings]).parse_args_and_config(args)
+            assert settings.prompts == f"{tmp_path}/q.txt"
+
+
+class TestVariables:
+    """What a recipe's `env` may set: nothing that could decide where tokens go or what code runs."""
+
+    def test_harmless_ones(self, tmp_path, monkeypatch):
+        names = {"WANDB_PROJECT": "craft", "OMP_NUM_THREADS": 2, "NCCL_TIMEOUT": 1.5, "PYTORCH_CUDA_ALLOC_CONF": "x:y"}
+        for name in names:
+            monkeypatch.setenv(name, "before")
+        assert parse(f"env: {json.dumps(names)}\nsize: 3\n", tmp_path=tmp_path).size == 3
+        assert {name: os.environ[name] for name in names} == {name: str(value) for name, value in names.items()}
+
+    @pytest.mark.parametrize(
+        "name",
+        "HF_ENDPOINT HF_TOKEN hf_home HUGGING_FACE_HUB_TOKEN HUGGINGFACE_HUB_CACHE LD_PRELOAD LD_LIBRARY_PATH DYLD_INSERT_LIBRARIES "
+        "PYTHONPATH PYTHONSTARTUP PYTHONINSPECT PATH HOME http_proxy HTTPS_PROXY ALL_PROXY OPENAI_BASE_URL OPENAI_API_BASE "
+        "WANDB_BASE_URL MLFLOW_TRACKING_URI SSL_CERT_FILE REQUESTS_CA_BUNDLE CURL_CA_BUNDLE GIT_SSH_COMMAND BASH_ENV CC CUDA_HOME "
+        "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD TORCH_HOME TRITON_PTXAS_PATH NCCL_NET_PLUGIN XDG_CACHE_HOME TMPDIR".split(),
+    )
+    def test_refused(self, tmp_path, monkeypatch, name):
+        before = dict(os.environ)
+        with pytest.raises(UsageError, match=f"recipe.yaml: env: a recipe must not set {name}, .*Set it in the shell"):
+            parse(f"env:\n  OMP_SCHEDULE: static\n  {name}: x\n", tmp_path=tmp_path)
+        assert dict(os.environ) == before
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("{A: [1]}", r"env: A must be text or a number, got \[1\]"),
+            ("{A: null}", "env: A must be text or a number, got null"),
+            ("{A: yes}", "env: A must be text or a number, got true"),
+            ("{A=B: x}", "env: 'A=B' is no name of an environment variable"),
+            ("{1: x}", "env: 1 is no name of an environment variable"),
+        ],
+    )
+    def test_wrong(self, tmp_path, text, message):
+        with pytest.raises(UsageError, match=message):
+            parse(f"env: {text}\n", tmp_path=tmp_path)
+
+
 class TestCraftParser:
+    def test_a_recipe_is_utf_8_whatever_the_locale(self, tmp_path):
+        script = (
+            "import sys; from craft_trl.texts import read_yaml; "
+            "print(ascii(read_yaml(sys.argv[1], 'the recipe')), sys.stdout.encoding)"
+        )
+        (tmp_path / "r.yaml").write_bytes("\ufeffprompts: café.txt\r\n".encode())
+        environment = os.environ | {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+        command = [sys.executable, "-c", script, str(tmp_path / "r.yaml")]
+        output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        assert output.startswith("{'prompts': 'caf\\xe9.txt'} ") and "utf" not in output.lower()
+        (settings,) = CraftParser([Settings]).parse_args_and_config(["--config", str(tmp_path / "r.yaml")])
+        assert settings.prompts == "café.txt"
+
     def test_recipe_and_command_line(self, tmp_path):
         settings = parse("num_variants: 3\nnames: [a, b]\nscale: 5e-5\n", "--num_variants", "4", tmp_path=tmp_path)
         assert settings == Settings(num_variants=4, names=["a", "b"], scale=5e-5)
@@ -76,6 +177,7 @@ class TestCraftParser:
             ("env: 3", "env must hold `NAME: value` lines, got 3"),
             ("- a\n- b", "must hold `key: value` lines, got list"),
             ("a: [", "is not YAML"),
+            ("size: 1\nscale: 2\nsize: 3\n", "line 3: the key 'size' is there twice, first in line 1"),
         ],
     )
     def test_bad_recipes_name_file_key_and_remedy(self, tmp_path, text, message):

@@ -43,6 +43,11 @@ class TestStage:
         assert make(tmp_path, level="group").begin() is None
         assert (tmp_path / "dataset" / "half").exists()
 
+    def test_a_key_in_old_records_is_not_told(self, tmp_path):
+        make(tmp_path, body={"api_key": "hunter2", "n": 1}).begin()
+        difference = make(tmp_path, body={"api_key": "***", "n": 2}).difference()
+        assert difference == 'body.api_key was "***", is now "***", body.n was 1, is now 2'
+
     def test_other_settings_are_set_aside_and_taken_back(self, tmp_path):
         first, second = make(tmp_path, level="group", eps=1.0), make(tmp_path, level="image", eps=1.0)
         first.begin()

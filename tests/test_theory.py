@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""docs/theory.md on a diffusion model whose likelihood is exact: one dimension, linear denoiser, Gaussian throughout."""
+"""docs/source/theory.md on a diffusion model whose likelihood is exact: one dimension, linear denoiser, Gaussian throughout."""
 
 import math
 

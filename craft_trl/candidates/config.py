@@ -23,9 +23,11 @@ from typing import Annotated, Literal
 
 from ..errors import UsageError
 from ..expansion.config import ExpansionConfig
+from ..families.checks import SCHEDULERS
 from ..parser import suggest
 from ..prompts.config import PromptsConfig
 from ..ranges import Count, Finite, Pixels, Positive, Processes, Range, Seed, Share, check_ranges
+from ..rewards.config import ScoringConfig
 from ..sources import looks_like_hub_id, source_hash
 
 
@@ -97,6 +99,11 @@ class SamplingConfig:
             if self.scheduler not in known:
                 remedy = suggest(self.scheduler, known, otherwise="diffusers' documentation lists them.")
                 raise UsageError(f"There is no scheduler {self.scheduler!r}. {remedy}")
+            if self.scheduler not in SCHEDULERS:
+                raise UsageError(
+                    f"scheduler {self.scheduler} is of another noise process than that of the models that are supported. "
+                    f"Of that one are {', '.join(SCHEDULERS)}."
+                )
         for name in ("height", "width"):
             value = getattr(self, name)
             if value is not None and value % 8:
@@ -190,7 +197,7 @@ class FilterConfig:
 
 
 @dataclass
-class CandidatesConfig(PromptsConfig, ExpansionConfig, SamplingConfig, FilterConfig):
+class CandidatesConfig(PromptsConfig, ExpansionConfig, SamplingConfig, ScoringConfig, FilterConfig):
     """
     Configuration of `craft expand`, `craft generate` and `craft filter`.
 
@@ -228,8 +235,8 @@ class CandidatesConfig(PromptsConfig, ExpansionConfig, SamplingConfig, FilterCon
         hub_private_repo (`bool`, *optional*):
             Whether it is private. Defaults to what it is, or the account's setting for a new one.
 
-        The parameters of the prompts, the expansion, the sampler and the filter are those of [`PromptsConfig`],
-        [`ExpansionConfig`], [`SamplingConfig`] and [`FilterConfig`].
+        The parameters of the prompts, the expansion, the sampler, the rewards and the filter are those of
+        [`PromptsConfig`], [`ExpansionConfig`], [`SamplingConfig`], [`ScoringConfig`] and [`FilterConfig`].
     """
 
     model_name_or_path: str = field(

@@ -21,11 +21,12 @@ from collections.abc import Callable, Iterable, Sequence
 from PIL import Image
 
 from ..progress import progress_bar
-from ..rewards import Reward
+from ..rewards import Reward, lower_is_better
 from .groups import Group
 from .pool import CandidatePool, Key
 from .rejection import needed, passes
 from .storing import Storing
+from .turns import Turns
 
 
 Generate = Callable[[Sequence[str], Sequence[int]], list[Image.Image]]
@@ -40,6 +41,7 @@ def generate_candidates(
     reject_on: Sequence[str] | None = None,
     target_groups: int | None = None,
     draw_ahead: bool = False,
+    turns: Turns | None = None,
     show_progress: bool = True,
 ) -> None:
     """
@@ -73,22 +75,25 @@ def generate_candidates(
             Fill up batches that the work at hand does not fill, which come at the end, with images that living groups
             will need if they go on. They are kept in memory, and stored only if they are. It saves time where a batch
             costs the same however full it is, as with an [`ImageGenerator`].
+        turns ([`Turns`], *optional*):
+            How pipeline and rewards take turns on a GPU that does not hold both: some batches are drawn, then scored.
         show_progress (`bool`, *optional*, defaults to `True`):
             Whether to show a progress bar.
     """
     if target_groups is not None and reject_on is None:
         raise ValueError("target_groups counts the groups that pass on the rewards of reject_on: give both.")
+    pool.orient(lower_is_better(rewards))
     work = _Work(pool, groups, batch_size, reject_on, target_groups)
     ahead: dict[Key, Image.Image] = {}
     with (
-        Storing(pool, rewards, batch_size) as storing,
+        Storing(pool, rewards, batch_size, turns) as storing,
         progress_bar(total=len(groups), unit="group", desc="Candidates", disable=not show_progress) as bar,
     ):
         try:
             while True:
                 work.fill()
                 # What to draw last depends on what comes of the batch before.
-                if len(work.ready) < batch_size and storing.busy:
+                if storing.due or len(work.ready) < batch_size and storing.busy:
                     work.stored(storing.wait())
                     continue
                 if not work.ready and not work.take_over():
@@ -99,7 +104,7 @@ def generate_candidates(
                 if new:
                     _, texts, seeds = zip(*new, *more, strict=True)
                     ahead.update(zip([*new, *more], generate(texts, seeds), strict=True))
-                if storing.busy:
+                if storing.at_work:
                     work.stored(storing.wait())
                 storing.start(keys, [ahead.pop(key) for key in keys])
                 bar.update(work.done - bar.n)
@@ -116,20 +121,23 @@ def fill_pool(
     rewards: dict[str, Reward],
     batch_size: int,
     description: str = "Images",
+    turns: Turns | None = None,
 ) -> None:
     """Make, score and store those of the images that are not in the pool, in their order."""
     missing = [key for key in keys if key not in pool]
     with (
-        Storing(pool, rewards, batch_size) as storing,
+        Storing(pool, rewards, batch_size, turns) as storing,
         progress_bar(total=len(keys), initial=len(keys) - len(missing), unit="image", desc=description) as bar,
     ):
         for start in range(0, len(missing), batch_size):
             batch = missing[start : start + batch_size]
             _, texts, seeds = zip(*batch, strict=True)
             images = generate(texts, seeds)
-            if storing.busy:
+            if storing.at_work:
                 bar.update(len(storing.wait()))
             storing.start(batch, images)
+            if storing.due:
+                bar.update(len(storing.wait()))
         if storing.busy:
             bar.update(len(storing.wait()))
 

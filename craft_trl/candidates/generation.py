@@ -15,20 +15,24 @@
 """Image generation with any Stable Diffusion or SDXL pipeline, where an image depends on its own seed alone."""
 
 import inspect
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import diffusers  # its classes are imported when they are named: all of them take seconds, and a typo should not
+import numpy as np
 import torch
 from PIL import Image
 
+from ..arithmetic import exact_float32
 from ..devices import default_device
 from ..errors import UsageError
 from ..families import get_family
+from ..families.checks import V_PREDICTION, ZERO_SNR, check_single_file, is_sdxl_file, read_header
+from ..families.files import UNUSED, find_files
+from ..offloading import Offloaded
 from ..quiet import quiet_bars
-from ..sources import first_line, single_file_names
+from ..sources import first_line
 from .config import SamplingConfig
 
 
@@ -41,8 +45,10 @@ class ImageGenerator:
     one: so an image is the same bit for bit whatever it is batched with. Each prompt is encoded once, and the negative
     prompt too.
 
-    An image with values that are no numbers, or with all pixels alike (16 bits overflow to black), is drawn again with
-    the whole pipeline in float32, by itself. `image.info["dtype"]` says in which precision an image was drawn.
+    An image with values that are no numbers, or with all pixels alike (16 bits overflow to black), is drawn again in
+    float32, by itself, with one part of the pipeline after the other in float32 and the text encoders out of the way.
+    Float32, which the VAE may be in too, is that and not TF32. `image.info["dtype"]` says in which precision an image was
+    drawn.
 
     Args:
         model (`str` or [`~diffusers.DiffusionPipeline`]):
@@ -71,10 +77,7 @@ class ImageGenerator:
         self.pipeline = model
         self.family = get_family(type(model).__name__)
         if config.vae_name_or_path is not None:
-            with quiet_bars():
-                model.vae = diffusers.AutoencoderKL.from_pretrained(
-                    config.vae_name_or_path, dtype=dtype, use_safetensors=True
-                )
+            model.vae = load_network(diffusers.AutoencoderKL, config.vae_name_or_path, dtype)
         if model.vae.dtype == torch.float16 and model.vae.config.force_upcast:
             cast(model.vae, torch.float32)  # as the pipeline of SDXL does for every batch
         model.to(device or default_device())
@@ -87,6 +90,7 @@ class ImageGenerator:
         self.negative: dict[str, torch.Tensor] | None = None
 
     @torch.no_grad()
+    @exact_float32()
     def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
         """
         One image per prompt, started from the noise of the seed at the same place.
@@ -104,25 +108,56 @@ class ImageGenerator:
 
     def _draw(self, prompts: Sequence[str], seeds: Sequence[int], size: int) -> list[Image.Image]:
         """A batch of images, with broken ones drawn again in float32."""
-        latents = self._denoise(prompts, seeds, size)
-        pixels, broken = zip(*(self._decode(latent) for latent in latents.split(1)), strict=True)
-        pixels, broken = torch.stack(pixels).cpu().numpy(), torch.stack(broken).tolist()
+        pixels, broken = self._decode_all(self._denoise(prompts, seeds, size))
         dtype = str(getattr(self.pipeline, self.family.DENOISER).dtype).removeprefix("torch.")
-        images = [Image.fromarray(image) for image in pixels]
-        for image in images:
-            image.info["dtype"] = dtype
-        if any(broken) and dtype == "float32":
-            i = broken.index(True)
-            raise UsageError(
-                f"The image of {prompts[i]!r} from seed {seeds[i]} is broken in float32 too: its values are no numbers, "
-                "or all its pixels are alike. Does the scheduler, and the VAE, go with the model?"
-            )
-        if any(broken):
-            with self._in_float32():
-                for i in [i for i, is_broken in enumerate(broken) if is_broken]:
-                    # Alone, so that an image does not depend on how many others are broken.
-                    (images[i],) = self._draw([prompts[i]], [seeds[i]], 1)
+        images = []
+        for i, image in enumerate(pixels):
+            drawn_in = dtype
+            if broken[i] and dtype != "float32":
+                # Alone, so that an image does not depend on how many others are broken.
+                (image,), (broken[i],) = self._redraw(prompts[i], seeds[i])
+                drawn_in = "float32"
+            if broken[i]:
+                raise UsageError(
+                    f"The image of {prompts[i]!r} from seed {seeds[i]} is broken in float32 too: its values are no "
+                    "numbers, or all its pixels are alike. Does the scheduler, and the VAE, go with the model?"
+                )
+            images.append(Image.fromarray(image))
+            images[-1].info["dtype"] = drawn_in
         return images
+
+    def _redraw(self, prompt: str, seed: int) -> tuple[np.ndarray, list[bool]]:
+        """
+        An image drawn in float32, and whether it is broken. One part of the pipeline after the other has its turn, since a
+        card on which 16 bits fit need not hold all of it twice as wide.
+        """
+        parts = {k: part for k, part in self.pipeline.components.items() if isinstance(part, torch.nn.Module)}
+        denoiser, vae = parts.pop(self.family.DENOISER), parts.pop("vae")
+        kept = self.encoded, self.negative
+        self.encoded, self.negative = {}, None
+        try:
+            with in_float32(*parts.values()):
+                self._encode([prompt], 1)
+            waiting = Offloaded(parts.values())
+            for name in parts:  # the pipeline would take the embeddings' precision from them
+                setattr(self.pipeline, name, None)
+            waiting.away()
+            try:
+                with in_float32(denoiser):
+                    latents = self._denoise([prompt], [seed], 1)
+            finally:
+                waiting.back()
+                for name, part in parts.items():
+                    setattr(self.pipeline, name, part)
+            with in_float32(vae):
+                return self._decode_all(latents)
+        finally:
+            self.encoded, self.negative = kept
+
+    def _decode_all(self, latents: torch.Tensor) -> tuple[np.ndarray, list[bool]]:
+        """Pixels of shape `(N, H, W, 3)` of latents of shape `(N, 4, H/8, W/8)`, and which of the images are broken."""
+        pixels, broken = zip(*(self._decode(latent) for latent in latents.split(1)), strict=True)
+        return torch.stack(pixels).cpu().numpy(), torch.stack(broken).tolist()
 
     def _denoise(self, prompts: Sequence[str], seeds: Sequence[int], size: int) -> torch.Tensor:
         """Latents of shape `(N, 4, H/8, W/8)`."""
@@ -185,21 +220,18 @@ class ImageGenerator:
         pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
         return pixels, ~image.isfinite().all() | (pixels.amin((0, 1)) == pixels.amax((0, 1))).all()
 
-    @contextmanager
-    def _in_float32(self) -> Iterator[None]:
-        """Inside, the whole pipeline is in float32. The weights are those of 16 bits, and the same again afterwards."""
-        modules = [part for part in self.pipeline.components.values() if isinstance(part, torch.nn.Module)]
-        dtypes = [module.dtype for module in modules]
-        kept = self.encoded, self.negative
-        self.encoded, self.negative = {}, None
-        try:
-            for module in modules:
-                cast(module, torch.float32)
-            yield
-        finally:
-            for module, dtype in zip(modules, dtypes, strict=True):
-                cast(module, dtype)
-            self.encoded, self.negative = kept
+
+@contextmanager
+def in_float32(*modules: torch.nn.Module) -> Iterator[None]:
+    """Inside, modules are in float32. The weights are those of 16 bits, and the same again afterwards."""
+    dtypes = [module.dtype for module in modules]
+    try:
+        for module in modules:
+            cast(module, torch.float32)
+        yield
+    finally:
+        for module, dtype in zip(modules, dtypes, strict=True):
+            cast(module, dtype)
 
 
 def cast(module: torch.nn.Module, dtype: torch.dtype) -> None:
@@ -231,42 +263,97 @@ def make_scheduler(name: str, config: dict) -> "diffusers.SchedulerMixin":
 
 @quiet_bars()
 def load_pipeline(
-    source: str, dtype: torch.dtype = torch.float32, revision: str | None = None
+    source: str, dtype: torch.dtype = torch.float32, revision: str | None = None, without: Collection[str] = ()
 ) -> "diffusers.DiffusionPipeline":
     """
     Pipeline of a Hub id, a folder or a single `.safetensors` file, that returns images as the model draws them.
 
+    Where only a variant of the weights is there, such as fp16, it is loaded and cast to `dtype`.
+
     The configuration of a single file, its scheduler and tokenizers included, is that of the folder in which it lies if
     that has a `model_index.json`, which needs no network; else diffusers takes the one of the original Stable Diffusion
-    or SDXL from the Hub. A checkpoint trained with v-prediction needs the former, to be known as such.
+    or SDXL from the Hub, with the prediction type that the file itself names by `v_pred` and `ztsnr`.
+
+    Args:
+        source (`str`):
+            Hub id, folder or single `.safetensors` file.
+        dtype (`torch.dtype`, *optional*, defaults to `torch.float32`):
+            Precision of all networks.
+        revision (`str`, *optional*):
+            Revision on the Hub.
+        without (`Collection[str]`, *optional*):
+            Components to leave out, of a folder or a Hub id.
     """
-    if Path(source).suffix == ".safetensors":
-        pipeline = _load_single_file(Path(source), dtype)
+    path = Path(source)
+    if is_single_file := path.suffix == ".safetensors":
+        pipeline = _load_single_file(path, dtype)
     else:
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(
-            source, dtype=dtype, revision=revision, use_safetensors=True
-        )
-    # A safety checker blackens candidates and a watermark is in every one of them; a model would be trained on both.
-    for name in ("safety_checker", "watermark"):
-        if getattr(pipeline, name, None) is not None:
-            setattr(pipeline, name, None)
+        files = find_files(source, revision)
+        # A safety checker blackens candidates, which a model would be trained on.
+        options = {name: None for name in (*UNUSED, *without) if name in files.index}
+        if "safety_checker" in options:
+            options["requires_safety_checker"] = False  # or diffusers warns that there is none
+        try:
+            pipeline = diffusers.DiffusionPipeline.from_pretrained(
+                source, dtype=dtype, revision=revision, variant=files.variant, use_safetensors=True, **options
+            )
+        except (OSError, ValueError) as error:
+            raise UsageError(f"Model {source} cannot be loaded: {first_line(error)}") from error
+    if getattr(pipeline, "watermark", None) is not None:
+        pipeline.watermark = None  # it is in every candidate
+    if not is_single_file or (path.parent / "model_index.json").is_file():
+        files = find_files(str(path.parent)) if is_single_file else files
+        for name, part in pipeline.components.items():
+            if name.startswith("tokenizer") and part is not None:
+                part.model_max_length = files.model_max_length(name, part.model_max_length)
     return pipeline
 
 
-def _load_single_file(path: Path, dtype: torch.dtype) -> "diffusers.DiffusionPipeline":
-    index, names = path.parent / "model_index.json", single_file_names(path)
-    if index.is_file():
-        config, class_name = str(path.parent), json.loads(index.read_text())["_class_name"]
-    else:
-        # SDXL's checkpoints hold their text encoders under this name, all older ones under `cond_stage_model`.
-        is_sdxl = any(name.startswith("conditioner.") for name in names)
-        config, class_name = None, "StableDiffusionXLPipeline" if is_sdxl else "StableDiffusionPipeline"
+@quiet_bars()
+def load_network(
+    network_class: type[torch.nn.Module],
+    source: str,
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+    component: str = "",
+) -> torch.nn.Module:
+    """A network of diffusers: a component of a pipeline, or one by itself; in the variant that there is."""
+    files = find_files(source, revision)
+    held = files.weights(component, "diffusers")
+    variant = files.variant if component else min(held, key=lambda name: name or "", default=None)
+    variant = variant if variant in held else None
+    options = {"subfolder": component} if component else {}
     try:
-        # The safety checker is in no checkpoint; left to itself, the class asks for one.
-        options = {} if class_name == "StableDiffusionXLPipeline" else {"safety_checker": None}
-        return getattr(diffusers, class_name).from_single_file(str(path), config=config, dtype=dtype, **options)
+        return network_class.from_pretrained(
+            source, dtype=dtype, revision=revision, variant=variant, use_safetensors=True, **options
+        )
+    except (OSError, ValueError) as error:
+        raise UsageError(f"Model {source} cannot be loaded: {first_line(error)}") from error
+
+
+def _load_single_file(path: Path, dtype: torch.dtype) -> "diffusers.DiffusionPipeline":
+    header = read_header(path)
+    check_single_file(header)
+    index = path.parent / "model_index.json"
+    if index.is_file():
+        config, class_name = str(path.parent), find_files(str(path.parent)).index["_class_name"]
+    else:
+        config, class_name = None, "StableDiffusionXLPipeline" if is_sdxl_file(header) else "StableDiffusionPipeline"
+    # The safety checker is in no checkpoint; left to itself, the class asks for one.
+    sdxl = class_name == "StableDiffusionXLPipeline"
+    options = {} if sdxl else {"safety_checker": None, "requires_safety_checker": False}
+    try:
+        pipeline = getattr(diffusers, class_name).from_single_file(str(path), config=config, dtype=dtype, **options)
     except (OSError, ValueError) as error:
         raise UsageError(
             f"Model {path}: {first_line(error)} Without a network, put the model_index.json and the configuration folders "
             "of the pipeline beside it."
         ) from error
+    if config is None and V_PREDICTION in header.shapes:
+        # Of zero terminal SNR, the last step must be among those that are drawn (https://huggingface.co/papers/2305.08891).
+        zero_snr = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        settings = {"prediction_type": "v_prediction"} | (zero_snr if ZERO_SNR in header.shapes else {})
+        keeps = settings.keys() <= inspect.signature(type(pipeline.scheduler)).parameters.keys()
+        name = type(pipeline.scheduler).__name__ if keeps else "DDIMScheduler"
+        pipeline.scheduler = make_scheduler(name, {**pipeline.scheduler.config, **settings})
+    return pipeline

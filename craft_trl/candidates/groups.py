@@ -17,12 +17,13 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ..errors import UsageError
 from ..stages import write_atomically
+from ..texts import read_json_lines
 from .pool import Key
 
 
@@ -98,19 +99,46 @@ def load_groups(path: str | Path) -> list[Group]:
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"There is no {path}: run `craft expand` first.")
-    groups, line_of = [], {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            group = Group(row["group_id"], row["prompt"], tuple(row["expanded_prompts"]), tuple(row["seeds"]))
-            keys = group.keys
-        except (ValueError, TypeError, KeyError) as error:
-            raise UsageError(f"{path}, line {number}: not a group ({error!r}).") from error
+    groups, line_of, number_of = [], {}, {}
+    for number, row in read_json_lines(path, "the groups", "a group"):
+        place = f"{path}, line {number}"
+        group = _group(row, place)
+        if len(group.seeds) != len((groups or [group])[0].seeds):
+            raise UsageError(
+                f"{place}: {len(group.expanded_prompts)} variants, but the group before has "
+                f"{len(groups[0].expanded_prompts)}. All groups need as many."
+            )
+        if number_of.setdefault(group.group_id, number) != number:
+            raise UsageError(
+                f"{path}, lines {number_of[group.group_id]} and {number}: both have group_id {group.group_id}."
+            )
         groups.append(group)
-        for key in keys:
+        for key in group.keys:
             if line_of.setdefault(key, number) != number:
                 raise UsageError(
                     f"{path}, lines {line_of[key]} and {number}: both have the image of {key[1]!r} for {key[0]!r} with "
                     f"seed {key[2]}. Give one of them other seeds."
                 )
+    if not groups:
+        raise UsageError(f"{path} holds no group.")
     return groups
+
+
+def _group(row: Any, place: str) -> Group:
+    """The group that a line holds, or a [`UsageError`] that says what it lacks."""
+    names = [field.name for field in fields(Group)]
+    if not isinstance(row, dict) or not row.keys() >= set(names):
+        raise UsageError(f"{place}: not a group: it needs {', '.join(names)}.")
+    group_id, prompt, variants, seeds = (row[name] for name in names)
+    texts = [prompt, *variants] if isinstance(variants, list) else []
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise UsageError(f"{place}: not a group: prompt must be a text, and expanded_prompts a list of texts.")
+    numbers = [group_id, *seeds] if isinstance(seeds, list) else []
+    if not numbers or not all(type(number) is int and -(2**63) <= number < 2**63 for number in numbers):
+        raise UsageError(f"{place}: not a group: group_id must be a whole number, and seeds a list of them.")
+    if len(seeds) != len(texts):
+        raise UsageError(f"{place}: {len(seeds)} seeds for {len(texts)} images, of the prompt and its variants.")
+    group = Group(group_id, prompt, tuple(variants), tuple(seeds))
+    if len(set(group.keys)) != len(texts):
+        raise UsageError(f"{place}: two images of the same text and seed. Give one of them another seed.")
+    return group

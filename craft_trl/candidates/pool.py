@@ -17,6 +17,7 @@
 import errno
 import hashlib
 import io
+import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from ..errors import UsageError, check_platform
+from ..sources import Stamp, remember, sha256, stamp
 from ..stages import fingerprint, write_atomically
 
 
@@ -54,18 +56,27 @@ class CandidatePool:
         rewards (`Sequence[str]`):
             Names of the scores' columns.
         verify (`bool`, *optional*, defaults to `True`):
-            Whether to find every damaged shard now. It takes reading all of the images. Otherwise keys and scores are
-            read and compared with their hash, and a shard with images when one of its images is asked for.
+            Whether to find every damaged shard now. It takes reading all of the images, but of shards that were found
+            whole before and have not changed since, see [`remembered`]. Otherwise keys and scores are read and compared
+            with their hash, and a shard with images when one of its images is asked for.
+
+    Attributes:
+        scores (`dict[Key, np.ndarray]`):
+            Scores of each image as the rewards gave them, float32, in the order of `rewards`.
+        lower_is_better (`set[str]`):
+            The rewards of which less is better. In a pool that does not say, of every reward more is better.
     """
 
     def __init__(self, folder: str | Path, rewards: Sequence[str], verify: bool = True):
         self.folder = Path(folder)
         self.rewards = list(rewards)
         self.scores: dict[Key, np.ndarray] = {}  # float32, in the order of `rewards`
+        self.lower_is_better: set[str] = set()
         self.shard_of: dict[Key, Path] = {}
         self.damaged: list[Path] = []
         self._shards: set[Path] = set()  # read, or written here
         self._whole: set[Path] = set()  # those that match the hash of the whole file
+        self._written: dict[Stamp, str] = {}  # with the hash of the whole file
         self._claims: BinaryIO | None = None
         self._read(verify)
 
@@ -97,11 +108,13 @@ class CandidatePool:
             **{name: pa.array(scores[name], pa.float32()) for name in self.rewards},
         }
         table = pa.table(columns)
+        if self.lower_is_better:
+            table = table.replace_schema_metadata({_LOWER_IS_BETTER: json.dumps(sorted(self.lower_is_better))})
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")
         data = buffer.getvalue()
-        rows = _digest_rows(table.drop_columns(_IMAGE).to_pydict())
-        shard = self.folder / f"shard-{number:08d}-{rows}-{_digest(data)}.parquet"
+        rows = _digest_rows(table.drop_columns(_IMAGE))
+        shard = self.folder / f"shard-{number:08d}-{rows}-{hashlib.sha256(data).hexdigest()[:16]}.parquet"
         self._shards.add(shard)  # before it is there, so that `refresh` leaves it to `add`
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -112,11 +125,36 @@ class CandidatePool:
                 "command again."
             ) from error
         self._whole.add(shard)
+        self._written[stamp(shard)] = hashlib.sha256(data).hexdigest()
         return shard
+
+    def remember(self) -> None:
+        """Note that what was written here is whole, so that nobody has to read it to find out."""
+        for written, digest in self._written.items():
+            remember("file", [written], digest)
+
+    def orient(self, lower_is_better: set[str]) -> None:
+        """Take note of which rewards less is better, before the first score by them is taken in."""
+        if turned := self.lower_is_better - lower_is_better:
+            raise UsageError(
+                f"In {self.folder}, less of {min(turned)} is better, and now more of it is to be: was higher_is_better "
+                "changed? Move the pool away, or choose another output_dir."
+            )
+        self.lower_is_better |= lower_is_better & set(self.rewards)
+
+    @property
+    def signs(self) -> np.ndarray:
+        """`-1` for rewards of which less is better, else `1`, in the order of `rewards`."""
+        return np.array([-1 if name in self.lower_is_better else 1 for name in self.rewards], dtype=np.float32)
+
+    def quality(self, key: Key) -> np.ndarray:
+        """Scores of an image, turned so that larger is better, in the order of `rewards`."""
+        return self.scores[key] * self.signs
 
     def add(self, keys: Sequence[Key], scores: dict[str, np.ndarray], shard: Path) -> None:
         """Take in the rows of a shard."""
-        values = np.array([scores[name] for name in self.rewards], dtype=np.float32).T
+        values = np.array([scores[name] for name in self.rewards], dtype=np.float32)
+        values = values.reshape(len(self.rewards), len(keys)).T  # also of a pool without rewards
         self.scores.update(zip(keys, values, strict=True))
         self.shard_of.update(dict.fromkeys(keys, shard))
 
@@ -137,7 +175,7 @@ class CandidatePool:
                         f"{shard} is damaged and set aside: run the command that filled {self.folder} again, which makes "
                         "its images again, then this one."
                     )
-                rows = {k: image["bytes"] for k, image in zip(_keys(table), table[_IMAGE], strict=True)}
+                rows = {k: image["bytes"] for k, image in zip(_keys(table), table[_IMAGE].to_pylist(), strict=True)}
             yield rows[key]
 
     def by_shard(self, keys: Iterable[Key]) -> list[Key]:
@@ -176,44 +214,52 @@ class CandidatePool:
                 if table is None:
                     continue
                 keys = _keys(table)
-                self.add(keys, {name: np.array(table[name], dtype=np.float32) for name in self.rewards}, shard)
+                self.add(keys, {name: table[name].to_numpy() for name in self.rewards}, shard)
+                self.lower_is_better |= _lower_is_better(table) & set(self.rewards)
                 self._shards.add(shard)
                 added += keys
         return added
 
-    def _read_shard(self, shard: Path, verify: bool) -> dict[str, list] | None:
-        """The columns of a shard but the images; `None` if it is damaged."""
-        if not verify:
-            # Where this fails for any reason, such as an older shard with one hash only, the whole file decides.
-            with suppress(OSError, ValueError, pa.ArrowException), pq.ParquetFile(shard) as file:
-                rows = file.read([name for name in file.schema_arrow.names if name != _IMAGE]).to_pydict()
-                if _digest_rows(rows) in shard.stem.split("-")[2:-1]:
-                    return rows
+    def _read_shard(self, shard: Path, verify: bool) -> pa.Table | None:
+        """The columns of a shard but the images; `None` if it is damaged, and now set aside."""
+        with suppress(FileNotFoundError):  # another process has just set it aside
+            if verify and not _matches(sha256(shard), shard):
+                self._set_aside(shard)
+        # Where this fails for any reason, such as an older shard with one hash only, the whole file decides.
+        with suppress(OSError, ValueError, pa.ArrowException), pq.ParquetFile(shard) as file:
+            table = file.read([name for name in file.schema_arrow.names if name != _IMAGE])
+            if _digest_rows(table) in shard.stem.split("-")[2:-1]:
+                return table
         return self._read_whole(shard, [*_KEY, *self.rewards])
 
-    def _read_whole(self, shard: Path, columns: list[str]) -> dict[str, list] | None:
+    def _read_whole(self, shard: Path, columns: list[str]) -> pa.Table | None:
         """Columns of a shard that matches the hash of the whole file; `None` if it does not, and is now set aside."""
-        with suppress(FileNotFoundError):  # another process has just set it aside
+        with suppress(FileNotFoundError):
             if shard in self._whole:
-                return pq.read_table(shard, columns=columns).to_pydict()
+                return pq.read_table(shard, columns=columns)
             data = shard.read_bytes()
-            if _digest(data) == shard.stem.rpartition("-")[2]:
+            if _matches(hashlib.sha256(data).hexdigest(), shard):
                 self._whole.add(shard)
-                return pq.read_table(io.BytesIO(data), columns=columns).to_pydict()
-            aside = shard.with_suffix(".damaged")
-            shard.rename(aside)
-            self.damaged.append(aside)
+                return pq.read_table(io.BytesIO(data), columns=columns)
+            self._set_aside(shard)
         return None
+
+    def _set_aside(self, shard: Path) -> None:
+        aside = shard.with_suffix(".damaged")
+        shard.rename(aside)
+        self.damaged.append(aside)
 
     def matrices(self, groups: Sequence) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """
-        Scores of [`Group`]s as the arrays of [`crf`]: one of shape `(G, 1 + n)` per reward, NaN where there is no
-        image, and the mask `generated` of the same shape.
+        Scores of [`Group`]s as the arrays of [`crf`], turned so that larger is better: one of shape `(G, 1 + n)` per
+        reward, NaN where there is no image, and the mask `generated` of the same shape.
         """
         nothing = np.full(len(self.rewards), np.nan, dtype=np.float32)
         table = np.array([[self.scores.get(key, nothing) for key in group.keys] for group in groups])  # (G, 1 + n, R)
         generated = np.array([[key in self.scores for key in group.keys] for group in groups])
-        return {name: table[:, :, i] for i, name in enumerate(self.rewards)}, generated
+        return {
+            name: table[:, :, i] * sign for i, (name, sign) in enumerate(zip(self.rewards, self.signs, strict=True))
+        }, generated
 
 
 CLAIMS = "claims.lock"
@@ -264,16 +310,27 @@ _IMAGE = "image"
 _IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # how `datasets.Image` stores an image
 
 
-def _keys(table: dict[str, list]) -> list[Key]:
-    return list(zip(*(table[name] for name in _KEY), strict=True))
+_LOWER_IS_BETTER = b"lower_is_better"  # of a shard's metadata; its value is a list of names as JSON
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
+def _keys(table: pa.Table) -> list[Key]:
+    return list(zip(*(table[name].to_pylist() for name in _KEY), strict=True))
 
 
-def _digest_rows(rows: dict[str, list]) -> str:
-    return fingerprint(rows)[:16]  # of the values: how parquet writes them may change with its version
+def _lower_is_better(table: pa.Table) -> set[str]:
+    return set(json.loads((table.schema.metadata or {}).get(_LOWER_IS_BETTER, "[]")))
+
+
+def _matches(sha256: str, shard: Path) -> bool:
+    return sha256[:16] == shard.stem.rpartition("-")[2]
+
+
+def _digest_rows(table: pa.Table) -> str:
+    # Of the values: how parquet writes them may change with its version.
+    values = table.to_pydict()
+    if lower := _lower_is_better(table):
+        values[_LOWER_IS_BETTER.decode()] = sorted(lower)
+    return fingerprint(values)[:16]
 
 
 def _png(image: Image.Image) -> bytes:

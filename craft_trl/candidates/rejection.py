@@ -30,7 +30,7 @@ def needed(pool: CandidatePool, group: Group, reject_on: Sequence[str] | None = 
     for key in variants:
         if key not in pool:
             return [key]
-        if not (pool.scores[key][columns] > pool.scores[original][columns]).all():
+        if not (pool.quality(key)[columns] > pool.quality(original)[columns]).all():
             return []
     return []
 
@@ -40,7 +40,7 @@ def passes(pool: CandidatePool, group: Group, filter_rewards: Sequence[str]) -> 
     if any(key not in pool for key in group.keys):
         return False
     columns = [pool.rewards.index(name) for name in filter_rewards]
-    original, *variants = (pool.scores[key][columns] for key in group.keys)
+    original, *variants = (pool.quality(key)[columns] for key in group.keys)
     return all((variant > original).all() for variant in variants)
 
 

@@ -133,6 +133,7 @@ def _bakeoff(argv: list[str]) -> None:
 
 def _push(argv: list[str]) -> None:
     from ..errors import UsageError
+    from ..parser import at_home
     from ..scripts.push import main, make_parser
 
     parser = make_parser(prog="craft push RUN")
@@ -142,11 +143,12 @@ def _push(argv: list[str]) -> None:
             return
         raise UsageError("craft push needs the folder of a run, such as runs/tiny.")
     (args,) = parser.parse_args_and_config(args=argv[1:])
-    main(argv[0], args)
+    main(at_home(argv[0]), args)
 
 
 def _serve_reward(argv: list[str]) -> None:
     from ..errors import UsageError
+    from ..parser import at_home
     from ..rewards import RewardSpec
     from ..scripts.serve_reward import main, make_parser
 
@@ -157,7 +159,7 @@ def _serve_reward(argv: list[str]) -> None:
             return
         raise UsageError("craft serve-reward needs a reward, such as pickscore or hpsv2=./folder.")
     (args,) = parser.parse_args_and_config(args=argv[1:])
-    main(RewardSpec.parse(argv[0]), args)
+    main(RewardSpec.parse(at_home(argv[0])), args)
 
 
 def _env(argv: list[str]) -> None:

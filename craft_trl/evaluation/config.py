@@ -23,11 +23,12 @@ from ..errors import UsageError
 from ..prompts.benchmarks import load_evaluation_prompts
 from ..ranges import Count, Processes, Seed, check_ranges
 from ..rewards import parse_rewards
+from ..rewards.config import ScoringConfig
 from .specs import ModelSpec
 
 
 @dataclass
-class EvaluationConfig(SamplingConfig):
+class EvaluationConfig(SamplingConfig, ScoringConfig):
     """
     Configuration of `craft evaluate`.
 
@@ -35,6 +36,8 @@ class EvaluationConfig(SamplingConfig):
         models (`list[str]`):
             Models to compare, see [`ModelSpec`]: `NAME=FOLDER` or `NAME=HUB_ID`, and parts that go into the first one's
             pipeline, `NAME=unet:SOURCE` and `NAME=lora:SOURCE`. The first is the base that the others are compared with.
+        model_revision (`str`, *optional*):
+            Revision on the Hub of the base, alone and with the parts that go into it.
         templates (`list[str]`, *optional*):
             Template rules. If given, the base model is also evaluated on prompts expanded by them, as
             `NAME+expansion`: what expansion reaches at inference, without any training.
@@ -62,6 +65,8 @@ class EvaluationConfig(SamplingConfig):
             Folder of the run that trained the last model; the report then shows candidates, loss and time per stage.
         output_dir (`str`):
             Where to write `results.json`, `scores.parquet`, `report.html` and the images.
+
+        The parameters of the sampler and of the judges are those of [`SamplingConfig`] and [`ScoringConfig`].
     """
 
     models: list[str] = field(
@@ -70,6 +75,9 @@ class EvaluationConfig(SamplingConfig):
             "help": "Models to compare: NAME=FOLDER, NAME=HUB_ID, NAME=unet:SOURCE or NAME=lora:SOURCE. The first is the "
             "base."
         },
+    )
+    model_revision: str | None = field(
+        default=None, metadata={"help": "Revision on the Hub of the base, alone and with the parts that go into it."}
     )
     templates: list[str] | None = field(
         default=None,
@@ -136,7 +144,7 @@ class EvaluationConfig(SamplingConfig):
     @cached_property
     def model_specs(self) -> dict[str, ModelSpec]:
         """The models by name, the base first."""
-        return ModelSpec.parse_all(self.models)
+        return ModelSpec.parse_all(self.models, self.model_revision)
 
 
 @dataclass

@@ -17,7 +17,8 @@
 
 import io
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,16 +34,18 @@ from PIL import Image
 from ..candidates.drawing import fill_pool
 from ..candidates.generation import ImageGenerator
 from ..candidates.pool import CandidatePool, Key
+from ..candidates.turns import load_reward
 from ..devices import process_state
 from ..errors import UsageError
 from ..expansion import PromptExpander
 from ..progress import progress_bar
-from ..rewards import Reward, parse_rewards
+from ..rewards import Reward, RewardSpec, lower_is_better, parse_rewards
 from ..rewards.geneval.judge import GenEval
 from ..stages import fingerprint
 from .config import EvaluationConfig
 from .diversity import diversity, pixel_distance
 from .models import Model
+from .one_by_one import DRAWN, WaitingImages
 from .provenance import describe_scorer, judges_of_guard, settings_difference
 from .statistics import compare
 
@@ -88,6 +91,7 @@ class Evaluation:
         self.config = config
         self.state = process_state()
         self.specs = {spec.name: spec for spec in parse_rewards([*config.rewards, *config.held_out_rewards])}
+        config.check_scoring(list(self.specs.values()))
         training = {spec.name for spec in parse_rewards(config.rewards)}
         self.roles = {name: "training" if name in training else "held_out" for name in self.specs}
         rows, column, self.group_by = config.load_prompts()
@@ -98,7 +102,7 @@ class Evaluation:
     @cached_property
     def models(self) -> dict[str, Model]:
         """The models by name, the base first."""
-        return Model.parse_all(self.config.models)
+        return Model.parse_all(self.config.models, self.config.model_revision)
 
     def check_models(self, yet_to_come: str | None = None) -> None:
         """
@@ -112,7 +116,7 @@ class Evaluation:
         }
         with self.state.main_process_first():  # what must be downloaded is downloaded once
             for spec in there.values():
-                spec.check()
+                spec.check(self.config.vae_name_or_path)
         for name, spec in there.items():
             if spec.kind == "results":
                 self.earlier_results(name)
@@ -127,7 +131,12 @@ class Evaluation:
     @cached_property
     def scorers(self) -> dict[str, dict[str, str | None]]:
         """Id and hash of the weights of each scorer."""
-        return self._on_main(lambda: {name: describe_scorer(spec) for name, spec in self.specs.items()})
+
+        def describe(spec: RewardSpec) -> dict[str, str | None]:
+            rounded = {"dtype": self.config.reward_dtype} if self.config.is_rounded(spec) else {}
+            return describe_scorer(spec) | rounded
+
+        return self._on_main(lambda: {name: describe(spec) for name, spec in self.specs.items()})
 
     def _on_main(self, work: Callable[[], T]) -> T:
         """What `work` returns on the main process, for all: no file is hashed twice."""
@@ -185,32 +194,49 @@ class Evaluation:
             arms.append(Arm(name, spec, keys, Path(spec.source) if spec.kind == "results" else drawn))
         return arms
 
-    def run(self, device: torch.device | str) -> tuple[list[dict], dict[str, dict[str, np.ndarray]]]:
+    def run(
+        self, device: torch.device | str, one_by_one: bool = False
+    ) -> tuple[list[dict], dict[str, dict[str, np.ndarray]]]:
         """
         Draw and score what is missing, then compare.
 
         Args:
             device (`torch.device` or `str`):
                 Device of this process.
+            one_by_one (`bool`, *optional*, defaults to `False`):
+                Draw the images of all models first, then load one judge after the other, for a device that does not hold
+                a model and all judges. The results are the same.
 
         Returns:
             `tuple[list[dict], dict]`: the rows of `results.json`, and per model and metric the scores of shape
             `(prompts, images per prompt)`.
         """
-        with self.state.main_process_first():
-            rewards = {name: spec.load(device) for name, spec in self.specs.items()}
-        for reward in rewards.values():
-            if isinstance(reward, GenEval):
-                reward.metadata = self.prompt_rows
-        lower_is_better = {name for name, reward in rewards.items() if not getattr(reward, "higher_is_better", True)}
-        mean_of_parts = {name for name, reward in rewards.items() if getattr(reward, "mean_of_parts", False)}
-        embedder = next((name for name, reward in rewards.items() if hasattr(reward, "image_features")), None)
+        arms = self.arms()
+        own = [arm for arm in arms if arm.spec.kind != "results"]
+        waiting = self._draw_only(own, device) if one_by_one else []
+        rewards: dict[str, Reward | None] = {}
+        lower, mean_of_parts, notes, embedders = set(), set(), {}, []
+        for name in self.specs:
+            reward = self._load(name, device)
+            for images in waiting:
+                images.score(name, reward, show_progress=self.state.is_main_process)
+            lower |= lower_is_better({name: reward})
+            mean_of_parts |= {name} if getattr(reward, "mean_of_parts", False) else set()
+            notes[name] = getattr(reward, "note", None)
+            embedders += [name] if hasattr(reward, "image_features") else []
+            rewards[name] = None if one_by_one else reward
+            del reward
+            torch.cuda.empty_cache()
+        for images in waiting:
+            images.store()
+        self.state.wait_for_everyone()
         shape = (len(self.prompts), self.config.num_images_per_prompt)
-        metrics = list(rewards)
+        metrics, embedder = list(rewards), None
         if shape[1] > 1:
-            metrics += [f"diversity_{embedder}", "diversity_pixels"] if embedder else ["diversity_pixels"]
+            metrics += [f"diversity_{name}" for name in embedders[:1]] + ["diversity_pixels"]
+            embedder = rewards[embedders[0]] or self._load(embedders[0], device) if embedders else None
         scores: dict[str, dict[str, np.ndarray]] = {}
-        for arm in self.arms():
+        for arm in arms:
             if arm.spec.kind == "results":
                 scores[arm.name] = self._earlier_scores(arm, metrics)
                 continue
@@ -218,37 +244,75 @@ class Evaluation:
             values = np.array([pool.scores[key] for key in arm.keys])  # (images, rewards)
             scores[arm.name] = {name: values[:, i].reshape(shape) for i, name in enumerate(rewards)}
             if shape[1] > 1:
-                distances = self._diversity(arm, pool, rewards[embedder] if embedder else None)  # (prompts, 1 or 2)
+                distances = self._diversity(arm, pool, embedder)  # (prompts, 1 or 2)
                 for i, name in enumerate(metrics[len(rewards) :]):
                     scores[arm.name][name] = np.broadcast_to(distances[:, i, None], shape)
         roles = self.roles | dict.fromkeys(metrics[len(rewards) :], "diversity")
-        rows = compare(scores, roles, lower_is_better, self.parts, self.config.num_bootstrap, mean_of_parts)
+        rows = compare(scores, roles, lower, self.parts, self.config.num_bootstrap, mean_of_parts)
         settings = self.settings()
         for row in rows:
-            row["scorer"] = self.scorers.get(row["metric"], {}) | {
-                "note": getattr(rewards.get(row["metric"]), "note", None)
-            }
+            row["scorer"] = self.scorers.get(row["metric"], {}) | {"note": notes.get(row["metric"])}
         return [row | {"settings": settings} for row in rows], scores
+
+    def _load(self, name: str, device: torch.device | str) -> Reward:
+        """A judge, ready to score."""
+        with self.state.main_process_first():  # what must be downloaded is downloaded once
+            reward = load_reward(self.specs[name], self.config, device)
+        if isinstance(reward, GenEval):
+            reward.metadata = self.prompt_rows
+        return reward
 
     def _draw(self, arm: Arm, rewards: dict[str, Reward], device: torch.device | str) -> CandidatePool:
         """The images and scores of a model, of which this process makes its share."""
+        pool = self._open(arm.folder, list(self.specs))
+        self._fill(arm, pool, self._share(arm, pool), rewards, device)
+        if self.state.is_main_process:  # images that waited here are in the pool, or were drawn again
+            shutil.rmtree(arm.folder / DRAWN, ignore_errors=True)
+        return pool
+
+    def _draw_only(self, arms: list[Arm], device: torch.device | str) -> list[WaitingImages]:
+        """Images of models that wait for their scores, of which this process makes its share."""
+        waiting: dict[Path, WaitingImages] = {}
+        for arm in arms:
+            if arm.folder not in waiting:  # equal models share theirs
+                pools = self._open(arm.folder, list(self.specs)), self._open(arm.folder / DRAWN, [])
+                waiting[arm.folder] = WaitingImages(*pools, self.config.batch_size)
+            images = waiting[arm.folder]
+            mine = self._share(arm, images)
+            self._fill(arm, images.drawn, mine, {}, device)
+            images.add(mine, arm.keys)
+        return list(waiting.values())
+
+    def _open(self, folder: Path, rewards: list[str]) -> CandidatePool:
+        """The pool in a folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with self.state.main_process_first():  # opening a pool sets damaged files aside
+            pool = CandidatePool(folder, rewards)
+        self.state.wait_for_everyone()  # all have seen the same files, before the first one writes
+        return pool
+
+    def _share(self, arm: Arm, there: Container[Key]) -> list[Key]:
+        """The images of a model that this process is to make, beside those that are there."""
         state, size = self.state, self.config.batch_size
-        arm.folder.mkdir(parents=True, exist_ok=True)
-        with state.main_process_first():  # opening a pool sets damaged files aside
-            pool = CandidatePool(arm.folder, list(rewards))
-        state.wait_for_everyone()  # all have seen the same files, before the first one writes
         # A batch is the same however many processes there are and wherever a run was killed, so that scores are too, to
         # the last bit.
         batches = [arm.keys[i : i + size] for i in range(0, len(arm.keys), size)]
-        missing = [batch for batch in batches if any(key not in pool for key in batch)]
-        mine = [key for batch in missing[state.process_index :: state.num_processes] for key in batch]
-        if mine:
-            generator = ImageGenerator(arm.spec.load(getattr(torch, self.config.dtype)), self.config, device=device)
+        missing = [batch for batch in batches if any(key not in there for key in batch)]
+        return [key for batch in missing[state.process_index :: state.num_processes] for key in batch]
+
+    def _fill(
+        self, arm: Arm, pool: CandidatePool, keys: list[Key], rewards: dict[str, Reward], device: torch.device | str
+    ) -> None:
+        """Draw those of the images that are not in a pool, and score them."""
+        state, config = self.state, self.config
+        if any(key not in pool for key in keys):
+            generator = ImageGenerator(arm.spec.load(getattr(torch, config.dtype)), config, device=device)
             share = f" ({state.process_index + 1} of {state.num_processes})" if state.num_processes > 1 else ""
-            fill_pool(pool, mine, generator, rewards, size, f"Images of {arm.name}{share}")
+            fill_pool(pool, keys, generator, rewards, config.batch_size, f"Images of {arm.name}{share}")
+            del generator
+            torch.cuda.empty_cache()
         state.wait_for_everyone()
         pool.refresh()  # what other processes have made
-        return pool
 
     def _diversity(self, arm: Arm, pool: CandidatePool, embedder: Reward | None) -> np.ndarray:
         """
@@ -272,7 +336,7 @@ class Evaluation:
         """Settings of the earlier results that a model is taken from, which must be those of this comparison."""
         folder = Path(self.models[name].source)
         try:
-            rows = json.loads((folder / "results.json").read_text())
+            rows = json.loads((folder / "results.json").read_text(encoding="utf-8"))
             settings = rows[0]["settings"]
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise UsageError(f"Model {name}: {folder} has no readable results.json of `craft evaluate`.") from error

@@ -15,7 +15,8 @@
 """The models of a comparison: whole pipelines, and denoisers or LoRA adapters that go into the base model's pipeline."""
 
 import logging
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,22 +24,27 @@ from typing import Any
 
 import diffusers
 import torch
+import transformers
 from diffusers import DiffusionPipeline
 from diffusers.models.model_loading_utils import load_state_dict
-from diffusers.utils import convert_unet_state_dict_to_peft
 from huggingface_hub import hf_hub_download, snapshot_download
+from peft import get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from ..candidates.generation import load_pipeline
+from ..candidates.generation import load_network, load_pipeline
 from ..errors import UsageError
 from ..families import get_family
-from ..quiet import quiet_bars, quiet_logs
-from ..sources import ADAPTER, check_model, content_hash, first_line, looks_like_hub_id, model_hash
+from ..families.checks import check_model, read_header
+from ..families.files import UNUSED, ModelFiles, find_files
+from ..quiet import quiet_logs
+from ..sources import ADAPTER, content_hash, first_line, looks_like_hub_id, model_hash
 from .specs import ModelSpec
 
 
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
+# A layer of a LoRA, in kohya's, peft's and diffusers' names; there are two to a module.
+LAYER = re.compile(r"(lora_(A|B|up|down)|lora(_linear_layer)?\.(up|down))\.weight$")
 
 
 @dataclass(frozen=True)
@@ -47,32 +53,22 @@ class Model(ModelSpec):
     A [`ModelSpec`] with what it names: its files, found and checked, and the pipeline made of them.
     """
 
-    def check(self) -> None:
+    def check(self, vae: str | None = None) -> None:
         """
-        Raise a [`UsageError`] unless the model is there and, if it is a part, fits the base model. It loads no network,
-        but downloads what it must look into: the configuration of a denoiser, and the file of a state dict or adapter.
+        Raise a [`UsageError`] unless the model is there and, if it is a part, fits the base model, and so does `vae`, the
+        Hub id or folder of another VAE. It loads no network, but downloads what it must look into: the configuration of a
+        denoiser, and the file of a state dict or adapter.
         """
         whole = self.kind in ("pipeline", "results")
         if not whole and Path(self.base).is_file():
             raise UsageError(
                 f"Model {self.name}: a {self.kind} goes into a base that is a folder or on the Hub, and {self.base} is a file."
             )
-        check_model(self.source if self.kind == "pipeline" else self.base)
+        check_model(*self.whole, vae)
         if whole:
             return
         if self.kind == "lora":
-            # On a denoiser without weights, to see that it fits.
-            state_dict, network_alphas, metadata = self.lora_state_dict()
-            self.attach(
-                lambda denoiser: denoiser.load_lora_adapter(
-                    state_dict,
-                    prefix=self.family.DENOISER,
-                    network_alphas=network_alphas,
-                    metadata=metadata,
-                    low_cpu_mem_usage=True,
-                ),
-                self.empty_denoiser(),
-            )
+            self.attach(self.empty_pipeline())
             return
         if self.family.DENOISER != self.kind:
             raise UsageError(f"Model {self.name}: a {self.base_class.__name__} has no {self.kind}.")
@@ -84,10 +80,7 @@ class Model(ModelSpec):
 
     def hash(self) -> str:
         """Content of the model: of its files if they are here, else repository and commit."""
-        base = self.base if self.kind != "pipeline" else self.source
-        whole = (
-            model_hash(base) if Path(base).exists() else f"{base}@{_commit(hf_hub_download(base, 'model_index.json'))}"
-        )
+        whole = model_hash(*self.whole)
         if self.kind == "pipeline":
             return whole
         part = content_hash(self.path) if Path(self.source).exists() else f"{self.source}@{_commit(self.path)}"
@@ -95,25 +88,24 @@ class Model(ModelSpec):
 
     def load(self, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
         """The pipeline, ready to draw."""
-        if self.kind == "pipeline":
-            return load_pipeline(self.source, dtype=dtype)
-        pipeline = load_pipeline(self.base, dtype=dtype)
+        source, revision = self.whole
+        pipeline = load_pipeline(source, dtype=dtype, revision=revision)
         if self.kind == "lora":
-            self.attach(
-                lambda _: pipeline.load_lora_weights(self.path.parent, weight_name=self.path.name),
-                getattr(pipeline, self.family.DENOISER),
-            )
-        elif self.path.is_file():
+            self.attach(pipeline)
+        elif self.kind != "pipeline" and self.path.is_file():
             getattr(pipeline, self.kind).load_state_dict(self.state_dict())
-        else:
-            with quiet_bars():
-                denoiser = self.denoiser_class.from_pretrained(self.path, dtype=dtype, use_safetensors=True)
+        elif self.kind != "pipeline":
+            denoiser = load_network(self.denoiser_class, str(self.path), dtype)
             pipeline.register_modules(**{self.kind: denoiser})
         return pipeline
 
     @cached_property
+    def base_files(self) -> ModelFiles:
+        return find_files(self.base, self.base_revision)
+
+    @property
     def base_class(self) -> type[DiffusionPipeline]:
-        return getattr(diffusers, DiffusionPipeline.load_config(self.base)["_class_name"])
+        return getattr(diffusers, self.base_files.index["_class_name"])
 
     @property
     def family(self) -> Any:
@@ -121,13 +113,24 @@ class Model(ModelSpec):
 
     @property
     def denoiser_class(self) -> type[nn.Module]:
-        return getattr(diffusers, DiffusionPipeline.load_config(self.base)[self.family.DENOISER][1])
+        return getattr(diffusers, self.base_files.components[self.family.DENOISER][1])
 
     def empty_denoiser(self) -> nn.Module:
         """The base model's denoiser without weights."""
-        return _on_meta(
-            self.denoiser_class, self.denoiser_class.load_config(self.base, subfolder=self.family.DENOISER)
-        )
+        return _on_meta(self.denoiser_class, self.base_files.json(f"{self.family.DENOISER}/config.json"))
+
+    def empty_pipeline(self) -> DiffusionPipeline:
+        """The base model's pipeline without weights, and with nothing but what an adapter can be for."""
+        parts = {name: None for name in (*self.base_files.components, *UNUSED) if name in self.base_files.index}
+        parts[self.family.DENOISER] = self.empty_denoiser()
+        for name, (_, class_name) in self.base_files.networks.items():
+            if name.startswith("text_encoder"):
+                network_class = getattr(transformers, class_name)
+                config = network_class.config_class.from_dict(self.base_files.json(f"{name}/config.json"))
+                with torch.device("meta"):
+                    parts[name] = network_class(config)
+        options = {"requires_safety_checker": False} if "safety_checker" in parts else {}
+        return self.base_class(**parts, **options)
 
     @cached_property
     def path(self) -> Path:
@@ -139,12 +142,15 @@ class Model(ModelSpec):
                 if inside.endswith(WEIGHT_FILES):
                     path = Path(hf_hub_download(repo_id, inside))
                 else:
+                    # Of a folder the weights that are read: those of no variant if there are any, else a variant's.
                     prefix = f"{inside}/" if inside else ""
-                    # Of a folder the weights that diffusers would choose: safetensors, not their float16 copies.
                     patterns = [f"{prefix}*.json", f"{prefix}*.safetensors"]
-                    path = (
-                        Path(snapshot_download(repo_id, allow_patterns=patterns, ignore_patterns="*.fp16.*")) / inside
-                    )
+                    for ignored in ("*.fp16.*", None):
+                        path = (
+                            Path(snapshot_download(repo_id, allow_patterns=patterns, ignore_patterns=ignored)) / inside
+                        )
+                        if any(path.glob("*.safetensors")):
+                            break
             except Exception as error:  # the Hub, the network and the cache have errors of their own each
                 raise UsageError(
                     f"Model {self.name}: there is no {self.source} here, and the Hub says: {first_line(error)}"
@@ -160,6 +166,8 @@ class Model(ModelSpec):
                     f"Model {self.name}: {self.source} has no .safetensors. Another file is named in full, like "
                     f"{self.kind}:org/name/{self.kind}/diffusion_pytorch_model.bin; it is read without executing it."
                 )
+            if path.is_dir():
+                find_files(str(path)).weights("", "diffusers")
             return path
         files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
         standard = [file for file in files if file.name == ADAPTER]
@@ -194,27 +202,37 @@ class Model(ModelSpec):
                 f"Model {self.name}: {self.source} cannot be read as a LoRA: {first_line(error)}"
             ) from error
 
-    def attach(self, load: Callable[[nn.Module], Any], denoiser: nn.Module) -> None:
-        """Call `load(denoiser)`, and raise a [`UsageError`] unless all of the adapter is on the denoiser then."""
-        prefix = f"{self.family.DENOISER}."
-        state_dict = self.lora_state_dict()[0]
-        state_dict = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
-        wanted = {key for key in convert_unet_state_dict_to_peft(state_dict) if key.endswith("lora_B.weight")}
+    def attach(self, pipeline: DiffusionPipeline) -> None:
+        """
+        Put the adapter onto the base model's pipeline, its denoiser and its text encoders, and raise a [`UsageError`]
+        unless all of it is there then.
+        """
         what = f"Model {self.name}: {self.source} is not a LoRA for {self.base}"
-        if not wanted:
+        # Before anything of diffusers reads the file: what it cannot use it drops, with a warning at most.
+        names = [name for name in read_header(self.path, self.source).shapes if not name.endswith(".alpha")]
+        if not any(name.startswith(f"{self.family.DENOISER}.") for name in self.lora_state_dict()[0]):
             raise UsageError(f"{what}: it has nothing for a {self.family.DENOISER}.")
         try:
             # diffusers and peft warn of what does not fit and go on without it, or log the error that they raise.
             with quiet_logs(logging.ERROR):
-                load(denoiser)
+                pipeline.load_lora_weights(self.path.parent, weight_name=self.path.name, low_cpu_mem_usage=True)
         # A wrong shape, or target modules that are not there, each with an error of its own.
         except Exception as error:
             # PyTorch names the shapes after its first line.
             detail = next((line.strip() for line in str(error).splitlines() if "mismatch" in line), first_line(error))
             raise UsageError(f"{what}: {detail[:300]}") from error
-        attached = sum(isinstance(module, BaseTunerLayer) for module in denoiser.modules())
-        if attached != len(wanted):
-            raise UsageError(f"{what}: {attached} of its {len(wanted)} modules are there.")
+        networks = [part for part in pipeline.components.values() if getattr(part, "peft_config", None)]
+        attached = sum(isinstance(module, BaseTunerLayer) for network in networks for module in network.modules())
+        wanted = sum(LAYER.search(name) is not None for name in names) // 2
+        if attached != wanted:
+            raise UsageError(f"{what}: {attached} of its {wanted} modules are there.")
+        options = {"save_embedding_layers": False}
+        layers = [get_peft_model_state_dict(n, adapter_name=a, **options) for n in networks for a in n.peft_config]
+        if (read := sum(map(len, layers))) != len(names):
+            other = next((name for name in names if not LAYER.search(name)), names[-1])
+            raise UsageError(
+                f"{what}: {read} of its {len(names)} tensors are read. Not read are those such as {other}."
+            )
 
     def check_architecture(self, given: Mapping[str, torch.Size]) -> None:
         """Raise a [`UsageError`] unless tensors of these shapes are those of the base model's denoiser."""

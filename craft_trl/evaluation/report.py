@@ -165,7 +165,7 @@ def write_report(
         # Of a model from earlier results there are scores here, no images.
         pairs=[]
         if model == base or arms[model].spec.kind == "results"
-        else _pairs(evaluation, arms[base], arms[model], scores, judge),
+        else _pairs(evaluation, arms[base], arms[model], scores, judge, rows),
         judge=judge,
         notes=notes(rows),
         settings=_flat(evaluation.settings()),
@@ -177,15 +177,16 @@ def write_report(
     return said
 
 
-def _pairs(evaluation: Evaluation, base: Arm, model: Arm, scores, judge: str) -> list[dict]:
+def _pairs(evaluation: Evaluation, base: Arm, model: Arm, scores, judge: str, rows: Sequence[dict]) -> list[dict]:
     """Before and after: prompts evenly spaced, and those that gained and lost most by a held-out judge."""
     difference = scores[model.name][judge][:, 0] - scores[base.name][judge][:, 0]
-    order = np.argsort(difference, kind="stable")
+    gain = difference if next(row["higher_is_better"] for row in rows if row["metric"] == judge) else -difference
+    order = np.argsort(gain, kind="stable")
     n, step = len(order), evaluation.config.num_images_per_prompt
     chosen = {
         "Not chosen: prompts evenly spaced over the list": np.unique(np.linspace(0, n - 1, min(n, 12)).astype(int)),
-        f"Chosen: the largest gains by {judge}": [i for i in order[::-1][:6] if difference[i] > 0],
-        f"Chosen: the largest losses by {judge}": [i for i in order[:6] if difference[i] < 0],
+        f"Chosen: the largest gains by {judge}": [i for i in order[::-1][:6] if gain[i] > 0],
+        f"Chosen: the largest losses by {judge}": [i for i in order[:6] if gain[i] < 0],
     }
     pools = {arm.name: CandidatePool(arm.folder, list(evaluation.specs), verify=False) for arm in (base, model)}
 
@@ -218,12 +219,13 @@ def _run(run_dir: Path, model: Path) -> dict:
     folders = (model, model.parent) if model.exists() else (run_dir / "model",)
     state = next((file for file in (folder / "trainer_state.json" for folder in folders) if file.exists()), Path())
     if state.is_file():
-        history = [entry for entry in json.loads(state.read_text())["log_history"] if "denoising_loss" in entry]
+        content = json.loads(state.read_text(encoding="utf-8"))
+        history = [entry for entry in content["log_history"] if "denoising_loss" in entry]
         if len(history) > 1:
             run["losses"] = curve([e["step"] for e in history], [e["denoising_loss"] for e in history])
     timings = run_dir / "timings.json"
     if timings.exists():
-        seconds = {name: entry["seconds"] for name, entry in json.loads(timings.read_text()).items()}
+        seconds = {name: entry["seconds"] for name, entry in json.loads(timings.read_text(encoding="utf-8")).items()}
         run["timings"] = [(name, seconds[name]) for name in STAGES if name in seconds]
     return run
 
@@ -256,8 +258,11 @@ def _candidates(run_dir: Path, record: dict, shown: int = 6) -> dict:
 
     variants = [row for row in table if row["variant"] > 0 and row["drop_reason"] != "not_generated"]
     original = {group_id: group[0] for group_id, group in groups.items()}
+    signs = dict(zip(rewards, pool.signs, strict=True))
     beats = {
-        name: np.mean([row[name] > original[row["group_id"]][name] for row in variants]) if variants else 0.0
+        name: np.mean([(row[name] - original[row["group_id"]][name]) * signs[name] > 0 for row in variants])
+        if variants
+        else 0.0
         for name in rewards
     }
     return {

@@ -48,15 +48,24 @@ class ModelSpec:
             Where it is.
         base (`str`):
             Folder or Hub id of the base model's pipeline.
+        base_revision (`str`, *optional*):
+            Revision of the base model on the Hub.
     """
 
     name: str
     kind: str
     source: str
     base: str
+    base_revision: str | None = None
+
+    @property
+    def whole(self) -> tuple[str, str | None]:
+        """Folder or Hub id, and revision, of the pipeline that draws: of a part, that of the base."""
+        source = self.source if self.kind == "pipeline" else self.base
+        return source, self.base_revision if source == self.base else None
 
     @classmethod
-    def parse_all(cls, texts: list[str]) -> "dict[str, ModelSpec]":
+    def parse_all(cls, texts: list[str], base_revision: str | None = None) -> "dict[str, ModelSpec]":
         """Models of a recipe's list by name, the base first."""
         specs: dict[str, ModelSpec] = {}
         for text in texts:
@@ -72,5 +81,6 @@ class ModelSpec:
                 raise UsageError(f"models: the first is the base, a whole pipeline; got {text!r}.")
             if name in specs:
                 raise UsageError(f"Every model needs a name of its own, got {name} twice.")
-            specs[name] = cls(name, kind, source, base=next(iter(specs.values())).source if specs else source)
+            base = next(iter(specs.values())).source if specs else source
+            specs[name] = cls(name, kind, source, base, base_revision)
         return specs

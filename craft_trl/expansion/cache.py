@@ -19,7 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import UsageError
 from ..stages import fingerprint
+from ..texts import find_flaw, parse_json
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,23 @@ class Answer:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
 
+    def __post_init__(self):
+        counts = (self.prompt_tokens, self.completion_tokens)
+        if not (
+            isinstance(self.text, str)
+            and find_flaw(self.text) is None
+            and isinstance(self.finish_reason, str | None)
+            and all(count is None or (type(count) is int and count >= 0) for count in counts)
+        ):
+            raise TypeError("what came is no answer")
+
 
 class AnswerCache:
     """
     Answers by question in an append-only `.jsonl` file, a line each.
 
-    A line is written as soon as its answer is there, and a line that a kill cut off is passed over when the file is read
-    again.
+    A line is written as soon as its answer is there. A line that is none when the file is read again, because a kill cut
+    it off or because it holds what is no answer, is passed over, so that its question is asked again.
 
     Args:
         path (`str` or `Path`, *optional*):
@@ -62,9 +74,13 @@ class AnswerCache:
         self._answers: dict[str, Answer] = {}
         if self.path is None or not self.path.exists():
             return
-        for line in self.path.read_bytes().splitlines():
+        try:
+            lines = self.path.read_bytes().split(b"\n")
+        except OSError as error:
+            raise UsageError(f"Cannot read the expander's answers {self.path}: {error.strerror}.") from error
+        for line in filter(None, lines):
             try:
-                row = json.loads(line)
+                row = parse_json(line.decode())
                 self._answers[fingerprint(row["question"])] = Answer(**row["answer"])
             except (ValueError, KeyError, TypeError):
                 self.damaged += 1

@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
+from ..families.files import find_files
 from ..prompts.duplicates import normalise
-from ..sources import check_model, first_line
+from ..sources import first_line
 
 
 if TYPE_CHECKING:
@@ -100,10 +101,20 @@ def too_long(text: str, tokenizers: "Sequence[transformers.PreTrainedTokenizerBa
     """The fault of a text that one of the tokenizers would cut off."""
     for tokenizer in tokenizers:
         # Quiet: a longer text is what this looks for.
-        length = len(tokenizer(text, verbose=False).input_ids)
+        length = len(tokenizer(as_read(text, tokenizer), verbose=False).input_ids)
         if length > tokenizer.model_max_length:
             return f"too long: {length} tokens, the model reads {tokenizer.model_max_length}"
     return None
+
+
+def as_read(text: str, tokenizer: "transformers.PreTrainedTokenizerBase") -> str:
+    """The text that a pipeline tokenizes: a token that textual inversion made of several vectors stands for all of them."""
+    added = tokenizer.added_tokens_encoder
+    if not any(f"{token}_1" in added for token in added):
+        return text
+    from diffusers.loaders import TextualInversionLoaderMixin
+
+    return TextualInversionLoaderMixin().maybe_convert_prompt(text, tokenizer)
 
 
 def load_tokenizers(model: str, revision: str | None = None) -> "list[transformers.PreTrainedTokenizerBase]":
@@ -111,7 +122,6 @@ def load_tokenizers(model: str, revision: str | None = None) -> "list[transforme
     Tokenizers of a pipeline, of which nothing else is downloaded: a folder, a Hub id, or a single `.safetensors` file with
     the pipeline's configuration beside it. A file without is one of Stable Diffusion or SDXL, which read CLIP's tokens.
     """
-    import diffusers
     import transformers
 
     path = Path(model)
@@ -119,12 +129,14 @@ def load_tokenizers(model: str, revision: str | None = None) -> "list[transforme
         if path.suffix == ".safetensors" and not (path.parent / "model_index.json").is_file():
             return [transformers.AutoTokenizer.from_pretrained("openai/clip-vit-large-patch14")]
         source = str(path.parent) if path.suffix == ".safetensors" else model
-        check_model(source, revision)
-        parts = diffusers.DiffusionPipeline.load_config(source, revision=revision)
-        names = [name for name, part in parts.items() if name.startswith("tokenizer") and part[0] is not None]
-        return [
-            transformers.AutoTokenizer.from_pretrained(source, subfolder=name, revision=revision) for name in names
-        ]
+        files, tokenizers = find_files(source, revision), []
+        for name in files.components:
+            if name.startswith("tokenizer"):
+                tokenizers.append(
+                    transformers.AutoTokenizer.from_pretrained(source, subfolder=name, revision=revision)
+                )
+                tokenizers[-1].model_max_length = files.model_max_length(name, tokenizers[-1].model_max_length)
+        return tokenizers
     except OSError as error:
         raise UsageError(f"Model {model}: its tokenizers cannot be loaded: {first_line(error)}") from error
 

@@ -14,13 +14,14 @@
 
 """Settings of the expansion, and the expander they describe."""
 
-import json
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
 from ..errors import UsageError
+from ..masking import mask_settings
 from ..ranges import Count, CountFromZero, NotNegative, Positive, Range, check_ranges
+from ..texts import JSONError, parse_json
 from .checks import load_tokenizers
 from .instructed import InstructedExpander
 from .templates import PromptExpander
@@ -91,7 +92,7 @@ class ExpansionConfig:
         expander_max_retries (`int`, *optional*, defaults to `6`):
             How often a request is made again when the server is busy or away.
         expander_extra_body (`dict`, *optional*):
-            More parameters of the requests, as JSON.
+            More parameters of the requests, as JSON. A text under a name such as `api_key` stands as `***` in records.
         expander_prices (`list[float]`, *optional*):
             Price of a million tokens of questions, and of answers. If given, what the expansion cost is reported.
 
@@ -175,11 +176,13 @@ class ExpansionConfig:
                 raise UsageError(f"{key} is read by expander: {users}, but expander is {self.expander}. Remove one.")
         if isinstance(self.expander_extra_body, str):
             try:
-                self.expander_extra_body = json.loads(self.expander_extra_body)
-            except json.JSONDecodeError as error:
-                raise UsageError(f"expander_extra_body is not JSON ({error.msg}).") from error
+                self.expander_extra_body = parse_json(self.expander_extra_body)
+            except JSONError as error:
+                raise UsageError(f"expander_extra_body is not JSON ({error}).") from error
         if not isinstance(self.expander_extra_body, dict | None):
-            raise UsageError(f"expander_extra_body must be a JSON object, got {self.expander_extra_body!r}.")
+            raise UsageError(
+                f"expander_extra_body must be a JSON object, got {mask_settings(self.expander_extra_body)!r}."
+            )
         if self.expander_prices is not None and len(self.expander_prices) != 2:
             raise UsageError(f"expander_prices must be two numbers, got {self.expander_prices}.")
 

@@ -18,10 +18,10 @@ import asyncio
 import logging
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -30,9 +30,11 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, InferenceTimeoutEr
 from huggingface_hub.inference._providers import PROVIDERS
 
 from ..errors import UsageError
+from ..masking import TOKENS, find_secrets, mask_settings, mask_text
 from ..parser import suggest
-from ..sources import first_line
+from ..texts import one_line
 from .cache import Answer
+from .chat import ChatClient, complaint, read_answer, response_format, retry_after
 from .instructed import InstructedExpander, Question, Refusal
 
 
@@ -42,6 +44,7 @@ BUSY = (408, 409, 425, 429)  # and all from 500 on: asked again
 REFUSED = (400, 413, 422)  # of this question; other codes below 500 are refusals of all questions
 MOST_REFUSALS = 20  # of the first prompts: then it is not the prompts that are wrong
 LONGEST_PAUSE = 600.0  # seconds that a server may ask to wait
+NO_KEY = "none"
 
 
 class EndpointExpander(InstructedExpander):
@@ -52,8 +55,9 @@ class EndpointExpander(InstructedExpander):
     Questions are asked concurrently. A server that is busy, away, or answers with something that is no chat completion is
     asked again after growing pauses, or after the pause it asks for. If that does not help, the call ends with an error,
     and the answers so far are in the cache; only a prompt at which the server fails while it answers others counts as
-    refused. A server that does not know JSON schemas is asked for any JSON object, and
-    one that does not know that either is asked without.
+    refused. A server that does not know JSON schemas is asked for any JSON object, and one that does not know that either
+    is asked without. So it is with `max_tokens`, `temperature` and `seed`, which models that reason refuse: what a server
+    names in its refusal is left out, and a `max_tokens` that was given is sent as `max_completion_tokens`.
 
     Args:
         model (`str`):
@@ -77,7 +81,8 @@ class EndpointExpander(InstructedExpander):
         first_pause (`float`, *optional*, defaults to `1.0`):
             Seconds before the first retry; twice as many before each next.
         extra_body (`dict`, *optional*):
-            More parameters of the request, such as `{"enable_thinking": False}`.
+            More parameters of the request, such as `{"enable_thinking": False}`. A text under a name such as `api_key` is
+            sent, but stands as `***` in records, and does not count for the fingerprint.
         kwargs:
             Arguments of [`InstructedExpander`].
     """
@@ -99,11 +104,15 @@ class EndpointExpander(InstructedExpander):
     ):
         super().__init__(model, **kwargs)
         if base_url is not None:
-            url = urlsplit(base_url)
-            if url.scheme not in ("http", "https") or not url.hostname:
-                raise UsageError(f"The expander's base_url must be like https://host/v1, got {base_url!r}.")
-            if url.username or url.password or url.query:
+            if re.match(r"(?:\w+://)?[^/]*@", base_url) or "?" in base_url:
                 raise UsageError("The expander's base_url holds a key: give it in an environment variable instead.")
+            try:
+                url = urlsplit(base_url)
+                valid = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+            except ValueError:  # of a port that is no number
+                valid = False
+            if not valid:
+                raise UsageError(f"The expander's base_url must be like https://host/v1, got {base_url!r}.")
             if provider is not None:
                 raise UsageError(f"The expander has a base_url, so that its provider {provider!r} would be ignored.")
         elif constants.HF_HUB_OFFLINE:
@@ -126,26 +135,33 @@ class EndpointExpander(InstructedExpander):
         self.max_retries, self.first_pause, self.extra_body = max_retries, first_pause, extra_body or {}
         # What answers are asked to look like, the strictest first; those that the server does not know are struck off.
         self.formats: list[str | None] = ["json_schema", "json_object", None]
-        self._format_works = False
+        self.left_out: set[str] = set()  # parameters that the server does not take
+        self._works = False
         self._refusals = self._answered = 0
         self._given_up = False  # a prompt, since the last answer
         self._next = 0.0
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"expander": "endpoint", **super().settings, "extra_body": self.extra_body}
+        return {"expander": "endpoint", **super().settings, "extra_body": mask_settings(self.extra_body)}
 
     def api_key(self) -> str:
         """The key, read when it is needed so that it is kept nowhere."""
-        key = os.environ.get(self.api_key_env)
+        name = self.api_key_env
+        key = os.environ.get(name, "").strip()  # a key that was read from a file often ends in a newline
         if not key and self.base_url is None and not self._key_is_named:
             key = get_token()
         if not key and (self._key_is_named or self.base_url is None):
+            if not re.fullmatch("[A-Z_][A-Z0-9_]*", name) or TOKENS.search(name):
+                name = "that api_key_env names, which is not set. It takes the name of a variable, not a key"
+            raise UsageError(f"The expander's key is missing: put it into the environment variable {name}.")
+        if key and not re.fullmatch("[!-~]+", key):
             raise UsageError(
-                f"The expander's key is missing: put it into the environment variable {self.api_key_env}."
+                f"The expander's key, in the environment variable {name}, holds a blank or a character that is not ASCII: "
+                "such a key cannot be sent. Copy it again."
             )
         # Never empty: with a URL, `InferenceClient` would send the user's Hub token to whoever that is.
-        return key or "none"
+        return key or NO_KEY
 
     def _ask(self, questions: Sequence[Question], keep: Callable[[Question, Answer | Refusal], None]) -> None:
         try:
@@ -160,7 +176,7 @@ class EndpointExpander(InstructedExpander):
     ) -> None:
         waiting = iter(questions)
         self._refusals, self._given_up = 0, False
-        async with _ChatClient(
+        async with ChatClient(
             base_url=self.base_url, provider=self.provider, api_key=self.api_key(), timeout=self.timeout
         ) as client:
             workers = [
@@ -191,44 +207,46 @@ class EndpointExpander(InstructedExpander):
 
     async def _answer(self, client: AsyncInferenceClient, question: Question) -> Answer | Refusal:
         attempt, answered = 0, self._answered
-        formats = list(self.formats)
+        formats, left_out = list(self.formats), set(self.left_out)
         while True:
             await self._turn()
             pause = None
+            parameters = self._parameters(question, left_out)
             try:
                 # The client's own timeout is for each byte; a server that trickles would never run into it.
                 output = await asyncio.wait_for(
                     client.chat_completion(
                         question.messages,
                         model=self.model,
-                        max_tokens=self._tokens(question),
-                        temperature=self.temperature,
-                        seed=question.seed,
                         response_format=response_format(formats[0], question.num_variants),
-                        extra_body=self.extra_body,
+                        extra_body=parameters | self.extra_body,
                     ),
                     self.timeout,
                 )
                 choice = output.choices[0]
-                self._settle(formats)
+                answer = read_answer(choice, output.usage)
+                self._settle(formats, left_out)
                 self._answered, self._given_up = self._answered + 1, False
                 self.say("", refresh=False)
                 if choice.finish_reason == "content_filter":
                     return Refusal("its content filter")
-                usage = output.usage
-                return Answer(
-                    choice.message.content or "",
-                    choice.finish_reason,
-                    usage.prompt_tokens if usage else None,
-                    usage.completion_tokens if usage else None,
-                )
-            except (InferenceTimeoutError, asyncio.TimeoutError):
+                return answer
+            except (TimeoutError, InferenceTimeoutError):
                 problem, fault = f"no answer in {self.timeout:g} seconds", "server"
             except HfHubHTTPError as error:
-                status, problem = error.response.status_code, self._said(error)
-                if status in REFUSED and len(formats) > 1 and not self._format_works:
-                    formats.pop(0)  # perhaps it is not the prompt that it refuses, but what the answer must look like
+                status, said = error.response.status_code, complaint(error.response.text)
+                problem = f"status {status}" + (f", {self._masked(said)}" if said else "")
+                if status in REFUSED and self._works and (formats, left_out) != (self.formats, self.left_out):
+                    formats, left_out = list(self.formats), set(self.left_out)  # found out meanwhile
                     continue
+                if status in REFUSED and not self._works:
+                    # Perhaps it is not the prompt that it refuses, but a parameter, or what the answer must look like.
+                    words = set(re.findall(r"\w+", said.replace(question.prompt, "")))
+                    named = (parameters.keys() - self.extra_body.keys()) & words
+                    left_out |= named
+                    if named or len(formats) > 1:
+                        formats = formats if named else formats[1:]
+                        continue
                 if status in REFUSED:
                     return Refusal(problem)
                 if status not in BUSY and status < 500:
@@ -237,8 +255,8 @@ class EndpointExpander(InstructedExpander):
                 fault = "rate" if status == 429 else "server"
                 pause = retry_after(error.response.headers.get("Retry-After"))
             except (HTTPError, OSError) as error:
-                problem, fault = first_line(error) or type(error).__name__, "connection"
-            except (ValueError, TypeError, AttributeError, LookupError):
+                problem, fault = self._masked(str(error)) or type(error).__name__, "connection"
+            except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
                 problem, fault = "what came is no chat completion", "server"
             attempt += 1
             if attempt > self.max_retries and fault == "rate" and self._answered > answered:
@@ -259,12 +277,26 @@ class EndpointExpander(InstructedExpander):
             else:
                 self._next = max(self._next, time.monotonic() + pause)
 
-    def _settle(self, formats: list[str | None]) -> None:
-        """Ask for no stricter format than the one that has worked."""
-        if not self._format_works and formats[0] != self.formats[0]:
+    def _parameters(self, question: Question, left_out: set[str]) -> dict[str, Any]:
+        """Those parameters of a request that a server may refuse."""
+        parameters = {"max_tokens": self._tokens(question), "temperature": self.temperature, "seed": question.seed}
+        if "max_tokens" in left_out and self.max_tokens is not None:
+            parameters["max_completion_tokens"] = self.max_tokens
+        return {name: value for name, value in parameters.items() if name not in left_out}
+
+    def _settle(self, formats: list[str | None], left_out: set[str]) -> None:
+        """Ask as it has worked: for no stricter format, and without the parameters that the server does not take."""
+        if not self._works and formats[0] != self.formats[0]:
             logger.warning("%s does not take the format %s: asked with %s.", self._name, self.formats[0], formats[0])
-            self.formats = formats
-        self._format_works = True
+        if not self._works and left_out:
+            instead = " max_completion_tokens is sent instead of max_tokens." if self._renamed(left_out) else ""
+            names = ", ".join(sorted(left_out))
+            logger.warning("%s does not take %s: asked without.%s", self._name, names, instead)
+        if not self._works:
+            self._works, self.formats, self.left_out = True, formats, left_out
+
+    def _renamed(self, left_out: set[str]) -> bool:
+        return "max_tokens" in left_out and "max_completion_tokens" not in left_out and self.max_tokens is not None
 
     async def _turn(self) -> None:
         """Wait for the next request's turn: the rate limit, and the pauses the server asks for, are everybody's."""
@@ -276,66 +308,7 @@ class EndpointExpander(InstructedExpander):
     def _name(self) -> str:
         return f"The endpoint of {self.model}" + (f" at {self.base_url}" if self.base_url else "")
 
-    def _said(self, error: HfHubHTTPError) -> str:
-        """Status and message of an error, without the key, which some servers repeat."""
-        try:
-            content = error.response.json()
-            message = content.get("error", content)
-            message = str(message.get("message", message) if isinstance(message, dict) else message)
-        except (ValueError, AttributeError):
-            message = error.response.text
-        message = " ".join(message.replace(self.api_key(), "***").split())[:300]
-        return f"status {error.response.status_code}" + (f", {message}" if message else "")
-
-
-class _ChatClient(AsyncInferenceClient):
-    """`AsyncInferenceClient` that speaks with servers that are not the Hub as OpenAI's API reference has it."""
-
-    async def _get_async_client(self):
-        client = await super()._get_async_client()
-        if self.model is not None:
-            # The parent's hooks refuse all hosts when `HF_HUB_OFFLINE` is set, also one on this machine.
-            client.event_hooks = {}
-        return client
-
-    async def _inner_post(self, request_parameters, *, stream=False):
-        # The parent takes every URL for an old Text Generation Inference and rewrites the schema to its
-        # `{"type": "json_object", "value": schema}`, which nothing else understands, see
-        # https://github.com/huggingface/text-generation-inference/issues/3058. Delete when it leaves it alone.
-        asked = request_parameters.json.get("response_format")
-        if asked is not None and "value" in asked:
-            request_parameters.json["response_format"] = _json_schema(asked["value"])
-        return await super()._inner_post(request_parameters, stream=stream)
-
-
-def response_format(form: str | None, num_variants: int) -> dict[str, Any] | None:
-    """What an answer must look like, in OpenAI's words."""
-    if form != "json_schema":
-        return form and {"type": form}
-    variants = {"type": "array", "items": {"type": "string"}, "minItems": num_variants, "maxItems": num_variants}
-    return _json_schema(
-        {
-            "type": "object",
-            "properties": {"variants": variants},
-            "required": ["variants"],
-            "additionalProperties": False,
-        }
-    )
-
-
-def _json_schema(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "json_schema", "json_schema": {"name": "variants", "strict": True, "schema": schema}}
-
-
-def retry_after(value: str | None) -> float | None:
-    """Seconds of a `Retry-After` header, which holds seconds or a date (RFC 9110, section 10.2.3)."""
-    if value is None:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
+    def _masked(self, text: str) -> str:
+        """What a server or a library says, in one line and without the secrets that were sent, which some repeat."""
+        secrets = {self.api_key()} - {NO_KEY} | find_secrets(self.extra_body)
+        return one_line(mask_text(text, secrets))

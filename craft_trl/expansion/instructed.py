@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UsageError
 from ..progress import progress_bar
 from ..prompts.duplicates import normalise
+from ..texts import JSONError, find_flaw, read_text, scan_json
 from .cache import Answer, AnswerCache
 from .checks import find_faults
 
@@ -234,7 +235,9 @@ class InstructedExpander(ABC):
         for text in found:
             if len(texts) == question.num_variants:
                 return faults
-            problems = find_faults(question.prompt, text, self.tokenizers)
+            # Half an emoji, where a model or a server has cut one, cannot even be counted in tokens.
+            broken = find_flaw(text) or ("a replacement character, U+FFFD" if "\ufffd" in text else None)
+            problems = [f"format: {broken}"] if broken else find_faults(question.prompt, text, self.tokenizers)
             if normalise(text) in texts:
                 problems.append("repeated: it says the same as another variant")
             if not problems:
@@ -247,10 +250,8 @@ class InstructedExpander(ABC):
 
 def read_instructions(path: str | Path) -> str:
     """The text of an instruction file."""
-    try:
-        text = Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"Cannot read the expander's instructions {path}: {error}.") from error
+    # With the line ends of any system it is the same text, and has the same hash.
+    text = re.sub(r"\r\n?", "\n", read_text(path, "the expander's instructions")).strip()
     if not text:
         raise UsageError(f"The expander's instructions {path} are empty.")
     return text
@@ -266,9 +267,9 @@ def parse(text: str) -> list[str]:
     if start is None:
         raise ValueError("no JSON in the answer")
     try:
-        content, _ = json.JSONDecoder().raw_decode(text, start.start())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg})") from error
+        content, _ = scan_json(text, start.start())
+    except JSONError as error:
+        raise ValueError(f"not JSON ({error})") from error
     variants = content.get("variants") if isinstance(content, dict) else content
     if not isinstance(variants, list) or not all(isinstance(variant, str) for variant in variants):
         raise ValueError("no list of texts under `variants`")

@@ -32,6 +32,7 @@ from ..devices import default_device
 from ..errors import UsageError
 from ..quiet import quiet_bars
 from ..sources import first_line, model_hash
+from ..texts import mend
 from .cache import Answer
 from .instructed import InstructedExpander, Question, Refusal
 
@@ -114,7 +115,7 @@ class TransformersExpander(InstructedExpander):
             end = torch.isin(tokens, ends).nonzero()
             length = int(end[0]) + 1 if len(end) else len(tokens)
             text = self.tokenizer.decode(tokens[:length], skip_special_tokens=True)
-            answers.append(Answer(text, "stop" if len(end) else "length", int(mask.sum()), length))
+            answers.append(Answer(mend(text), "stop" if len(end) else "length", int(mask.sum()), length))
         return answers
 
     @quiet_bars()

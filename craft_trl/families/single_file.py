@@ -20,12 +20,14 @@ is used here in the other direction. It is tested, and checked after every expor
 """
 
 import re
+from collections.abc import Mapping
 
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.loaders.single_file_utils import DIFFUSERS_TO_LDM_MAPPING
 
 from ..errors import UsageError
+from .checks import V_PREDICTION, ZERO_SNR
 
 
 RESNET = {
@@ -66,6 +68,16 @@ def single_file_state_dict(pipeline: DiffusionPipeline) -> dict[str, torch.Tenso
     if two:
         state_dict |= open_clip_state_dict(pipeline.text_encoder_2, "conditioner.embedders.1.model.")
     return state_dict
+
+
+def markers(scheduler: Mapping) -> dict[str, torch.Tensor]:
+    """
+    Empty tensors that say in a single file what its weights do not: that the model predicts v, and to a zero terminal SNR.
+    Without them ComfyUI, Forge and AUTOMATIC1111 take an SDXL model for one that predicts epsilon, and draw noise.
+    """
+    is_v = scheduler["prediction_type"] == "v_prediction"
+    names = [V_PREDICTION] * is_v + [ZERO_SNR] * (is_v and bool(scheduler.get("rescale_betas_zero_snr")))
+    return {name: torch.empty(0) for name in names}
 
 
 def unet_name(name: str, layers_per_block: int, state_dict: dict[str, torch.Tensor]) -> str:

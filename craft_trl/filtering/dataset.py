@@ -107,17 +107,22 @@ def build_pairs(groups: Sequence[Group], pool: CandidatePool, config: FilterConf
         difference of their advantages.
     """
     config = FilterConfig() if config is None else config
-    columns = config.filter_rewards or pool.rewards
-    rows = filter_candidates(groups, pool, config)
+    names = config.filter_rewards or pool.rewards
+    columns = [pool.rewards.index(name) for name in names]
+    rows = iter(filter_candidates(groups, pool, config))
     pairs = []
     for group in groups:
-        images = [row for row in rows if row["group_id"] == group.group_id and row[columns[0]] is not None]
-        images = [row for row in images if not vetoed_itself(row["drop_reason"])]
-        better = [(a, b) for a in images for b in images if all(a[name] > b[name] for name in columns)]
+        images = {
+            key: row
+            for key, row in zip(group.keys, rows, strict=False)
+            if key in pool and not vetoed_itself(row["drop_reason"])
+        }
+        quality = {key: pool.quality(key)[columns] for key in images}
+        better = [(images[a], images[b]) for a in images for b in images if (quality[a] > quality[b]).all()]
         if better:
             pairs.append(max(better, key=lambda pair: pair[0]["advantage"] - pair[1]["advantage"]))
     if not pairs:
-        raise NothingToDoError(f"In no group of {pool.folder} does one image beat another on {', '.join(columns)}.")
+        raise NothingToDoError(f"In no group of {pool.folder} does one image beat another on {', '.join(names)}.")
     chosen, rejected = (with_images(half, pool) for half in zip(*pairs, strict=True))
     chosen = chosen.select_columns(["group_id", "prompt", "image"]).rename_column("image", "chosen")
     rejected = rejected.select_columns(["image"]).rename_column("image", "rejected")

@@ -49,12 +49,14 @@ def filter_candidates(groups: Sequence[Group], pool: CandidatePool, config: Filt
     weights = None if config.reward_weights is None else dict(zip(scores, config.reward_weights, strict=True))
     advantages = group_advantages(scores, weights, config.scale_rewards, config.advantage_eps, generated)
     reasons = drop_reasons(scores, keep, generated, filter_rewards, config.filter_level, vetoed)
-    rows = []
+    rows, nothing = [], [None] * len(pool.rewards)
     for i, group in enumerate(groups):
         for j, (prompt, expanded_prompt, seed) in enumerate(group.keys):
             row = {"group_id": group.group_id, "variant": j, "prompt": prompt, "expanded_prompt": expanded_prompt}
             row |= {"seed": seed, "image": None}
-            row |= {name: float(values[i, j]) if generated[i, j] else None for name, values in scores.items()}
+            # As the rewards gave them: `scores` are turned so that larger is better.
+            given = pool.scores[prompt, expanded_prompt, seed].tolist() if generated[i, j] else nothing
+            row |= dict(zip(pool.rewards, given, strict=True))
             row |= {"keep": bool(keep[i, j]), "drop_reason": reasons[i][j], "advantage": float(advantages[i, j])}
             rows.append(row)
     return rows

@@ -90,6 +90,7 @@ def write_sheet(
     vetoes = load_vetoes(config.veto, pool)
     sheet = {
         "rewards": pool.rewards,
+        "signs": pool.signs.tolist(),  # -1 where less is better
         "filter_rewards": config.filter_rewards or pool.rewards,
         "level": config.filter_level,
         "groups": [_group(group, rows, pool, pictures) for group, rows in by_group],

@@ -23,6 +23,7 @@ import numpy as np
 from ..candidates.groups import Group
 from ..candidates.pool import Key
 from ..errors import UsageError
+from ..texts import read_json_lines
 
 
 COLUMNS = {"prompt": str, "expanded_prompt": str, "seed": int}
@@ -46,19 +47,12 @@ def load_vetoes(path: str | Path | None, pool: Container[Key]) -> list[Key]:
     """
     if path is None:
         return []
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"Cannot read the vetoes {path}: {getattr(error, 'strerror', None) or error}.") from error
+    what = f"a veto, it needs {', '.join(COLUMNS)}"
     keys: dict[Key, None] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            key = tuple(row[name] for name in COLUMNS)
-        except (ValueError, TypeError, KeyError) as error:
-            raise UsageError(f"{path}, line {number}: not a veto, it needs {', '.join(COLUMNS)}.") from error
+    for number, row in read_json_lines(path, "the vetoes", what):
+        if not isinstance(row, dict) or not COLUMNS.keys() <= row.keys():
+            raise UsageError(f"{path}, line {number}: not {what}.")
+        key = tuple(row[name] for name in COLUMNS)
         if [type(value) for value in key] != list(COLUMNS.values()):
             raise UsageError(f"{path}, line {number}: a veto has two texts and a whole number, got {list(key)}.")
         if key not in pool:

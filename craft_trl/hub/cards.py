@@ -23,6 +23,7 @@ from typing import Any
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader
 
+from ..masking import mask_settings
 from ..pages import TEMPLATES
 
 
@@ -177,6 +178,7 @@ def flat(settings: Any, prefix: str = "") -> list[tuple[str, str]]:
     """Nested settings as rows of a table; hashes shortened, and of a path on this machine its last name only."""
     if isinstance(settings, dict):
         return [row for name, value in settings.items() for row in flat(value, f"{prefix}.{name}".strip("."))]
+    settings = mask_settings(settings, prefix)
     if isinstance(settings, list):
         return [(prefix, ", ".join(f"`{_name(value)}`" for value in settings))]
     text = _name(settings) if isinstance(settings, str) else json.dumps(settings)

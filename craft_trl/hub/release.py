@@ -81,7 +81,7 @@ class Run:
     def facts(self) -> dict[str, Any]:
         """What the trainer noted for the cards; nothing where there was no training."""
         path = self.model / FACTS
-        return json.loads(path.read_text()) if path.exists() else {}
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
     @property
     def base_model(self) -> str | None:
@@ -93,7 +93,7 @@ class Run:
     def cost(self, stages: Sequence[str]) -> list[tuple[str, float]]:
         """Seconds of stages, of those that were measured."""
         path = self.folder / "timings.json"
-        timings = json.loads(path.read_text()) if path.exists() else {}
+        timings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         return [(name, timings[name]["seconds"]) for name in stages if name in timings]
 
 
@@ -163,7 +163,9 @@ def dataset_release(
         if not chosen:
             continue  # a configuration without rows could not be loaded; the card says that nothing passed
         parts = shards(chosen, image_bytes * (len(pictured) / len(chosen) if config is None else 1), max_shard_size)
-        for number, part in enumerate(progress_bar(parts, desc=f"Writing {name}", unit="file", disable=len(parts) == 1)):
+        for number, part in enumerate(
+            progress_bar(parts, desc=f"Writing {name}", unit="file", disable=len(parts) == 1)
+        ):
             path = f"{name}/train-{number:05d}-of-{len(parts):05d}.parquet"
             (staging / path).parent.mkdir(parents=True, exist_ok=True)
             partly_pictured(part, pool, pictured).to_parquet(str(staging / path))
@@ -183,6 +185,7 @@ def dataset_release(
         counts=counts,
         undecided=any(row["undecided"] for row in counts),
         rewards=pool.rewards,
+        lower_is_better=pool.lower_is_better,
         filter_level=own.filter_level,
         candidate_images=candidate_images,
         size=f"{sampling['width']} x {sampling['height']} pixels" if sampling["width"] else "of the model's own size",
@@ -305,7 +308,7 @@ def model_release(
     """
     if not (model_dir / FACTS).is_file():
         raise UsageError(f"There is no trained model in {model_dir}: run `craft train` first.")
-    facts = json.loads((model_dir / FACTS).read_text())
+    facts = json.loads((model_dir / FACTS).read_text(encoding="utf-8"))
     if facts["lora"] and not (base_model or facts["base_model"]):
         raise UsageError(
             f"The adapter in {model_dir} was trained on a local model, and nobody could load it: name its base on the Hub "
@@ -356,7 +359,7 @@ def evaluation(folder: Path, record: dict[str, Any], model_dir: Path) -> tuple[d
     said = {
         "model": name,
         "base": base,
-        "rows": json.loads((folder / "results.json").read_text()),
+        "rows": json.loads((folder / "results.json").read_text(encoding="utf-8")),
         "verdict": record["summary"]["verdict"]["sentence"],
         "images": next(iter(pictures), None),
         "prompts": [prompt for prompt, _, _ in chosen],

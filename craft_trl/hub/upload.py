@@ -45,6 +45,7 @@ from huggingface_hub.errors import (
 )
 
 from ..errors import PushError, UsageError
+from ..masking import TOKENS, find_secrets
 from ..sources import first_line
 from .cards import TAG
 from .config import check_repo_id
@@ -231,7 +232,7 @@ def model_files(folder: Path, lora: bool) -> dict[str, Content]:
     weights = folder / "pytorch_lora_weights.safetensors"
     if lora:
         return {weights.name: weights}
-    index = json.loads((folder / "model_index.json").read_text())
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     parts = [name for name, value in index.items() if isinstance(value, list) and (folder / name).is_dir()]
     files = [path for part in parts for path in sorted((folder / part).rglob("*")) if path.suffix in SUFFIXES]
     files = [folder / "model_index.json", *files]
@@ -246,7 +247,7 @@ SUFFIXES = (".json", ".safetensors", ".txt", ".model")
 
 def without_path(path: Path) -> Content:
     """A JSON file without `_name_or_path`, where diffusers and transformers note what folder a model came from."""
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     content = json.loads(text)
     if not isinstance(content, dict) or "_name_or_path" not in content:
         return path
@@ -254,10 +255,6 @@ def without_path(path: Path) -> Content:
     return (json.dumps(content, indent=2) + "\n").encode()
 
 
-TOKENS = re.compile(
-    r"hf_[A-Za-z0-9]{30,}|\bsk-[A-Za-z0-9_-]{20,}|\bgh[pousr]_[A-Za-z0-9]{30,}|\bAKIA[0-9A-Z]{16}\b"
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
-)
 HOMES = re.compile(r"(?<![\w.-])(?:/home/[\w.-]+|/Users/[\w.-]+|/root/|[A-Za-z]:\\{1,2}Users\\{1,2}[\w.-]+)")
 ADDRESS = re.compile(r"https?://[^\s\"')]+")
 TEXT = (".json", ".md", ".txt", ".yaml")
@@ -273,11 +270,8 @@ def scan(files: Mapping[str, Content], texts: Iterable[tuple[str, str]] = ()) ->
         texts (`Iterable[tuple[str, str]]`, *optional*):
             Other texts to look at, each with a name for the error message.
     """
-    secrets = {
-        value
-        for name, value in os.environ.items()
-        if re.search(r"(TOKEN|KEY|SECRET|PASSWORD)$", name.upper()) and len(value) >= 8
-    } | ({get_token()} - {None})
+    secrets = {secret.strip() for secret in find_secrets(dict(os.environ)) if len(secret.strip()) >= 8}
+    secrets |= {get_token()} - {None}
     folders = {str(path) for path in (Path.home(), Path.cwd(), Path(tempfile.gettempdir()).resolve())} - {"/"}
     # A path begins where a word does not go on: `/data` is none of `huggingface.co/datasets`.
     here = re.compile("(?<![\\w.-])(?:" + "|".join(map(re.escape, folders)) + r")(?![\w.-])")

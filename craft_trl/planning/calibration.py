@@ -75,6 +75,7 @@ def calibrate(planner: Planner) -> Rates:
     judging = scoring_seconds(judges, images, (planner.evaluation.prompts * size)[:size])
     judges.clear()
 
+    known = planner.judging.score_flops
     encoding, step, saving, train_loading = training_seconds(recipes, planner.lora, images, prompts)
     return Rates(
         sampling=sampling,
@@ -84,6 +85,7 @@ def calibrate(planner: Planner) -> Rates:
         training=recipes.training.global_batch_size * planner.training.flops / step,
         storing=storing_seconds(images),
         saving=planner.model_bytes / saving,
+        watching=judging * planner.watching.judge_flops / known if known else 0.0,
         loading={
             "generate": loading + rewards_loading,
             "train": train_loading,

@@ -17,10 +17,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..candidates.config import SamplingConfig
+from ..candidates.config import CandidatesConfig
+from ..evaluation.config import EvaluationConfig
 from ..rewards import RewardSpec
+from ..rewards.reward_model import RewardModel
 from .gpus import GIGA
-from .operations import Tower, reward_towers
+from .operations import Count, MetaPipeline, Network, Tower, reward_towers
 
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -58,10 +60,10 @@ class Profile:
         n = self.num_processes
         if self.zero_stage == 0:
             # float32 weights, gradients and two moments; and, where it computes in 16 bits, copies of the weights. What
-            # is frozen needs no float32 but under autocast.
+            # is frozen needs no float32 but under bfloat16's autocast.
             if self.dtype == "float32":
                 return 16 * trained + 4 * frozen
-            return 18 * trained + (6 if self.autocast else 2) * frozen
+            return 18 * trained + (6 if self.autocast and self.dtype != "float16" else 2) * frozen
         if self.offload_optimizer:
             # bfloat16 weights, and gradients until they are on the host
             return (4 * trained + 2 * frozen) / (n if self.zero_stage == 3 else 1)
@@ -71,18 +73,107 @@ class Profile:
         return (whole + sharded / n) * trained + 2 * frozen / (n if self.zero_stage == 3 else 1)
 
 
-def reward_bytes(specs: Sequence[RewardSpec]) -> float:
-    """Weights of reward models, in float32."""
-    towers: list[Tower] = [tower for spec in specs for tower in reward_towers(spec) or () if tower]
-    return 4.0 * sum(tower.parameters for tower in towers)
+@dataclass(frozen=True)
+class SamplingMemory:
+    """
+    Memory of a stage that draws and scores, in bytes.
+
+    Args:
+        pipeline (`float`):
+            Weights of the pipeline, each part in the precision that it draws in.
+        drawing (`float`):
+            Activations of a batch: it is denoised, then its images are decoded one by one.
+        redrawing (`float`):
+            Weights and activations while a broken image is drawn again in float32.
+        rewards (`dict[str, float]`):
+            Weights of each reward whose size is known.
+        scoring (`float`):
+            Activations of a batch in the largest reward.
+    """
+
+    pipeline: float
+    drawing: float
+    redrawing: float
+    rewards: dict[str, float]
+    scoring: float
+
+    @property
+    def alone(self) -> float:
+        """With the rewards elsewhere."""
+        return max(self.pipeline + self.drawing, self.redrawing)
+
+    @property
+    def beside(self) -> float:
+        """With all rewards beside the pipeline, which score a batch while the next one is drawn."""
+        return self.alone + sum(self.rewards.values()) + self.scoring
+
+    @property
+    def in_turns(self) -> float:
+        """With the pipeline or one reward at a time."""
+        return max(self.alone, max(self.rewards.values(), default=0.0) + self.scoring)
+
+    def offloads(self, reward_device: str, available: float) -> bool:
+        """Whether pipeline and rewards take turns, see [`ScoringConfig`]."""
+        if reward_device == "auto":
+            return self.beside > available
+        return reward_device == "offload"
+
+    def peak(self, reward_device: str, available: float) -> float:
+        """What the stage takes in a memory of this size."""
+        if reward_device == "cpu":
+            return self.alone
+        return self.in_turns if self.offloads(reward_device, available) else self.beside
+
+
+def reward_networks(spec: RewardSpec) -> list[Tower | Network]:
+    """The networks of a reward, none if they are not known."""
+    return [network for network in reward_towers(spec) or () if network]
 
 
 def sampling_memory(
-    config: SamplingConfig, parameters: int, rewards: Sequence[RewardSpec], denoising: int, decoding: int
-) -> float:
+    config: CandidatesConfig | EvaluationConfig,
+    meta: MetaPipeline,
+    specs: Sequence[RewardSpec],
+    denoising: Count,
+    decoding: Count,
+) -> SamplingMemory:
     """
-    Peak of a stage that draws and scores: pipeline and rewards lie side by side, a batch is denoised, then its images
-    are decoded one by one.
+    Memory of a stage that draws and scores.
+
+    Args:
+        config ([`CandidatesConfig`] or [`EvaluationConfig`]):
+            How it draws and scores.
+        meta ([`MetaPipeline`]):
+            The pipeline in the precision of `config`.
+        specs (`Sequence[RewardSpec]`):
+            The rewards.
+        denoising ([`Count`]):
+            A call of the denoiser for one image.
+        decoding ([`Count`]):
+            Decoding an image.
     """
-    activations = max(config.batch_size * denoising, decoding)
-    return BYTES[config.dtype] * parameters + reward_bytes(rewards) + activations
+    guided = 2 if config.guidance_scale > 1 else 1
+    # The text encoders wait in the memory of the host meanwhile, and values are twice as wide, see `ImageGenerator`.
+    redrawing = 4 * meta.parameters(meta.family.DENOISER) + meta.weights("vae") + 2 * guided * denoising.activations
+    networks = {spec.name: (spec, reward_networks(spec)) for spec in specs}
+    width = {
+        name: BYTES[config.reward_dtype] if config.is_rounded(spec) else 4 for name, (spec, _) in networks.items()
+    }
+    # GenEval's detector sees one image at a time, the others a batch.
+    size = min(config.batch_size, RewardModel.batch_size)
+    return SamplingMemory(
+        pipeline=meta.weights(),
+        drawing=max(config.batch_size * guided * denoising.activations, decoding.activations),
+        redrawing=0.0 if config.dtype == "float32" else redrawing,
+        rewards={
+            name: width[name] * sum(n.parameters for n in parts) for name, (_, parts) in networks.items() if parts
+        },
+        scoring=max(
+            (
+                width[name] * part.activations * (1 if isinstance(part, Network) else size)
+                for name, (_, parts) in networks.items()
+                for part in parts
+            ),
+            default=0.0,
+        ),
+    )

@@ -26,7 +26,6 @@ import diffusers
 import torch
 import torch.nn.functional as F
 import transformers
-from diffusers import DiffusionPipeline
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -36,6 +35,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 from ..candidates.config import SamplingConfig
 from ..errors import UsageError
 from ..families import get_family
+from ..families.files import find_files
 from ..losses import per_sample_mse
 from ..rewards import RewardSpec
 
@@ -135,17 +135,26 @@ class MetaPipeline:
         revision (`str`, *optional*):
             Revision on the Hub.
         dtype (`torch.dtype`, *optional*, defaults to `torch.float32`):
-            Precision of all modules.
+            Precision of all modules, but of a VAE that its configuration says overflows in float16, see [`ImageGenerator`].
+        vae (`str`, *optional*):
+            Hub id or folder of another VAE.
     """
 
-    def __init__(self, source: str, revision: str | None = None, dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        source: str,
+        revision: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        vae: str | None = None,
+    ):
         if Path(source).suffix == ".safetensors":  # its configuration lies beside it, see `load_pipeline`
             source = str(Path(source).parent)
             if not (Path(source) / "model_index.json").is_file():
                 raise UsageError(
                     f"There is no model_index.json in {source}, which would say what the model is: plan with a folder."
                 )
-        index = DiffusionPipeline.load_config(source, revision=revision)
+        files = find_files(source, revision)
+        index = files.index
         self.family: ModuleType = get_family(index["_class_name"])
         components: dict[str, object] = {}
         for name, entry in index.items():
@@ -156,25 +165,37 @@ class MetaPipeline:
                 components[name] = None
                 continue
             component_class = getattr({"diffusers": diffusers, "transformers": transformers}[library], class_name)
-            where = {"subfolder": name, "revision": revision}
+            where, origin = {"subfolder": name, "revision": revision}, source
+            if name == "vae" and vae is not None:
+                where, origin = {}, vae
             if not issubclass(component_class, nn.Module):
-                components[name] = component_class.from_pretrained(source, **where)
+                components[name] = component_class.from_pretrained(origin, **where)
                 continue
             with torch.device("meta"):
                 if library == "diffusers":
-                    module = component_class.from_config(component_class.load_config(source, **where))
+                    module = component_class.from_config(component_class.load_config(origin, **where))
                 else:
-                    module = component_class(component_class.config_class.from_pretrained(source, **where))
+                    module = component_class(component_class.config_class.from_pretrained(origin, **where))
             # Not the classes' own `to`, which warns that weights that were loaded can be rounded. There are none.
             components[name] = nn.Module.to(module, dtype).eval().requires_grad_(False)
+        if dtype == torch.float16 and components["vae"].config.force_upcast:
+            nn.Module.to(components["vae"], torch.float32)
         options = {"requires_safety_checker": False} if "safety_checker" in components else {}
         self.pipeline = getattr(diffusers, index["_class_name"])(**components, **options)
+        for name, part in components.items():
+            if name.startswith("tokenizer") and part is not None:
+                part.model_max_length = files.model_max_length(name, part.model_max_length)
         self.modules = {name: part for name, part in components.items() if isinstance(part, nn.Module)}
         self.denoiser: nn.Module = components[self.family.DENOISER]
 
     def parameters(self, *names: str) -> int:
         """Number of parameters of components, by default of all."""
         return sum(p.numel() for name in names or self.modules for p in self.modules[name].parameters())
+
+    def weights(self, *names: str) -> int:
+        """Bytes of the parameters of components, by default of all."""
+        modules = [self.modules[name] for name in names or self.modules]
+        return sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
 
     def size(self, config: SamplingConfig) -> tuple[int, int]:
         """Height and width of an image in pixels."""
@@ -185,10 +206,14 @@ class MetaPipeline:
 
     def calls(self, config: SamplingConfig) -> int:
         """How often the denoiser is called for one image, guidance aside: more than once a step with some schedulers."""
-        scheduler_class = getattr(diffusers, config.scheduler) if config.scheduler else type(self.pipeline.scheduler)
-        scheduler = scheduler_class.from_config(self.pipeline.scheduler.config)
-        scheduler.set_timesteps(config.num_inference_steps)
-        return len(scheduler.timesteps)
+        return self.steps(config.num_inference_steps, config.scheduler)
+
+    def steps(self, num_inference_steps: int, scheduler: str | None = None) -> int:
+        """The same, with the model's own scheduler by default."""
+        scheduler_class = getattr(diffusers, scheduler) if scheduler else type(self.pipeline.scheduler)
+        made = scheduler_class.from_config(self.pipeline.scheduler.config)
+        made.set_timesteps(num_inference_steps)
+        return len(made.timesteps)
 
     def inputs(self, height: int, width: int) -> dict[str, torch.Tensor]:
         """A training sample of this size as a batch of one."""
@@ -216,13 +241,13 @@ class MetaPipeline:
     @torch.no_grad()
     def count_decoding(self, height: int, width: int) -> Count:
         """From latents to an image."""
-        latents = self.inputs(height, width)["latents"]
+        latents = self.inputs(height, width)["latents"].to(self.pipeline.vae.dtype)
         return count(lambda: self.pipeline.vae.decode(latents), self.pipeline.vae)
 
     @torch.no_grad()
     def count_encoding(self, height: int, width: int) -> Count:
         """From an image to latents."""
-        pixels = torch.empty(1, 3, height, width, device="meta", dtype=self.denoiser.dtype)
+        pixels = torch.empty(1, 3, height, width, device="meta", dtype=self.pipeline.vae.dtype)
         return count(lambda: self.pipeline.vae.encode(pixels), self.pipeline.vae)
 
     def count_training(
@@ -284,28 +309,58 @@ class Tower:
     def parameters(self) -> int:
         return self.layers * (4 * self.width**2 + 2 * self.width * self.mlp) + self.vocabulary * self.width
 
+    @property
+    def activations(self) -> int:
+        """Values alive at once in a block for one sequence: its input before and after the norm, twice the inner layer."""
+        return 2 * self.tokens * (self.width + self.mlp)
+
+
+@dataclass(frozen=True)
+class Network:
+    """
+    A network of another kind, whose work was counted once.
+
+    Args:
+        flops (`float`):
+            Operations of a forward pass of one image.
+        parameters (`int`):
+            Number of parameters.
+        activations (`int`):
+            Values alive at once.
+    """
+
+    flops: float
+    parameters: int
+    activations: int
+
 
 VIT_H = Tower(32, 1280, 5120, 257), Tower(24, 1024, 4096, 77, 49408)
 VIT_L = Tower(24, 1024, 4096, 257), Tower(12, 768, 3072, 77, 49408)
-# Towers that see every image, and those that see every prompt once.
-PUBLISHED: dict[str, tuple[Tower, Tower | None]] = {
+# Mask2Former with Swin-S, of an image of 800 x 800 pixels.
+MASK2FORMER = Network(0.442e12, 68_741_083, 176_600_000)
+# By name: the tower that sees every image, and the one that sees every prompt once, if there is one, then what else there is.
+# MPS's layers in which the image looks at the prompt have 8 + 4 times their width between the projections, as a tower with
+# this inner layer. BLIP's text tower has projections to look at the image, counted with its inner layer; it runs for every
+# image, and is counted with its prompt.
+Towers = tuple[Tower | Network | None, ...]
+PUBLISHED: dict[str, Towers] = {
     "hpsv2": VIT_H,
     "pickscore": VIT_H,
-    "mps": VIT_H,
+    "mps": (*VIT_H, Tower(4, 1024, 12416, 257)),
     "clipscore": VIT_L,
     "aesthetic": (VIT_L[0], None),
-    # BLIP's text tower looks at the image, so that it runs for every image; here it is counted with its prompt.
-    "imagereward": (Tower(24, 1024, 4096, 197), Tower(12, 768, 3072, 35, 30524)),
+    "imagereward": (Tower(24, 1024, 4096, 197), Tower(12, 768, 4864, 35, 30524)),
+    "geneval": (MASK2FORMER, None, *VIT_L),
 }
 
 
-def reward_towers(spec: RewardSpec) -> tuple[Tower, Tower | None] | None:
+def reward_towers(spec: RewardSpec) -> Towers | None:
     """Size of a reward model from its configuration, or of the published one; `None` where it is not known."""
     if spec.custom or spec.remote:
         return None
     folder = Path(spec.source or "")
     if spec.source and (folder / "open_clip_config.json").is_file():
-        config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+        config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
         vision, text = config["vision_cfg"], config["text_cfg"]
         tokens = (vision["image_size"] // vision["patch_size"]) ** 2 + 1
         return (
@@ -313,7 +368,7 @@ def reward_towers(spec: RewardSpec) -> tuple[Tower, Tower | None] | None:
             Tower(text["layers"], text["width"], 4 * text["width"], text["context_length"], text["vocab_size"]),
         )
     if spec.source and (folder / "config.json").is_file():
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         vision, text = config.get("vision_config", config), config.get("text_config")
         if "patch_size" not in vision:
             return PUBLISHED.get(spec.name)
@@ -321,7 +376,12 @@ def reward_towers(spec: RewardSpec) -> tuple[Tower, Tower | None] | None:
         image = Tower(vision["num_hidden_layers"], vision["hidden_size"], vision["intermediate_size"], tokens)
         if text is None:
             return image, None
-        length = config.get("max_length") or text["max_position_embeddings"]
-        sizes = text["num_hidden_layers"], text["hidden_size"], text["intermediate_size"], length, text["vocab_size"]
-        return image, Tower(*sizes)
+        length = config.get("max_length") or text.get("max_position_embeddings", 77)
+        width, mlp = text["hidden_size"], text["intermediate_size"]
+        mlp += width + text["encoder_hidden_size"] if "encoder_hidden_size" in text else 0
+        towers = image, Tower(text["num_hidden_layers"], width, mlp, length, text.get("vocab_size", 49408))
+        if cross := config.get("cross_config"):
+            width, heads, head = config["projection_dim"], cross["num_heads"], cross["head_width"]
+            towers += (Tower(cross["num_layers"], width, 2 * (heads + 1) * head + 10 * width, tokens),)
+        return towers
     return PUBLISHED.get(spec.name)

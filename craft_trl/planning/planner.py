@@ -15,63 +15,26 @@
 """What a run will take, before anything is spent: images, survivors, GPU hours, money, memory and disk."""
 
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from peft import LoraConfig
 
-from ..candidates.config import SamplingConfig
+from ..candidates.config import CandidatesConfig
+from ..candidates.sizes import PNG_BYTES_PER_PIXEL, image_bytes
+from ..candidates.turns import Turns
+from ..evaluation.config import EvaluationConfig
 from ..evaluation.evaluate import Evaluation
-from ..rewards import RewardSpec, parse_rewards
-from ..sources import check_model
+from ..families.checks import check_model
+from ..rewards import parse_rewards
 from .gpus import GIGA, GPU, TERA
-from .memory import AUTOCAST_ACTIVATIONS, CONTEXT, Profile, sampling_memory
+from .images import Counts, Drawing, Watching
+from .memory import AUTOCAST_ACTIVATIONS, CONTEXT, Profile
 from .odds import CORRELATION, simulate
 from .operations import MetaPipeline, reward_towers
 from .plan import Plan, StagePlan
+from .rates import DISK, SHARES, TRANSFER, Rates
 from .recipes import RunRecipes
-
-
-# Shares of the peak that plain loops of diffusers and transformers reach. Sampling of SDXL in half precision: 17 % (H100,
-# batch 1, stock) to 40 % (A100) in published measurements. Training it on an H100: 16 % under autocast, 23 % as a
-# bfloat16 module, measured at micro-batches of 8 with checkpointing, model operations counted only.
-SHARES = {"sampling": 0.3, "training (autocast)": 0.16, "training (16 bits)": 0.23, "float32": 0.5}
-PNG_BYTES_PER_PIXEL = 1.6
-
-
-@dataclass(frozen=True)
-class Rates:
-    """
-    How fast the work goes on one GPU.
-
-    Args:
-        sampling (`float`):
-            FLOP/s while images are drawn.
-        scoring (`float`):
-            Seconds per candidate, all rewards.
-        judging (`float`):
-            Seconds per evaluated image, all rewards and judges.
-        encoding (`float`):
-            Seconds per training image and its prompt, before training.
-        training (`float`):
-            FLOP/s of forward and backward pass, the optimizer's time included.
-        storing (`float`, *optional*, defaults to 0):
-            Seconds per image until it is in the pool as a PNG.
-        saving (`float`, *optional*, defaults to `inf`):
-            Bytes/s of the model and its checkpoints.
-        loading (`dict[str, float]`, *optional*):
-            Seconds until a stage begins its work.
-    """
-
-    sampling: float
-    scoring: float
-    judging: float
-    encoding: float
-    training: float
-    storing: float = 0.0
-    saving: float = float("inf")
-    loading: dict[str, float] = field(default_factory=dict)
 
 
 class Planner:
@@ -92,12 +55,15 @@ class Planner:
     def __init__(self, recipes: RunRecipes, profile: Profile, gpu: GPU, pass_rate: float | None = None):
         self.recipes, self.profile, self.gpu = recipes, profile, gpu
         config = recipes.candidates
+        check_model(config.model_name_or_path, config.model_revision, config.vae_name_or_path)
+        check_model(recipes.train.model_name_or_path, recipes.train.model_revision, train=True)
+        for spec in recipes.evaluation.model_specs.values():
+            if spec.kind == "pipeline" and Path(spec.source) != Path(recipes.training.output_dir):
+                check_model(*spec.whole, recipes.evaluation.vae_name_or_path)
         self.odds = simulate(config, pass_rate)
         self.assumed_pass_rate = pass_rate is None
         self.evaluation = Evaluation(recipes.evaluation)
         self.rewards = parse_rewards(config.rewards)
-        check_model(config.model_name_or_path, config.model_revision)
-        check_model(recipes.train.model_name_or_path, recipes.train.model_revision)
         self.num_prompts = config.num_prompts
         if config.num_prompts is None or Path(config.prompts).exists():  # nothing is downloaded to be counted only
             self.num_prompts = len(config.load_prompts(config.seed)[0])
@@ -120,67 +86,71 @@ class Planner:
     def _count(self) -> None:
         """Operations and activations of everything that is repeated."""
         config, args, train = self.recipes.candidates, self.recipes.training, self.recipes.train
-        meta = MetaPipeline(config.model_name_or_path, config.model_revision, getattr(torch, config.dtype))
-        self.height, self.width = meta.size(config)
-        self.calls = meta.calls(config)
+        evaluation, specs = self.evaluation.config, list(self.evaluation.specs.values())
+        precisions = {}
+
+        def pipeline(stage: CandidatesConfig | EvaluationConfig) -> MetaPipeline:
+            how = stage.dtype, stage.vae_name_or_path
+            if how not in precisions:
+                dtype = getattr(torch, stage.dtype)
+                precisions[how] = MetaPipeline(
+                    config.model_name_or_path, config.model_revision, dtype, stage.vae_name_or_path
+                )
+            return precisions[how]
+
+        meta = pipeline(config)
         self.pipeline_parameters, self.denoiser_parameters = meta.parameters(), meta.parameters(meta.family.DENOISER)
-        size = self.height, self.width
-        text, self.denoising, self.decoding = (
-            meta.count_text(),
-            meta.count_denoising(*size),
-            meta.count_decoding(*size),
-        )
-        self.image_flops = self._image_flops(config, self.calls, text.flops, self.denoising.flops, self.decoding.flops)
-        evaluation = self.evaluation.config
-        evaluated = meta.size(evaluation)
-        denoising, decoding = self.denoising, self.decoding
-        if evaluated != size:
-            denoising, decoding = meta.count_denoising(*evaluated), meta.count_decoding(*evaluated)
-        self.evaluated_size = evaluated
-        self.evaluated_activations = denoising, decoding
-        self.evaluated_flops = self._image_flops(
-            evaluation, meta.calls(evaluation), text.flops, denoising.flops, decoding.flops
-        )
-        self.score_flops = sum(flops(spec) for spec in self.rewards)
-        self.judge_flops = sum(flops(spec) for spec in self.evaluation.specs.values())
-        self.uncounted = [name for name, spec in self.evaluation.specs.items() if reward_towers(spec) is None]
+        self.drawing = Drawing.of(config, meta, self.rewards)
+        self.judging = Drawing.of(evaluation, pipeline(evaluation), specs)
+        self.uncounted = [spec.name for spec in specs if reward_towers(spec) is None]
 
         module_dtype = torch.float32 if self.profile.dtype == "float32" else torch.bfloat16
         meta = MetaPipeline(train.model_name_or_path, train.model_revision, module_dtype)
-        encoding = meta.count_encoding(*size)
-        self.encode_flops = encoding.flops + text.flops
+        counts, encoding = Counts.of(meta, *self.drawing.size), meta.count_encoding(*self.drawing.size)
+        self.encode_flops = encoding.flops + counts.text.flops
+        # In float32, before the model is on the GPU.
+        self.encode_memory = 4 * (self.pipeline_parameters - self.denoiser_parameters)
+        self.encode_memory += encoding.activations * (1 if module_dtype == torch.float32 else 2)
+        self.watching = Watching.of(self.recipes, meta, counts)
         self.lora = None
         if train.use_peft:
             modules = train.lora_target_modules or meta.family.LORA_TARGET_MODULES
             self.lora = LoraConfig(r=train.lora_r, target_modules=modules)
         self.training, self.trained_parameters = meta.count_training(
-            *size, checkpointing=bool(args.activation_checkpointing), lora=self.lora
+            *self.drawing.size, checkpointing=bool(args.activation_checkpointing), lora=self.lora
         )
 
-    @staticmethod
-    def _image_flops(config: SamplingConfig, calls: int, text: float, denoising: float, decoding: float) -> float:
-        guided = 2 if config.guidance_scale > 1 else 1
-        return guided * (calls * denoising + text) + decoding
+    @property
+    def image_flops(self) -> float:
+        """Operations of a candidate."""
+        return self.drawing.flops
+
+    @property
+    def evaluated_flops(self) -> float:
+        """Operations of an evaluated image."""
+        return self.judging.flops
+
+    def _speed(self, dtype: str) -> float:
+        """FLOP/s assumed for drawing in a precision."""
+        if dtype == "float32" or not self.gpu.computes_in(dtype):
+            return SHARES["float32"] * self.gpu.peak("float32")
+        return SHARES["sampling"] * self.gpu.peak(dtype)
 
     def assumed_rates(self) -> Rates:
         """Rates at the assumed shares of the peak."""
         single = SHARES["float32"] * self.gpu.peak("float32")
-
-        def sampling(dtype: str) -> float:
-            return (
-                single if dtype == "float32" or self.gpu.name == "cpu" else SHARES["sampling"] * self.gpu.peak(dtype)
-            )
-
-        if self.profile.dtype == "float32" or self.gpu.name == "cpu":
+        if self.profile.dtype == "float32" or not self.gpu.computes_in(self.profile.dtype):
             training = single
         else:
             training = SHARES[self._training_share()] * self.gpu.peak(self.profile.dtype)
         return Rates(
-            sampling=sampling(self.recipes.candidates.dtype),
-            scoring=self.score_flops / single,
-            judging=self.judge_flops / single,
+            sampling=self._speed(self.recipes.candidates.dtype),
+            scoring=self.drawing.score_flops / single,
+            judging=self.judging.score_flops / single,
             encoding=self.encode_flops / single,
             training=training,
+            saving=DISK,
+            watching=self.watching.judge_flops / single,
         )
 
     def _training_share(self) -> str:
@@ -188,21 +158,40 @@ class Planner:
             return "float32"
         return "training (autocast)" if self.profile.autocast else "training (16 bits)"
 
+    @property
+    def available(self) -> float:
+        """Bytes of a GPU for what PyTorch allocates; on a CPU nothing gives way to anything."""
+        return math.inf if self.gpu.name == "cpu" else self.gpu.memory * GIGA - CONTEXT
+
     def seconds(self, rates: Rates) -> dict[str, float]:
         """GPU seconds of each stage."""
-        # The evaluation may sample in another precision than the candidates.
-        ratio = 1.0
-        if self.recipes.evaluation.dtype != self.recipes.candidates.dtype and not rates.loading:
-            both = self.recipes.evaluation.dtype, self.recipes.candidates.dtype
-            share = [SHARES["float32"] if d == "float32" else SHARES["sampling"] for d in both]
-            ratio = share[0] * self.gpu.peak(both[0]) / (share[1] * self.gpu.peak(both[1]))
+
+        # The evaluation, or the guard, may sample in another precision than the candidates.
+        def sampling(dtype: str) -> float:
+            ratio = 1.0 if rates.loading else self._speed(dtype) / self._speed(self.recipes.candidates.dtype)
+            return rates.sampling * ratio
+
+        watching, config, memory = self.watching, self.recipes.candidates, self.drawing.memory
+        moved = 0.0
+        if memory.offloads(config.reward_device, self.available):
+            turns = math.ceil(self.places / (config.batch_size * max(1, Turns.num_images // config.batch_size)))
+            moved = turns * (memory.pipeline + sum(memory.rewards.values()))
+        # While one process judges, reads or writes, the others wait.
+        alone = (
+            watching.read / DISK
+            + rates.watching
+            + (self.model_bytes + self.num_saves * self.checkpoint_bytes + self.best_bytes) / rates.saving
+        )
         work = {
             "generate": self.places * (self.image_flops / rates.sampling + rates.scoring)
-            + self.images * rates.storing,
+            + self.images * rates.storing
+            + moved / TRANSFER,
             "train": self.kept_images * rates.encoding
             + self.samples * self.weighted * self.training.flops / rates.training
-            + (self.model_bytes + self.num_saves * self.checkpoint_bytes) / rates.saving,
-            "evaluate": self.evaluated_places * (self.evaluated_flops / (rates.sampling * ratio) + rates.judging)
+            + watching.flops / sampling(self.profile.dtype)
+            + self.profile.num_processes * alone,
+            "evaluate": self.evaluated_places
+            * (self.evaluated_flops / sampling(self.recipes.evaluation.dtype) + rates.judging)
             + self.evaluated * rates.storing,
         }
         return {name: seconds + rates.loading.get(name, 0.0) for name, seconds in work.items()}
@@ -210,28 +199,20 @@ class Planner:
     def plan(self, price: float | None = None, measured: Rates | None = None) -> "Plan":
         """The whole plan."""
         config, args, profile = self.recipes.candidates, self.recipes.training, self.profile
-        guided = 2 if config.guidance_scale > 1 else 1
         most = self.num_prompts * (1 + config.num_variants)
-        picture = PNG_BYTES_PER_PIXEL * self.height * self.width
-        evaluated_picture = PNG_BYTES_PER_PIXEL * self.evaluated_size[0] * self.evaluated_size[1]
-        frozen = self.denoiser_parameters if self.adapter else 0
-        micro = min(args.per_device_train_batch_size, args.global_batch_size // profile.num_processes or 1)
-        activations = micro * self.training.activations * (AUTOCAST_ACTIVATIONS if profile.autocast else 1)
-        training_memory = profile.static_bytes(self.trained_parameters, frozen) + activations
-        training_memory += 4 * self.trained_parameters if args.use_ema else 0
-        training_memory = max(training_memory, 4 * (self.pipeline_parameters - self.denoiser_parameters))
-        lora = " of LoRA" if frozen else ""
+        height, width = self.drawing.size
+        picture, evaluated_picture = image_bytes(height, width), image_bytes(*self.judging.size)
+        lora = " of LoRA" if self.adapter else ""
         kind = f"ZeRO-{profile.zero_stage}" if profile.zero_stage else profile.dtype
+        watching = f", {self.watching.looks} looks of the guard" if self.watching.looks else ""
+        guided = " x 2" if config.guidance_scale > 1 else ""
         stages = [
             StagePlan("expand", f"{self.num_prompts:,} prompts, {config.num_variants} variants each"),
             StagePlan(
                 "generate",
-                f"{self.images:,} of {most:,} images of {self.height}x{self.width}, {self.calls} calls{' x 2' * (guided - 1)}",
-                flops=self.images * (self.image_flops + self.score_flops),
-                memory=sampling_memory(
-                    config, self.pipeline_parameters, self.rewards, guided * self.denoising.activations,
-                    self.decoding.activations,
-                ),
+                f"{self.images:,} of {most:,} images of {height}x{width}, {self.drawing.calls} calls{guided}",
+                flops=self.images * (self.image_flops + self.drawing.score_flops),
+                memory=self.drawing.memory.peak(config.reward_device, self.available),
                 disk=self.images * picture,
             ),
             StagePlan(
@@ -241,20 +222,20 @@ class Planner:
             ),
             StagePlan(
                 "train",
-                f"{args.max_steps:,} steps of {args.global_batch_size}{lora}, micro-batch {micro}, {kind} on "
-                f"{profile.num_processes}",
-                flops=self.kept_images * self.encode_flops + self.samples * self.weighted * self.training.flops,
-                memory=training_memory,
+                f"{args.max_steps:,} steps of {args.global_batch_size}{lora}, micro-batch {self.micro_batch}, {kind} on "
+                f"{profile.num_processes}{watching}",
+                flops=self.kept_images * self.encode_flops
+                + self.samples * self.weighted * self.training.flops
+                + self.watching.flops
+                + self.watching.judge_flops,
+                memory=self._training_memory(),
                 disk=self._training_disk(),
             ),
             StagePlan(
                 "evaluate",
                 f"{self.evaluated:,} images, {len(self.evaluation.specs)} rewards and judges",
-                flops=self.evaluated * (self.evaluated_flops + self.judge_flops),
-                memory=sampling_memory(
-                    self.evaluation.config, self.pipeline_parameters, list(self.evaluation.specs.values()),
-                    guided * self.evaluated_activations[0].activations, self.evaluated_activations[1].activations,
-                ),
+                flops=self.evaluated * (self.evaluated_flops + self.judging.score_flops),
+                memory=self.judging.memory.peak(self.recipes.evaluation.reward_device, self.available),
                 disk=self.evaluated * evaluated_picture,
             ),
         ]  # fmt: skip
@@ -273,9 +254,25 @@ class Planner:
             odds=self.odds,
             image_tflops=self.image_flops / TERA,
             sample_tflops=self.training.flops / TERA,
-            denoiser_tflops=self.denoising.flops / TERA,
+            denoiser_tflops=self.drawing.counts.denoising.flops / TERA,
             assumptions=self.assumptions(measured),
         )
+
+    @property
+    def micro_batch(self) -> int:
+        """Samples of a micro-batch, at most."""
+        args = self.recipes.training
+        return min(args.per_device_train_batch_size, args.global_batch_size // self.profile.num_processes or 1)
+
+    def _training_memory(self) -> float:
+        """Peak of encoding the dataset, of a step, or of a look of the guard."""
+        frozen = self.denoiser_parameters if self.adapter else 0
+        activations = (
+            self.micro_batch * self.training.activations * (AUTOCAST_ACTIVATIONS if self.profile.autocast else 1)
+        )
+        average = 4 * self.trained_parameters if self.recipes.training.use_ema else 0
+        static = self.profile.static_bytes(self.trained_parameters, frozen) + average
+        return max(static + max(activations, self.watching.memory), self.encode_memory)
 
     @property
     def adapter(self) -> bool:
@@ -298,8 +295,13 @@ class Planner:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Weights, their moving average if there is one, and two moments."""
-        return 4 * self.trained_parameters * (4 if self.recipes.training.use_ema else 3)
+        """Weights, two moments, their moving average if there is one, and DeepSpeed's master weights."""
+        return 4 * self.trained_parameters * (3 + self.recipes.training.use_ema + bool(self.profile.zero_stage))
+
+    @property
+    def best_bytes(self) -> int:
+        """Weights that the guard keeps, if every look finds a better model than the one before."""
+        return 4 * self.trained_parameters * max(0, self.watching.looks - 1)
 
     def _training_disk(self) -> float:
         """The tuned pipeline, the checkpoints that stay, and the encoded dataset."""
@@ -307,7 +309,8 @@ class Planner:
         # One more while the oldest has not been deleted yet.
         checkpoints = min(self.num_saves, limit + 1) if limit else self.num_saves
         # Mean and deviation of four channels, an eighth of the size, in float32
-        latents = self.kept_images * self.height * self.width / 2
+        height, width = self.drawing.size
+        latents = self.kept_images * height * width / 2
         return self.model_bytes + checkpoints * self.checkpoint_bytes + latents
 
     def assumptions(self, measured: Rates | None) -> list[str]:
@@ -322,9 +325,11 @@ class Planner:
             "largest sum of activations alive at once, eager, attention as FlashAttention keeps it"
             + (f", times {AUTOCAST_ACTIVATIONS} under autocast" if self.profile.autocast else "")
             + (f", and {CONTEXT / GIGA} GB for CUDA itself." if gpu.name != "cpu" else "."),
+            *self._placements(),
             "Images are drawn in whole batches, and a checkpoint takes as long to write as the model does, by its bytes."
             if measured is not None
-            else "Images are drawn in whole batches. Writing them, the model and its checkpoints is not counted.",
+            else f"Images are drawn in whole batches; writing them goes on meanwhile. Models and checkpoints are written and "
+            f"read back at {DISK / GIGA:g} GB/s.",
             f"A PNG takes {PNG_BYTES_PER_PIXEL} bytes a pixel. Expansion by a language model is not counted.",
         ]
         if gpu.name == "cpu":
@@ -345,19 +350,47 @@ class Planner:
                 f"judges), writing {1000 * measured.storing:.3g} ms an image and {measured.saving / 1e6:.3g} MB/s of the "
                 "model.",
             )
-        if self.recipes.train.held_out_rewards:
-            lines.append("Not counted: the guard, which draws and judges images while the model trains.")
+        if self.watching.looks:
+            lines.append(
+                f"The guard looks {self.watching.looks} times at {self.watching.images} images; each time it is assumed to "
+                "find a better model than before, which it keeps."
+            )
         if self.uncounted:
             lines.append(f"Not counted, unless measured: {', '.join(self.uncounted)}, whose size is not known.")
+        return lines
+
+    def _placements(self) -> list[str]:
+        """Where the rewards are in the stages that draw and score, a line each."""
+        if self.gpu.name == "cpu":
+            return []
+        lines = []
+        for stage, config, memory in (
+            ("generate", self.recipes.candidates, self.drawing.memory),
+            ("evaluate", self.recipes.evaluation, self.judging.memory),
+        ):
+            offloaded = memory.offloads(config.reward_device, self.available)
+            beside, in_turns = ((size + CONTEXT) / GIGA for size in (memory.beside, memory.in_turns))
+            if config.reward_device == "cpu":
+                how = "the rewards score on the CPU, whose time is not counted"
+            elif not offloaded:
+                how = (
+                    f"the rewards lie beside the pipeline; in turns with it (offload), it would take {in_turns:.1f} GB"
+                )
+            elif stage == "generate":
+                host = (memory.pipeline + sum(memory.rewards.values())) / GIGA
+                how = (
+                    f"pipeline and rewards take turns (offload), with {host:.0f} GB in the memory of the host and "
+                    f"{TRANSFER / GIGA:g} GB/s from there; beside each other they would take {beside:.1f} GB"
+                )
+            else:
+                how = (
+                    "the images of all models are drawn first, then one judge at a time is loaded (offload); beside each "
+                    f"other they would take {beside:.1f} GB"
+                )
+            lines.append(f"{stage}: {how}.")
         return lines
 
 
 def whole_batches(images: int, batch_size: int) -> int:
     """Places of the batches that it takes to draw so many images."""
     return -(-images // batch_size) * batch_size
-
-
-def flops(spec: RewardSpec) -> float:
-    """Operations of a reward for one image; its prompt's are shared by a group and are little."""
-    towers = reward_towers(spec)
-    return sum(tower.flops for tower in towers if tower) if towers else 0.0

@@ -23,7 +23,7 @@ from ..candidates.config import CandidatesConfig
 from ..errors import UsageError
 from ..evaluation.config import EvaluateArguments, EvaluationConfig
 from ..hub.config import PushConfig
-from ..parser import CraftParser, check_recipe, describe_unexpected, relative_to, split_path, suggest
+from ..parser import CraftParser, at_home, check_recipe, describe_unexpected, relative_to, split_path, suggest
 from ..trainer.arguments import LaunchArguments, TrainArguments, training_parser
 
 
@@ -149,6 +149,16 @@ class RunRecipes:
                 f"{self.files['evaluate']}: models does not name {self.training.output_dir}, which {self.files['train']} "
                 "writes."
             )
+        named = [(self.files["candidates"], self.candidates.model_name_or_path, self.candidates.model_revision)]
+        named += [(self.files["train"], self.train.model_name_or_path, self.train.model_revision)]
+        named += [(self.files["evaluate"], *spec.whole) for spec in self.evaluation.model_specs.values()]
+        first, model, revision = named[0]
+        for recipe, other, other_revision in named:
+            if other == model and other_revision != revision:
+                raise UsageError(
+                    f"{recipe}: model_revision of {model} is {other_revision or 'missing'}, and in {first} it is "
+                    f"{revision or 'missing'}: the three recipes must speak of one model."
+                )
 
     def _move(self, old: str, new: str) -> None:
         """Replace the run's folder wherever it stands in a configuration."""
@@ -214,7 +224,7 @@ def route(overrides: Sequence[str], parsers: dict[str, CraftParser]) -> tuple[di
         if len(values) != 1 or not values[0]:
             what = "folder" if name == "output_dir" else "file"
             raise UsageError(f"--{name} needs one {what}, got {' '.join(values) or 'none'}.")
-    return routed, {name: value for name, (value,) in own.items()}
+    return routed, {name: at_home(value) for name, (value,) in own.items()}
 
 
 def without(name: str, argv: Sequence[str]) -> list[str]:
@@ -242,7 +252,7 @@ def find_train_recipe(folder: Path, name: str) -> Path:
 def find_recipes(name: str) -> Path:
     """A folder of recipes: a path, or the name of one of the packaged folders, such as `recipes/tiny`."""
     packages = Path(__file__).parents[1]
-    for folder in (Path(name), packages.parent / name, packages / name):
+    for folder in (Path(at_home(name)), packages.parent / name, packages / name):
         if (folder / "candidates.yaml").is_file():
             return folder
     raise UsageError(f"{name} is no folder with {', '.join(RECIPES.values())}.")

@@ -20,6 +20,7 @@ geneval`, or `geneval=./copy.jsonl` for a copy in the published format) and to b
 """
 
 import json
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from huggingface_hub import constants
 from ..errors import UsageError
 from ..parser import suggest
 from ..sources import first_line
-from .loading import FILE_TYPES, HPDV2, load_prompt_rows
+from .loading import HPDV2, file_type, load_prompt_rows
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def load_evaluation_prompts(source: str, column: str = "prompt") -> tuple[list[d
     name, _, path = source.partition("=")
     if name in BENCHMARKS:
         return BENCHMARKS[name].load_rows(path or None), "prompt", BENCHMARKS[name].part
-    if not (Path(source).suffix in FILE_TYPES or Path(source).exists() or "/" in source):
+    if not (file_type(source) or os.path.exists(source) or "/" in source):
         remedy = suggest(name, BENCHMARKS)
         raise UsageError(f"Prompts {source}: neither a file, a dataset id nor a published set. {remedy}")
     rows = load_prompt_rows(source, column)

@@ -15,9 +15,9 @@
 """Which prompts: read from their source, without repetitions and benchmark prompts, and sampled."""
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any
 
 from ..errors import UsageError
@@ -25,7 +25,7 @@ from ..parser import suggest
 from ..ranges import Count, Range, check_ranges
 from .benchmarks import BENCHMARKS
 from .duplicates import find_near_duplicates, normalise
-from .loading import FILE_TYPES, load_prompt_rows
+from .loading import check_prompt, file_type, load_prompt_rows
 
 
 @dataclass
@@ -141,6 +141,8 @@ def load_prompts(
         texts = [row[column] for row in load_prompt_rows(source, column, split, config, revision)]
     else:
         texts = list(source)
+        for number, text in enumerate(texts, 1):
+            check_prompt(text, f"The list, element {number}")
     excluded = {name: load_excluded(name, column) for name in exclude}
     name = source if isinstance(source, str) else "the list"
     return select_prompts(texts, excluded, near_duplicate_threshold, num_prompts, seed, name)[0]
@@ -227,8 +229,8 @@ def load_excluded(source: str, column: str = "prompt") -> list[str]:
     if name in BENCHMARKS:
         return [row["prompt"] for row in BENCHMARKS[name].load_rows(copy or None)]
     name, equals, path = source.rpartition("=")
-    if not equals or Path(source).exists():
+    if not equals or os.path.exists(source):
         name, path = column, source
-    if not Path(path).exists() and "/" not in path and not path.endswith(FILE_TYPES):
+    if not os.path.exists(path) and "/" not in path and not file_type(path):
         raise UsageError(f"exclude_prompts: there is no benchmark or file {path!r}. {suggest(path, BENCHMARKS)}")
     return [row[name] for row in load_prompt_rows(path, name, split=None)]

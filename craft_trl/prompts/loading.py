@@ -14,26 +14,31 @@
 
 """Rows of prompts: read from a file, a folder, a dataset or the Hub, or an error that names the line."""
 
-import csv
+import glob
 import json
+import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from huggingface_hub import hf_hub_download
 
 from ..errors import UsageError
 from ..parser import suggest
 from ..sources import first_line, looks_like_hub_id
+from ..texts import JSONError, find_flaw, parse_json_list, read_json_lines, read_table, read_text, split_lines
 
-
-if TYPE_CHECKING:
-    import datasets
 
 # HPDv2 is published as JSON files beside 32 GB of pictures, with a loading script that `datasets` no longer runs.
 HPDV2 = "ymhao/HPDv2"
 FILE_TYPES = (".txt", ".csv", ".tsv", ".jsonl", ".json", ".parquet")
+WHAT = "the prompts"
+
+
+def file_type(path: str | Path) -> str | None:
+    """Which of `FILE_TYPES` a file is by its ending, in capitals or not."""
+    ending = Path(path).suffix.lower()
+    return ending if ending in FILE_TYPES else None
 
 
 def load_prompt_rows(
@@ -54,27 +59,34 @@ def load_prompt_rows(
         return [row for file in files for row in load_prompt_rows(f"{HPDV2}:{file}", column, revision=revision)]
     if on_hub := re.fullmatch(r"([\w.-]+/[\w.-]+):(.+)", source):
         path = _from_hub(*on_hub.groups(), revision)
-    if path.is_dir() or path.suffix == ".parquet":
-        unit, rows = "row", list(enumerate(_load_dataset(source, path, column, split, config, revision), 1))
-    elif path.suffix in FILE_TYPES:
-        unit, rows = "element" if path.suffix == ".json" else "line", list(_parse(path, column))
-    elif path.exists() or not looks_like_hub_id(source):
+    kind = file_type(path)
+    # Those of `os.path` say no, where a `Path` would raise an error, to what is no path but the text of a prompt.
+    if os.path.isdir(path) or (kind == ".parquet" and os.path.isfile(path)):
+        unit, rows = "row", _load_dataset(source, path, column, split, config, revision)
+    elif kind is not None and kind != ".parquet":
+        unit, rows = "element" if kind == ".json" else "line", _parse(path, column)
+    elif os.path.exists(path) or kind is not None or not looks_like_hub_id(source):
         kinds = ", ".join(FILE_TYPES)
-        raise UsageError(f"Prompts {source}: not a {kinds} file that exists, nor a dataset id like org/name.")
+        raise UsageError(f"Prompts {source[:200]}: not a {kinds} file that exists, nor a dataset id like org/name.")
     else:
-        unit, rows = "row", list(enumerate(_load_dataset(source, None, column, split, config, revision), 1))
+        unit, rows = "row", _load_dataset(source, None, column, split, config, revision)
     for number, row in rows:
-        if not isinstance(row.get(column), str) or not row[column].strip():
-            raise UsageError(
-                f"{source}, {unit} {number}: the prompt is {json.dumps(row.get(column))}; it must be text."
-            )
+        check_prompt(row.get(column), f"{source}, {unit} {number}")
     if not rows:
         raise UsageError(f"{source} holds no prompt.")
     return [row for _, row in rows]
 
 
+def check_prompt(prompt: Any, place: str) -> None:
+    """Raise a [`UsageError`] that names the place unless a prompt is a text that says something."""
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise UsageError(f"{place}: the prompt is {json.dumps(prompt, default=str)[:80]}; it must be text.")
+    if flaw := find_flaw(prompt):
+        raise UsageError(f"{place}: the prompt holds {flaw}.")
+
+
 def _from_hub(repo_id: str, file: str, revision: str | None) -> Path:
-    if not file.endswith(FILE_TYPES):
+    if file_type(file) is None:
         raise UsageError(f"{repo_id}:{file} is no {', '.join(FILE_TYPES)} file.")
     try:
         return Path(hf_hub_download(repo_id, file, repo_type="dataset", revision=revision))
@@ -88,14 +100,15 @@ def _from_hub(repo_id: str, file: str, revision: str | None) -> Path:
 
 def _load_dataset(
     source: str, path: Path | None, column: str, split: str | None, config: str | None, revision: str | None
-) -> "datasets.Dataset":
-    """A dataset of one split, or of all of them one after the other, without its pictures."""
+) -> list[tuple[int, dict]]:
+    """Numbers and rows of a dataset of one split, or of all of them one after the other, without its pictures."""
     import datasets
     from datasets.features.features import require_decoding
 
     try:
         if path is not None and path.is_file():
-            dataset = datasets.load_dataset("parquet", data_files=str(path), split="train")
+            # A bracket in a path is one, no pattern.
+            dataset = datasets.load_dataset("parquet", data_files=glob.escape(str(path)), split="train")
         elif path is not None and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
             dataset = datasets.load_from_disk(source)
             if isinstance(dataset, datasets.DatasetDict) and split is not None:
@@ -103,7 +116,8 @@ def _load_dataset(
                     raise UsageError(f"Prompts {source}: there is no split {split!r}, only {', '.join(dataset)}.")
                 dataset = dataset[split]
         else:
-            dataset = datasets.load_dataset(source, config, split=split, revision=revision)
+            files = _files_of_splits(path) if path is not None and glob.has_magic(str(path.resolve())) else None
+            dataset = datasets.load_dataset(source, config, data_files=files, split=split, revision=revision)
     except UsageError:
         raise
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
@@ -113,52 +127,64 @@ def _load_dataset(
         if column not in part.column_names:
             raise UsageError(f"{source} has no column {column!r}. {suggest(column, part.column_names)}")
     if len(parts) > 1:
-        return datasets.concatenate_datasets([part.select_columns([column]) for part in parts])
-    # Pictures would be decoded, row by row.
-    return parts[0].select_columns([c for c, f in parts[0].features.items() if not require_decoding(f)])
-
-
-def _parse(path: Path, column: str) -> Iterable[tuple[int, dict]]:
-    """Pairs of line number (in a `.json` file, of element number) and row."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"Cannot read the prompts {path}: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise UsageError(f"{path}, line {line}: not UTF-8 text.") from error
-    if path.suffix == ".txt":
-        for number, line in enumerate(text.splitlines(), 1):
-            if line.strip():
-                yield number, {column: line}
-    elif path.suffix == ".json":
-        yield from enumerate(_json_rows(path, text, column), 1)
-    elif path.suffix == ".jsonl":
-        for number, line in enumerate(text.split("\n"), 1):
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise UsageError(f"{path}, line {number}: not JSON ({error.msg}).") from error
-                if not isinstance(row, dict) or column not in row:
-                    raise UsageError(f"{path}, line {number}: no key {column!r}.")
-                yield number, row
+        dataset = datasets.concatenate_datasets([part.select_columns([column]) for part in parts])
     else:
-        # Tab-separated prompt lists, such as PartiPrompts, hold quotes that belong to the prompts.
-        dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}
-        reader = csv.DictReader(text.splitlines(keepends=True), **dialect)
-        if column not in (reader.fieldnames or ()):
-            raise UsageError(f"{path}, line 1: no column {column!r}. {suggest(column, reader.fieldnames or ())}")
-        for row in reader:
-            yield reader.line_num, row
-
-
-def _json_rows(path: Path, text: str, column: str) -> list[dict]:
-    """Rows of a JSON file: a list of texts, as HPDv2's benchmark is, or of objects, as its training set."""
+        # Pictures would be decoded, row by row.
+        dataset = parts[0].select_columns([c for c, f in parts[0].features.items() if not require_decoding(f)])
+    rows = []
     try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{path}, line {error.lineno}: not JSON ({error.msg}).") from error
+        for row in dataset:
+            rows.append((len(rows) + 1, row))
+    except UnicodeDecodeError as error:  # Arrow takes any bytes for text
+        raise UsageError(f"{source}, row {len(rows) + 1}: not UTF-8 text.") from error
+    return rows
+
+
+def _files_of_splits(folder: Path) -> dict[str, list[str]]:
+    """The files that `datasets` finds in a folder, by split. By itself it takes a bracket in the folder's path for a pattern."""
+    from datasets.data_files import get_data_patterns
+
+    base = Path(glob.escape(str(folder.resolve())))
+    return {split: [str(base / p) for p in patterns] for split, patterns in get_data_patterns(str(base)).items()}
+
+
+def _parse(path: Path, column: str) -> list[tuple[int, dict]]:
+    """Pairs of line number (in a `.json` file, of element number) and row."""
+    kind = file_type(path)
+    if kind == ".txt":
+        lines = enumerate(split_lines(read_text(path, WHAT)), 1)
+        return [(number, {column: line}) for number, line in lines if line.strip()]
+    if kind == ".json":
+        return list(enumerate(_json_rows(path, column), 1))
+    if kind == ".jsonl":
+        rows = list(read_json_lines(path, WHAT))
+        for number, row in rows:
+            if not isinstance(row, dict) or column not in row:
+                raise UsageError(f"{path}, line {number}: no key {column!r}.")
+        return rows
+    head, rows = read_table(path, WHAT)
+    if column not in head:
+        raise UsageError(f"{path}, line 1: no column {column!r}. {_separator(head) or suggest(column, head)}")
+    return list(rows)
+
+
+def _separator(head: list[str]) -> str | None:
+    """What separates the columns of a table whose head was read as one field, and what to do then."""
+    if len(head) == 1 and ";" in head[0]:
+        return "Its columns are separated by semicolons: save it with commas, or with tabs as .tsv."
+    if len(head) == 1 and "\t" in head[0]:
+        return "Its columns are separated by tabs: name it .tsv."
+    return "Its columns are separated by commas: name it .csv." if len(head) == 1 and "," in head[0] else None
+
+
+def _json_rows(path: Path, column: str) -> list[dict]:
+    """Rows of a JSON file: a list of texts, as HPDv2's benchmark is, or of objects, as its training set."""
+    text = read_text(path, WHAT)
+    try:
+        content = parse_json_list(text)
+    except JSONError as error:
+        remedy = " If each line holds an object of its own, name it .jsonl." if str(error) == "Extra data" else ""
+        raise UsageError(f"{path}{error.place}: not JSON ({error}).{remedy}") from error
     if not isinstance(content, list):
         raise UsageError(f"{path} must hold a list of prompts or of objects, got {type(content).__name__}.")
     for number, item in enumerate(content, 1):

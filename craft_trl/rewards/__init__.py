@@ -19,14 +19,20 @@ Larger is better, unless the callable has an attribute `higher_is_better = False
 
 - `hpsv2`: a built-in one with its published weights,
 - `hpsv2=./folder` or `hpsv2=org/repository`: a built-in one with other weights,
-- `anything=package.module:attribute` or `anything=./file.py:attribute`: the user's own callable,
+- `anything=package.module:attribute` or `anything=./file.py:attribute`: the user's own callable; a module is one that is
+  installed or lies in the working directory,
 - `anything=http://host:port`: one that `craft serve-reward` serves, here or on another machine.
 """
 
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Callable
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +42,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UsageError
-from ..sources import content_hash, looks_like_hub_id, source_hash
+from ..sources import content_hash, first_line, looks_like_hub_id, source_hash
 from .weights import AESTHETIC_HEAD, BERT_TOKENIZER, CLIP_L, HPSV2, IMAGE_REWARD, MASK2FORMER, MPS, PICKSCORE, Weights
 
 
@@ -153,6 +159,9 @@ class RewardSpec:
 
 
 def _check_url(text: str, url: str) -> None:
+    if re.match("https?://[^/]*@", url):
+        # It would end up in logs, fingerprints and cards.
+        raise UsageError(f"Reward {text.partition('=')[0]!r}: its URL must not carry a user name or password.")
     try:
         parts = urlsplit(url)
         valid = bool(parts.hostname) and parts.port != 0
@@ -160,9 +169,6 @@ def _check_url(text: str, url: str) -> None:
         valid = False
     if not valid or parts.query or parts.fragment:
         raise UsageError(f"Reward {text!r}: a served reward is named like {text.partition('=')[0]}=http://host:8000.")
-    if parts.username or parts.password:
-        # It would end up in logs, fingerprints and cards.
-        raise UsageError(f"Reward {text.partition('=')[0]!r}: its URL must not carry a user name or password.")
 
 
 def _load_custom(source: str) -> Reward:
@@ -170,16 +176,29 @@ def _load_custom(source: str) -> Reward:
     if module_name.endswith(".py"):
         spec = importlib.util.spec_from_file_location(Path(module_name).stem, module_name)
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        with _named(repr(source)):
+            spec.loader.exec_module(module)
     else:
+        # The folder where one stands is searched too, last, as `python -m` would: `craft` itself does not.
+        folder = os.getcwd()
+        sys.path += [folder] if (missing := folder not in sys.path) else []
         try:
+            importlib.invalidate_caches()
             module = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
-            raise UsageError(f"Reward {source!r}: there is no module {error.name}.") from error
+            raise UsageError(
+                f"Reward {source!r}: there is no module {error.name}, neither installed nor in this folder. A file is named by "
+                "its path, ./file.py:attribute."
+            ) from error
+        finally:
+            if missing:
+                sys.path.remove(folder)
     if not hasattr(module, attribute):
         raise UsageError(f"Reward {source!r}: {module_name} has no attribute {attribute!r}.")
     reward = getattr(module, attribute)
-    reward = reward() if inspect.isclass(reward) else reward
+    if inspect.isclass(reward):
+        with _named(repr(source)):
+            reward = reward()
     if not callable(reward):
         raise UsageError(f"Reward {source!r}: {attribute} must be a function or a class, got {type(reward).__name__}.")
     return reward
@@ -195,16 +214,22 @@ def parse_rewards(texts: list[str]) -> list[RewardSpec]:
     return specs
 
 
+def lower_is_better(rewards: Mapping[str, Reward]) -> set[str]:
+    """Names of the rewards of which less is better, which say so by `higher_is_better = False`."""
+    return {name for name, reward in rewards.items() if not getattr(reward, "higher_is_better", True)}
+
+
 def score(rewards: dict[str, Reward], images: list[Image.Image], prompts: list[str]) -> dict[str, np.ndarray]:
     """
     Scores of every reward for every image, float32 arrays of shape `(N,)`, in one pass over the images.
 
     Images are decoded on threads and preprocessed there once for all built-in rewards that see them alike, while the
-    networks score those that are ready. An image that cannot be scored is an error that names it, and so is a scorer
-    that returns another number of scores, or one that is not finite: a broken score must never decide what a model is
-    trained on.
+    networks score those that are ready. Float32 is that, and not TF32, while they do. An image that cannot be scored is an
+    error that names it. A scorer that fails, returns anything but one number for each image, or one that is not finite, is
+    a [`UsageError`] that names it: a broken score must never decide what a model is trained on.
     """
     # Here, so that naming rewards costs no import of torchvision.
+    from ..arithmetic import exact_float32
     from .preprocessing import prepare
     from .reward_model import RewardModel, check_lengths
 
@@ -212,20 +237,63 @@ def score(rewards: dict[str, Reward], images: list[Image.Image], prompts: list[s
     built_in = {name: reward for name, reward in rewards.items() if isinstance(reward, RewardModel)}
     kinds = list(dict.fromkeys(reward.preprocess for reward in built_in.values()))
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in built_in}
-    for part, pixel_values in prepare(images, kinds, RewardModel.batch_size):
-        for name, reward in built_in.items():
-            # On the GPU, while the next network is started.
-            parts[name].append(reward.score_pixels(pixel_values[reward.preprocess], prompts[part]))
-    scores = {}
-    for name, reward in rewards.items():
-        values = (
-            [value for part in parts[name] for value in part.tolist()] if name in built_in else reward(images, prompts)
-        )
-        values = np.asarray(values, dtype=np.float32)
-        if values.shape != (len(images),):
-            raise ValueError(f"Reward {name} returned shape {values.shape} for {len(images)} images.")
-        if not np.isfinite(values).all():
-            broken = int(np.flatnonzero(~np.isfinite(values))[0])
-            raise ValueError(f"Reward {name} is {values[broken]} for the prompt {prompts[broken]!r}.")
-        scores[name] = values
+    with exact_float32():
+        for part, pixel_values in prepare(images, kinds, RewardModel.batch_size):
+            for name, reward in built_in.items():
+                # On the GPU, while the next network is started.
+                parts[name].append(reward.score_pixels(pixel_values[reward.preprocess], prompts[part]))
+        scores = {}
+        for name, reward in rewards.items():
+            if name in built_in:
+                values = [value for part in parts[name] for value in part.tolist()]
+            else:
+                with _named(name):
+                    values = reward(images, prompts)
+            scores[name] = _check_scores(name, values, prompts)
     return scores
+
+
+@contextmanager
+def _named(reward: str) -> Iterator[None]:
+    """What the user's own code raises inside, as one line that names the reward and the place in that code."""
+    import torch
+
+    try:
+        yield
+    except (UsageError, torch.OutOfMemoryError):
+        raise  # the first says what to do, the second does not lie with the reward
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)[1:]
+        frames = [frame for frame in frames if "site-packages" not in frame.filename] or frames
+        place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+        raise UsageError(f"Reward {reward} failed: {type(error).__name__}: {first_line(error)}{place}.") from error
+
+
+def _check_scores(name: str, values: Any, prompts: list[str]) -> np.ndarray:
+    """What a reward returned as float32 of shape `(N,)`: an array, a tensor of any device and precision, or a list of numbers."""
+    import torch
+
+    def plain(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        value = value.detach().cpu()  # NumPy has no bfloat16
+        return (value.float() if value.is_floating_point() else value).numpy()
+
+    try:
+        if isinstance(values, (list, tuple)):
+            values = [plain(value) for value in values]
+        array = np.asarray(plain(values))
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UsageError(f"Reward {name} returned no list of numbers: {first_line(error)}.") from error
+    if array.shape != (len(prompts),):
+        raise UsageError(
+            f"Reward {name} returned shape {array.shape} for {len(prompts)} images; it must be ({len(prompts)},)."
+        )
+    if array.dtype.kind not in "biuf":
+        raise UsageError(f"Reward {name} returned {values!r:.100}; a score must be a number.")
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused as that
+        array = array.astype(np.float32)
+    if not np.isfinite(array).all():
+        broken = int(np.flatnonzero(~np.isfinite(array))[0])
+        raise UsageError(f"Reward {name} is {array[broken]} for the prompt {prompts[broken]!r}.")
+    return array

@@ -19,7 +19,6 @@ Tensors are read from safetensors, or from pickles by readers that execute nothi
 """
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -30,9 +29,9 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from safetensors.torch import load_file
 from torch import nn
 
-from ..errors import UsageError
+from ..errors import UsageError, out_of_memory
 from ..quiet import quiet_bars, quiet_logs
-from ..sources import first_line, looks_like_hub_id
+from ..sources import first_line, looks_like_hub_id, sha256
 from .weights import Weights
 
 
@@ -43,7 +42,7 @@ def find(source: str | None, published: Weights) -> Path:
     Args:
         source (`str`, *optional*):
             A folder, or a repository on the Hub. Defaults to the published weights, which are downloaded once and
-            whose hash is checked each time; other sources are taken as they are.
+            whose hash is checked, again whenever their file has changed; other sources are taken as they are.
         published ([`Weights`]):
             The published weights.
     """
@@ -73,15 +72,6 @@ def _download_hint(repo_id: str, weights: Weights | None = None) -> str:
         command += "".join(f" {file}" for file in weights.files)
         command += f" --revision {weights.revision}" if weights.revision else ""
     return f"{repo_id} is neither a folder nor to be had from the Hub or its cache (with a network: `{command}`)"
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def read(path: Path) -> dict[str, torch.Tensor]:
@@ -121,7 +111,7 @@ def read_config(folder: Path, example: Mapping) -> dict:
     """The `config.json` of a folder, with the keys of `example`."""
     _check_file(folder / "config.json")
     with explain(f"{folder / 'config.json'} cannot be read"):
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         missing = sorted(example.keys() - config.keys())
     if missing:
         raise UsageError(f"{folder / 'config.json'} has no {missing[0]!r}; it needs {', '.join(sorted(example))}.")
@@ -176,6 +166,8 @@ def explain(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if out_of_memory(error) is not None:  # the file is not what is wrong
+            raise
         raise UsageError(f"{what}: {first_line(error)[:200]}") from error
 
 

@@ -20,8 +20,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import nn
 
-from ..errors import UsageError
+from ..arithmetic import exact_float32
+from ..errors import UsageError, out_of_memory
 from .preprocessing import Preprocess, prepare
 
 
@@ -49,6 +51,11 @@ class RewardModel:
         self.device, self.dtype = device, dtype
         self.prompts: dict[str, Any] = {}
 
+    @property
+    def networks(self) -> list[nn.Module]:
+        """What holds its weights."""
+        return [value for value in vars(self).values() if isinstance(value, nn.Module)]
+
     def __call__(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> torch.Tensor:
         """Scores of shape `(N,)`, float32 on the CPU, of each image under the prompt at the same place."""
         check_lengths(images, prompts)
@@ -63,6 +70,7 @@ class RewardModel:
         """Scores of shape `(N,)`, float32 on the device, for preprocessed pixels of shape `(N, 3, S, S)`."""
         return self.in_batches(self.forward, pixel_values, prompts).float()
 
+    @exact_float32()
     def in_batches(self, network: Callable, pixel_values: torch.Tensor, *columns: Sequence) -> torch.Tensor:
         """`network(pixel_values, *columns)`, piece by piece, with smaller pieces whenever the memory runs out."""
         outputs, start = [], 0
@@ -73,9 +81,9 @@ class RewardModel:
                 outputs.append(network(pixels, *(column[part] for column in columns)))
                 start = part.stop
                 continue
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
                 tried = min(self.batch_size, len(pixel_values) - start)
-                if tried == 1:
+                if tried == 1 or out_of_memory(error) is None:
                     raise
             # Outside the `except`: its traceback keeps the tensors that did not fit.
             self.batch_size = tried // 2

@@ -28,22 +28,33 @@ import importlib.util
 import inspect
 import io
 import json
+import re
+import socket
 import sys
 import threading
 import traceback
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from PIL import Image
 
 
-MAX_BYTES = 1 << 30  # of a request
+# A request holds so much at most.
+MAX_BYTES = 1 << 28
+MAX_IMAGES = 256
+MAX_PIXELS = 1 << 28  # of all its images: up to 1 GiB of memory
+MAX_REQUESTS = 2  # that are in memory at a time, one decoded while the other is scored; others wait
+MAX_CONNECTIONS = 64
+SECONDS = 60  # without a byte, or for the head of a request
+SLOWEST = 1 << 18  # bytes a second that its body comes with on the whole
 
 
 def make_server(score, about, host, port):
     """
     A server, listening but not serving yet.
 
-    Requests may come at the same time; they are scored one after the other.
+    Requests may come at the same time; they are scored one after the other. What a stranger can make the server hold is
+    bounded: the bytes, images and pixels of a request, how long it may take to come, and how many are in memory at a time.
 
     Args:
         score (`Callable[[list[PIL.Image.Image], list[str]], Sequence[float]]`):
@@ -59,9 +70,33 @@ def make_server(score, about, host, port):
         `http.server.ThreadingHTTPServer`
     """
     one_at_a_time = threading.Lock()
+    places = threading.BoundedSemaphore(MAX_REQUESTS)
 
     class Handler(BaseHTTPRequestHandler):
-        timeout = 60  # seconds without a byte
+        timeout = SECONDS  # without a byte
+
+        def setup(self):
+            super().setup()
+            self.allow(SECONDS)  # for the head
+
+        def allow(self, seconds):
+            """From now on the client has so long to send what it sends; then it counts as having ended."""
+            self.stop()
+            self.timer = threading.Timer(seconds, self.end)
+            self.timer.daemon = True
+            self.timer.start()
+
+        def stop(self):
+            if hasattr(self, "timer"):
+                self.timer.cancel()
+
+        def end(self):
+            with suppress(OSError):  # it has gone
+                self.connection.shutdown(socket.SHUT_RD)
+
+        def finish(self):
+            self.stop()
+            super().finish()
 
         def do_GET(self):
             if self.path == "/":
@@ -70,23 +105,53 @@ def make_server(score, about, host, port):
                 self.answer(404, {"error": f"there is no {self.path}"})
 
         def do_POST(self):
-            try:
-                length = int(self.headers.get("Content-Length") or 0)
-                if self.path != "/score":
-                    return self.answer(404, {"error": f"there is no {self.path}"})
-                if length > MAX_BYTES:
-                    return self.answer(413, {"error": f"{length} bytes in a request; at most {MAX_BYTES} are read"})
-                images, prompts = read_request(self.rfile.read(length))
-                with one_at_a_time:
-                    scores = [float(value) for value in score(images, prompts)]
-                if len(scores) != len(images):
-                    raise RuntimeError(f"the scorer made {len(scores)} scores of {len(images)} images")
-            except ValueError as error:
-                return self.answer(400, {"error": str(error)})
-            except Exception as error:  # the server goes on, whatever is wrong with one request
-                traceback.print_exc()
-                return self.answer(500, {"error": f"{type(error).__name__}: {error}"})
+            self.stop()
+            length = self.headers.get("Content-Length")
+            if self.path != "/score":
+                return self.refuse(404, f"there is no {self.path}")
+            if length is None or self.headers.get("Transfer-Encoding"):
+                return self.refuse(411, "a request needs a Content-Length")
+            if not re.fullmatch("[0-9]{1,18}", length.strip()):
+                return self.refuse(400, f"the Content-Length {length[:80]!r} is no number of bytes")
+            length = int(length)
+            if length > MAX_BYTES:
+                return self.refuse(413, f"{length} bytes in a request; at most {MAX_BYTES} are read")
+            with places:  # what waits here has not been read, and takes no memory
+                body = self.read(length)
+                if len(body) < length:
+                    return self.refuse(408, f"{length} bytes were announced, and {len(body)} came")
+                try:
+                    images, prompts = read_request(body)
+                    with one_at_a_time:
+                        scores = [float(value) for value in score(images, prompts)]
+                    if len(scores) != len(images):
+                        raise RuntimeError(f"the scorer made {len(scores)} scores of {len(images)} images")
+                except ValueError as error:
+                    return self.answer(400, {"error": str(error)})
+                except Exception as error:  # the server goes on, whatever is wrong with one request
+                    traceback.print_exc()
+                    return self.answer(500, {"error": f"{type(error).__name__}: {error}"})
             self.answer(200, {"scores": scores})
+
+        def read(self, length):
+            """The body, or as much of it as comes in time."""
+            self.allow(SECONDS + length / SLOWEST)
+            parts = []
+            with suppress(OSError):  # no byte for long
+                while length > 0:
+                    parts.append(self.rfile.read1(min(length, 1 << 20)))
+                    length = length - len(parts[-1]) if parts[-1] else 0
+            self.stop()
+            return b"".join(parts)
+
+        def refuse(self, status, problem):
+            """Answer before all was read, and take in the rest for a while: else the answer would be lost with it."""
+            self.answer(status, {"error": problem})
+            self.allow(5)
+            with suppress(OSError):
+                self.connection.shutdown(socket.SHUT_WR)
+                while self.rfile.read1(1 << 16):
+                    pass
 
         def answer(self, status, content):
             body = json.dumps(content).encode()
@@ -100,7 +165,30 @@ def make_server(score, about, host, port):
             if self.command != "GET":
                 super().log_request(code, size)
 
-    return ThreadingHTTPServer((host, port), Handler)
+    return Server((host, port), Handler)
+
+
+class Server(ThreadingHTTPServer):
+    """`ThreadingHTTPServer` whose threads are counted: it makes one for each connection."""
+
+    def __init__(self, *arguments):
+        self.connections = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        super().__init__(*arguments)
+
+    def process_request(self, request, client_address):
+        if self.connections.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            request.settimeout(1)
+            with suppress(OSError):
+                request.sendall(b"HTTP/1.0 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request, client_address):
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.connections.release()
 
 
 def read_request(body):
@@ -108,20 +196,36 @@ def read_request(body):
     try:
         content = json.loads(body)
         encoded, prompts = content["images"], content["prompts"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"a request is JSON of `images` and `prompts`, not {body[:80]!r}") from error
     if not isinstance(encoded, list) or not isinstance(prompts, list) or len(encoded) != len(prompts):
         raise ValueError("`images` and `prompts` must be lists of equal length")
+    if len(encoded) > MAX_IMAGES:
+        raise ValueError(f"{len(encoded)} images in a request; at most {MAX_IMAGES} are scored")
+    for number, prompt in enumerate(prompts):
+        if not isinstance(prompt, str) or any("\ud800" <= character <= "\udfff" for character in prompt):
+            raise ValueError(f"Prompt {number} of {len(prompts)} is no text")
     images = []
     for number, text in enumerate(encoded):
-        try:
+        with unreadable(number, encoded):
             # PNG only: the fewer decoders a network can reach, the better.
-            image = Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"])
+            images.append(Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"]))
+    # By their heads, before anything is unpacked: a small file may hold a huge picture.
+    pixels = sum(image.width * image.height for image in images)
+    if pixels > MAX_PIXELS:
+        raise ValueError(f"{pixels} pixels in a request; at most {MAX_PIXELS} are unpacked")
+    for number, image in enumerate(images):
+        with unreadable(number, encoded):
             image.load()
-        except Exception as error:  # of base64, of Pillow, of its guard against decompression bombs
-            raise ValueError(f"Image {number} of {len(encoded)} is not base64 of a PNG: {error}") from error
-        images.append(image)
     return images, prompts
+
+
+@contextmanager
+def unreadable(number, images):
+    try:
+        yield
+    except Exception as error:  # of base64, of Pillow, of its guard against decompression bombs
+        raise ValueError(f"Image {number} of {len(images)} is not base64 of a PNG: {error}") from error
 
 
 def serve(server, name):

@@ -155,7 +155,7 @@ def main(config: BakeoffConfig) -> None:
             train_args, training_args, launch_args = bakeoff.training(arm, seed)
             {"train": train, "dpo": dpo}[METHODS[arm].script].main(train_args, training_args, launch_args)
             release_memory()
-            timings = json.loads((bakeoff.folder_of(arm, seed).parent / "timings.json").read_text())
+            timings = json.loads((bakeoff.folder_of(arm, seed).parent / "timings.json").read_text(encoding="utf-8"))
             seconds.append(timings["train"]["seconds"])
         arms[arm] = {
             "title": METHODS[arm].title,
@@ -169,7 +169,7 @@ def main(config: BakeoffConfig) -> None:
 
     evaluation = bakeoff.evaluation()
     evaluation.check_models()
-    results, scores = evaluation.run(default_device())
+    results, scores = evaluation.run(default_device(), evaluate.judges_one_by_one(evaluation))
     rows, said = judge(config, results, scores)
     content = {"verdict": said, "arms": arms, "rows": rows, "seeds": config.seeds, "settings": evaluation.settings()}
     write_atomically(bakeoff.folder / "bakeoff.json", json.dumps(content, indent=1) + "\n")
@@ -186,14 +186,13 @@ def draw_seeds(config: CandidatesConfig, seed_groups: Sequence[Group]) -> Candid
     keys = [key for group in seed_groups for key in group.keys]
     if any(key not in pool for key in keys):
         from ..candidates.drawing import fill_pool
-        from ..candidates.generation import ImageGenerator
-        from ..devices import default_device
+        from ..candidates.turns import load_stage
+        from ..planning.placement import offloads
 
-        device = default_device()
         with stopwatch(stage):
-            generator = ImageGenerator(config.model_name_or_path, config, config.model_revision, device)
-            rewards = {spec.name: spec.load(device) for spec in specs}
-            fill_pool(pool, keys, generator, rewards, config.batch_size, "Seeds")
+            offload = offloads(config, config.model_name_or_path, config.model_revision, specs)
+            generator, rewards, turns = load_stage(config, specs, offload)
+            fill_pool(pool, keys, generator, rewards, config.batch_size, "Seeds", turns)
     return pool
 
 

@@ -35,8 +35,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from ..evaluation.config import EvaluateArguments, EvaluationConfig
+from ..families.checks import check_model
 from ..parser import CraftParser
-from ..sources import check_model
 from ..stages import Stage, check_writable, stopwatch, write_atomically
 from .launch import run_script, say
 
@@ -50,7 +50,7 @@ def check(config: EvaluationConfig) -> None:
     config.load_prompts()
     for spec in config.model_specs.values():
         if spec.kind == "pipeline":
-            check_model(spec.source)
+            check_model(*spec.whole, config.vae_name_or_path)
     check_writable(Path(config.output_dir))
 
 
@@ -92,7 +92,10 @@ def main(config: EvaluationConfig, args: EvaluateArguments | None = None) -> Non
             if state.is_main_process and (message := stage.begin()):
                 say(f"[evaluate] {message}")
         with stopwatch(stage, write=state.is_main_process) as watch:
-            rows, scores = evaluation.run(state.device)
+            one_by_one = judges_one_by_one(evaluation)
+            if one_by_one:
+                say("[evaluate] the GPU does not hold a model and all judges: images first, then one judge at a time")
+            rows, scores = evaluation.run(state.device, one_by_one)
         if state.is_main_process:
             pq.write_table(pa.Table.from_pylist(per_image(evaluation, scores)), folder / "scores.parquet")
             write_atomically(results, json.dumps(rows, indent=1) + "\n")
@@ -103,8 +106,18 @@ def main(config: EvaluationConfig, args: EvaluateArguments | None = None) -> Non
     else:
         say(f"[evaluate] done before, in {folder}")
     if state.is_main_process:
-        say(format_table(json.loads(results.read_text())))
+        say(format_table(json.loads(results.read_text(encoding="utf-8"))))
         say(f"\nVerdict: {stage.record['summary']['verdict']['sentence']}\nReport: {report}")
+
+
+def judges_one_by_one(evaluation: "Evaluation") -> bool:
+    """Whether the judges are loaded after drawing and one at a time, since this process's device does not hold more."""
+    from ..planning.placement import offloads
+
+    base = next(iter(evaluation.models.values()))
+    return offloads(
+        evaluation.config, base.source, None, list(evaluation.specs.values()), evaluation.state.num_processes
+    )
 
 
 def per_image(evaluation: "Evaluation", scores: dict) -> list[dict]:

@@ -30,8 +30,8 @@ from ..candidates.groups import make_groups, save_groups
 from ..errors import NothingToDoError
 from ..expansion import PromptExpander
 from ..expansion.instructed import InstructedExpander
+from ..families.checks import check_model
 from ..parser import CraftParser
-from ..sources import check_model
 from ..stages import Stage, fingerprint, write_atomically
 from .launch import run_script, run_stage
 

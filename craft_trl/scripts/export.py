@@ -37,8 +37,9 @@ from typing import Literal
 from safetensors import SafetensorError, safe_open
 
 from ..errors import UsageError
+from ..families.checks import check_model
 from ..parser import CraftParser
-from ..sources import ADAPTER, check_model, first_line
+from ..sources import ADAPTER, first_line
 from ..stages import check_writable
 from .launch import run_script, say
 
@@ -84,7 +85,7 @@ def check(args: ExportArguments) -> bool:
     """Find what is wrong before anything is loaded. Returns whether the model is an adapter."""
     folder, output = Path(args.model), Path(args.output)
     adapter = (folder / ADAPTER).is_file()
-    if not adapter and not (folder / "model_index.json").is_file():
+    if not adapter and not folder.is_dir():
         raise UsageError(
             f"Model {folder} is no folder of a pipeline or an adapter: it has no model_index.json or {ADAPTER}."
         )

@@ -41,11 +41,13 @@ from ..candidates.config import CandidatesConfig, GenerateArguments
 from ..candidates.groups import Group, load_groups
 from ..candidates.pool import CandidatePool, alone, in_use, remove_leftovers
 from ..candidates.rejection import needed, up_to_target
+from ..candidates.sizes import image_bytes, image_size
 from ..errors import UsageError, exit_code
+from ..families.checks import check_model
 from ..filtering.filter import filter_candidates
 from ..parser import CraftParser
 from ..rewards import parse_rewards
-from ..sources import check_model, model_hash
+from ..sources import model_hash
 from ..stages import Stage, check_writable, stopwatch
 from .launch import is_main_process, run_script
 
@@ -58,15 +60,15 @@ def make_stage(config: CandidatesConfig) -> Stage:
     settings = {
         "model": model_hash(config.model_name_or_path, config.model_revision),
         "sampling": config.sampling(),
-        "rewards": {spec.name: spec.fingerprint() for spec in parse_rewards(config.rewards)},
+        "rewards": {spec.name: config.fingerprint_of(spec) for spec in parse_rewards(config.rewards)},
     }
     return Stage("generate", Path(config.output_dir) / "pool", settings)
 
 
 def check(config: CandidatesConfig) -> None:
     """Find what is wrong before any work is done."""
-    check_model(config.model_name_or_path, config.model_revision)
-    parse_rewards(config.rewards)
+    check_model(config.model_name_or_path, config.model_revision, config.vae_name_or_path)
+    config.check_scoring(parse_rewards(config.rewards))
 
 
 def main(config: CandidatesConfig, args: GenerateArguments | None = None, set_aside: bool = False) -> int:
@@ -100,7 +102,8 @@ def main(config: CandidatesConfig, args: GenerateArguments | None = None, set_as
     before, failed = len(pool), {}
     if begun := unfinished(pool, groups, config):
         most = sum(len(group.keys) for group in groups) if config.reject_on is None else 3 * len(groups)
-        check_writable(stage.folder, (most - before) * (config.height or 1024) * (config.width or 1024) * 2)
+        size = image_size(config, config.model_name_or_path, config.model_revision)
+        check_writable(stage.folder, (most - before) * image_bytes(*size))
         with stopwatch(stage, write=is_main_process()) as watch:
             if config.num_processes == 1:
                 draw(config, groups, pool, show_progress=is_main_process())
@@ -168,21 +171,27 @@ def unfinished(pool: CandidatePool, groups: Sequence[Group], config: CandidatesC
 def draw(config: CandidatesConfig, groups: Sequence[Group], pool: CandidatePool, show_progress: bool) -> None:
     """Do this process's share of the work."""
     from ..candidates.drawing import generate_candidates
-    from ..candidates.generation import ImageGenerator
-    from ..devices import default_device
+    from ..candidates.turns import load_stage
+    from ..planning.placement import offloads
 
-    device = default_device()
+    specs = parse_rewards(config.rewards)
+    offload = offloads(config, config.model_name_or_path, config.model_revision, specs, config.num_processes)
+    if offload and show_progress:
+        print("[generate] the GPU does not hold pipeline and rewards together: they take turns", flush=True)
+    generator, rewards, turns = load_stage(config, specs, offload)
     generate_candidates(
         pool,
         groups,
-        ImageGenerator(config.model_name_or_path, config, config.model_revision, device),
-        {spec.name: spec.load(device) for spec in parse_rewards(config.rewards)},
+        generator,
+        rewards,
         config.batch_size,
         config.reject_on,
         config.target_groups,
         draw_ahead=True,
+        turns=turns,
         show_progress=show_progress,
     )
+    pool.remember()
 
 
 def draw_in_processes(config: CandidatesConfig, groups: Sequence[Group]) -> dict[int, int]:

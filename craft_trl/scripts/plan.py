@@ -51,7 +51,8 @@ class PlanArguments:
 
     Args:
         gpu (`str`, *optional*):
-            `h100:80`, `h200:141`, `a100:40`, `a100:80`, `l40s:48`, `rtx4090:24` or `cpu`. Defaults to this machine's.
+            Such as `h100:80`, `rtx4090:24`, `t4:16` or `cpu`; a wrong one is told all known ones. Defaults to this
+            machine's.
         price (`float`, *optional*):
             Price of a GPU hour.
         pass_rate (`float`, *optional*):
@@ -65,7 +66,7 @@ class PlanArguments:
     gpu: str | None = field(
         default=None,
         metadata={
-            "help": "h100:80, h200:141, a100:40, a100:80, l40s:48, rtx4090:24 or cpu. Defaults to this machine's."
+            "help": "Such as h100:80, rtx4090:24, t4:16 or cpu; a wrong one is told all. Defaults to this machine's."
         },
     )
     price: NotNegative | None = field(default=None, metadata={"help": "Price of a GPU hour."})
@@ -87,12 +88,13 @@ def main(folder: Path, args: PlanArguments, overrides: Sequence[str] = ()) -> No
     """Print the plan of a folder of recipes."""
     # Here: a wrong argument is told before the libraries are imported.
     from ..planning.gpus import find_gpu
-    from ..planning.planner import Planner
-    from ..planning.recipes import RunRecipes
 
     gpu = find_gpu(args.gpu)
     if args.calibrate and args.gpu is not None and (here := find_gpu(None)).name != gpu.name:
         raise UsageError(f"calibrate measures this machine, {here.name}: leave out --gpu {args.gpu}.")
+    from ..planning.planner import Planner
+    from ..planning.recipes import RunRecipes
+
     recipes = RunRecipes.load(folder, overrides)
     planner = Planner(recipes, training_profile(recipes, gpu), gpu, args.pass_rate)
     measured = None
@@ -111,8 +113,8 @@ def main(folder: Path, args: PlanArguments, overrides: Sequence[str] = ()) -> No
         say(f"- {line}")
     total = plan.to_dict()
     cost = "" if args.price is None else f", {total['cost']:,.2f} at {args.price:g} an hour"
-    fits = "" if total["fits"] else " A stage does not fit into its memory."
-    say(f"\nIn all {total['gpu_hours']:,.3g} GPU hours{cost}, and {total['disk'] / 1e9:,.3g} GB of disk.{fits}")
+    fits = "Every stage fits into its memory." if total["fits"] else "A stage does not fit into its memory."
+    say(f"\nIn all {total['gpu_hours']:,.3g} GPU hours{cost}, and {total['disk'] / 1e9:,.3g} GB of disk. {fits}")
 
 
 def training_profile(recipes: "RunRecipes", gpu: "GPU") -> "Profile":
@@ -122,7 +124,7 @@ def training_profile(recipes: "RunRecipes", gpu: "GPU") -> "Profile":
     launch, training = recipes.launch, recipes.training
     accelerate = {}
     if launch.accelerate_config is not None:
-        accelerate = yaml.safe_load(find_accelerate_config(launch.accelerate_config).read_text())
+        accelerate = yaml.safe_load(find_accelerate_config(launch.accelerate_config).read_text(encoding="utf-8"))
     deepspeed = accelerate.get("deepspeed_config", {})
     zero_stage = deepspeed.get("zero_stage", 0)
     # What the configuration made of `bf16` is right for the machine that plans, not for the one that is planned for.
@@ -131,9 +133,9 @@ def training_profile(recipes: "RunRecipes", gpu: "GPU") -> "Profile":
     return Profile(
         num_processes=launch.num_processes or accelerate.get("num_processes", 1),
         zero_stage=zero_stage,
-        dtype="float16" if training.fp16 else "bfloat16" if half else "float32",
+        dtype="float16" if training.fp16 or (half and not gpu.bfloat16) else "bfloat16" if half else "float32",
         offload_optimizer=deepspeed.get("offload_optimizer_device", "none") != "none",
-        autocast=not zero_stage and (training.fp16 or (half and training.bf16_mode == "autocast")),
+        autocast=not zero_stage and (training.fp16 or half and (not gpu.bfloat16 or training.bf16_mode == "autocast")),
     )
 
 

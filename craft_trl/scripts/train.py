@@ -40,8 +40,9 @@ from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from ..families import get_family
+from ..families.checks import check_model
 from ..parser import CraftParser
-from ..sources import check_model, first_line, looks_like_hub_id, model_hash
+from ..sources import first_line, looks_like_hub_id, model_hash
 from ..stages import Stage, read_record, stopwatch
 from ..trainer.arguments import LaunchArguments, TrainArguments, training_parser
 from .launch import find_accelerate_config, run_script, say
@@ -110,10 +111,10 @@ def load_training_data(args: TrainArguments) -> "Dataset":
 
 def check(train_args: TrainArguments, launch_args: LaunchArguments | None = None) -> None:
     """Find what is wrong before any work is done."""
-    check_model(train_args.model_name_or_path, train_args.model_revision)
     single_file = Path(train_args.model_name_or_path).suffix == ".safetensors"
     if train_args.use_peft and single_file and not train_args.lora_target_modules:
         raise UsageError("lora_target_modules is missing: a single file does not name its defaults.")
+    check_model(train_args.model_name_or_path, train_args.model_revision, train=True)
     if train_args.held_out_rewards:
         train_args.load_guard_prompts()
     if launch_args is not None and launch_args.accelerate_config is not None:

@@ -15,6 +15,7 @@
 """Folders that hold a model: checkpoints on the way, and the whole pipeline at the end."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ from torch import nn
 
 from ..candidates.generation import load_pipeline
 from ..errors import UsageError
+from ..families.files import find_files
 from ..sources import ADAPTER, content_hash
 
 
@@ -42,23 +44,37 @@ PEFT_PREFIX = "base_model.model."
 
 def copy_frozen(trainer: "DiffusionTrainer", folder: Path) -> None:
     """Copy the parts that were not trained as they are in the source: nothing is loaded and no weight changes."""
-    source = Path(trainer.source)
-    if not source.is_dir():
-        source = Path(DiffusionPipeline.download(trainer.source, revision=trainer.revision, use_safetensors=True))
+    files = find_files(trainer.source, trainer.revision)
+    source = files.folder
+    if not Path(trainer.source).is_dir():
+        options = {"revision": trainer.revision, "variant": files.variant, "use_safetensors": True}
+        source = Path(DiffusionPipeline.download(trainer.source, **options))
     dtype = str(next(trainer.model.parameters()).dtype).removeprefix("torch.")
     for name, value in trainer.model_index.items():
         if not isinstance(value, (list, tuple)) or not (source / name).is_dir() or name == trainer.family.DENOISER:
             continue
         ignore = shutil.ignore_patterns("*.bin", "*.onnx*")
         shutil.copytree(source / name, folder / name, ignore=ignore, dirs_exist_ok=True)
+        if name in files.networks:
+            drop_variant(folder / name, files.variant)
         config = folder / name / "config.json"
         if value[0] == "transformers" and config.exists():
             # transformers loads a model in the dtype that its config names, diffusers in float32. A pipeline of
             # both, loaded without a dtype, could not run.
-            content = json.loads(config.read_text())
+            content = json.loads(config.read_text(encoding="utf-8"))
             content = {key: dtype if key in ("dtype", "torch_dtype") else item for key, item in content.items()}
-            config.write_text(json.dumps(content, indent=2) + "\n")
+            config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     shutil.copy(source / "model_index.json", folder)
+
+
+def drop_variant(folder: Path, variant: str | None) -> None:
+    """Give the weights of a variant, such as fp16, the names under which they are looked for without one."""
+    for file in folder.glob(f"*.{variant}*") if variant else ():
+        name = re.sub(rf"\.{variant}(?=[.-])", "", file.name)
+        if name.endswith(".json"):
+            text = file.read_text(encoding="utf-8")
+            file.write_text(re.sub(rf"\.{variant}(?=[.-])", "", text), encoding="utf-8")
+        file.replace(folder / name)
 
 
 def save_weights(model: ModelMixin, state_dict: dict[str, torch.Tensor] | None, folder: Path) -> None:
@@ -192,7 +208,7 @@ def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
 def is_complete(folder: Path) -> bool:
     """Whether a checkpoint was written to its end, see [`last_complete_checkpoint`]."""
     try:
-        json.loads((folder / "trainer_state.json").read_text())
+        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
         for file in folder.rglob("*.safetensors"):
             with safe_open(file, "pt"):  # reads the header and compares the file's length with it
                 pass

@@ -35,14 +35,15 @@ from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback, is_deepspeed_zero3_enabled
 from trl.trainer.base_trainer import _BaseTrainer
 
+from ..candidates.generation import load_network, load_pipeline
 from ..errors import UsageError
 from ..families import get_family
+from ..families.checks import check_model
 from ..filtering.dataset import validate
 from ..hub.cards import FACTS, model_card
 from ..hub.release import model_release
 from ..hub.upload import check_repository, upload
-from ..quiet import quiet_bars
-from ..sources import check_model, model_hash
+from ..sources import model_hash
 from ..stages import fingerprint
 from .callbacks import DivergenceCallback, EMACallback, ModelFreeTensorBoardCallback, ValidationCallback
 from .checkpoints import (
@@ -103,7 +104,7 @@ class DiffusionTrainer(_BaseTrainer):
         optimizers: tuple[torch.optim.Optimizer | None, Any] = (None, None),
     ):
         # Checks, before anything is loaded
-        check_model(model)
+        check_model(model, revision, train=True)
         prompt_column = "prompt" if args.train_prompt == "original" else "expanded_prompt"
         validate(train_dataset, prompt_column)
         for option in ("use_ema", "compile_blocks"):
@@ -122,10 +123,9 @@ class DiffusionTrainer(_BaseTrainer):
         self.family = get_family(self.model_index["_class_name"])
         self.noise_scheduler = DDPMScheduler.from_pretrained(model, subfolder="scheduler", revision=revision)
         _, denoiser_class = self.model_index[self.family.DENOISER]
-        with quiet_bars():
-            denoiser = getattr(diffusers, denoiser_class).from_pretrained(
-                model, subfolder=self.family.DENOISER, revision=revision, use_safetensors=True, dtype=torch.float32
-            )
+        denoiser = load_network(
+            getattr(diffusers, denoiser_class), model, revision=revision, component=self.family.DENOISER
+        )
         # DeepSpeed makes a bfloat16 module and float32 master weights itself.
         self.bf16_module = (
             args.mixed_precision == "bf16" and args.bf16_mode == "module" and args.deepspeed_plugin is None
@@ -205,14 +205,9 @@ class DiffusionTrainer(_BaseTrainer):
         conditioning = {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
         return self.family.predict(model, noisy_latents.to(dtype), inputs["timesteps"], conditioning)
 
-    @quiet_bars()
     def load_frozen(self) -> DiffusionPipeline:
         """The pipeline without its denoiser, in float32 on the CPU."""
-        pipeline_class = getattr(diffusers, self.model_index["_class_name"])
-        without = {self.family.DENOISER: None} | {k: None for k in ("safety_checker",) if k in self.model_index}
-        return pipeline_class.from_pretrained(
-            self.source, revision=self.revision, use_safetensors=True, dtype=torch.float32, **without
-        )
+        return load_pipeline(self.source, revision=self.revision, without=[self.family.DENOISER])
 
     def batch_mean(self, losses: torch.Tensor) -> torch.Tensor:
         """
@@ -351,7 +346,7 @@ class DiffusionTrainer(_BaseTrainer):
         if self.is_world_process_zero():
             folder = Path(self.args.output_dir)
             facts = training_facts(self, dataset_name)
-            (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
+            (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
             model_card(facts, model_name or self.args.hub_model_id or str(folder), tags=tags).save(
                 folder / "README.md"
             )

@@ -28,11 +28,11 @@ from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import TrainerCallback
 
+from ..candidates.generation import load_network
 from ..errors import UsageError
 from ..filtering.dataset import check_image_column
 from ..filtering.images import TrainingImages
 from ..losses import denoising_target, per_sample_mse
-from ..quiet import quiet_bars
 from .diffusion_trainer import DiffusionTrainer
 from .dpo_config import DiffusionDPOConfig
 from .precision import compute_in_bfloat16
@@ -137,9 +137,9 @@ class DiffusionDPOTrainer(DiffusionTrainer):
         self.reference: nn.Module | None = None
         if peft_config is None:
             _, denoiser_class = self.model_index[self.family.DENOISER]
-            with zero_init_disabled(), quiet_bars():
-                self.reference = getattr(diffusers, denoiser_class).from_pretrained(
-                    model, subfolder=self.family.DENOISER, revision=revision, use_safetensors=True, dtype=torch.float32
+            with zero_init_disabled():
+                self.reference = load_network(
+                    getattr(diffusers, denoiser_class), model, revision=revision, component=self.family.DENOISER
                 )
             self.reference.requires_grad_(False).eval().to(args.device)
             if self.bf16_module:

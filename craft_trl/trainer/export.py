@@ -28,7 +28,8 @@ from safetensors.torch import save_file
 
 from ..errors import UsageError
 from ..families import get_family
-from ..families.single_file import single_file_state_dict
+from ..families.files import find_files
+from ..families.single_file import markers, single_file_state_dict
 from ..quiet import quiet_bars
 from ..sources import ADAPTER
 from .checkpoints import PEFT_PREFIX
@@ -50,16 +51,18 @@ def export_pipeline(model: str, output: Path, format: str, dtype: str | None = N
             Precision of the weights. Defaults to that of the model.
     """
     dtype = getattr(torch, dtype) if dtype else None
-    pipeline_class = DiffusionPipeline.load_config(model)["_class_name"]
+    files = find_files(model)
+    pipeline_class = files.index["_class_name"]
     family = get_family(pipeline_class)
+    held = files.weights(family.DENOISER, "diffusers")
     # Without a dtype diffusers loads everything in float32, whatever is in the files.
-    dtype = dtype or stored_dtype(Path(model) / family.DENOISER)
-    pipeline = DiffusionPipeline.from_pretrained(model, dtype=dtype, use_safetensors=True)
+    dtype = dtype or stored_dtype(files.folder / held.get(files.variant, held.get(None))[0])
+    pipeline = DiffusionPipeline.from_pretrained(model, dtype=dtype, variant=files.variant, use_safetensors=True)
     if format == "diffusers":
         pipeline.save_pretrained(output, max_shard_size="10GB")
         again = DiffusionPipeline.from_pretrained(output, dtype=dtype, use_safetensors=True)
     else:
-        state_dict = single_file_state_dict(pipeline)
+        state_dict = single_file_state_dict(pipeline) | markers(pipeline.scheduler.config)
         save_file({name: value.contiguous() for name, value in state_dict.items()}, output, metadata={"format": "pt"})
         again = getattr(diffusers, pipeline_class).from_single_file(
             str(output), config=model, local_files_only=True, dtype=dtype
@@ -118,9 +121,9 @@ def export_adapter(model: str, output: Path, format: str, dtype: str | None = No
     assert_equal(layers, again, str(output))
 
 
-def stored_dtype(folder: Path) -> torch.dtype:
-    """Precision of the weights in a component's folder."""
-    with safe_open(next(folder.glob("*.safetensors")), "pt") as file:
+def stored_dtype(path: Path) -> torch.dtype:
+    """Precision of the weights in a file."""
+    with safe_open(path, "pt") as file:
         return file.get_tensor(next(iter(file.keys()))).dtype
 
 

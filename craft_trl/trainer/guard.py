@@ -224,7 +224,7 @@ class Guard(TrainerCallback):
         path = self.folder / "measurements.json"
         if not path.is_file():
             return
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         self.seconds_before, self.roles = content["seconds"], content["roles"]
         self.lower_is_better = set(content["lower_is_better"])
         for key, scores in content["steps"].items():

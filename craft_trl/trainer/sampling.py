@@ -22,6 +22,7 @@ from accelerate.utils import gather_object
 from peft import PeftModel
 from PIL import Image
 
+from ..candidates.generation import cast
 from .zero import zero_init_disabled
 
 
@@ -64,7 +65,10 @@ def sample(
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     was_training = model.training
     denoiser = model.base_model.model if isinstance(model, PeftModel) else model
-    pipeline.to(trainer.args.device, torch.bfloat16 if trainer.bf16_module else denoiser.dtype)
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            cast(part, torch.bfloat16 if trainer.bf16_module else denoiser.dtype)
+    pipeline.to(trainer.args.device)
     # After the cast, which would take the denoiser's float32 parameters with it.
     pipeline.register_modules(**{trainer.family.DENOISER: denoiser.eval()})
     pipeline.set_progress_bar_config(disable=True)

@@ -70,6 +70,54 @@ class TestGroups:
         with pytest.raises(UsageError, match="groups.jsonl, line 2: not a group"):
             load_groups(tmp_path / "groups.jsonl")
 
+    def test_line_separators_within_a_prompt(self, tmp_path):
+        groups = make_groups(["a\u2028b", "c\x85d"], [["a\u2028b, e"], ["c\x0bd, é"]])
+        save_groups(groups, tmp_path / "groups.jsonl")
+        assert load_groups(tmp_path / "groups.jsonl") == groups
+        # As an editor on Windows saves it.
+        text = (tmp_path / "groups.jsonl").read_text(encoding="utf-8")
+        (tmp_path / "groups.jsonl").write_bytes(("\ufeff" + text.replace("\n", "\r\n")).encode())
+        assert load_groups(tmp_path / "groups.jsonl") == groups
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"prompt": 3}, "not a group: prompt must be a text, and expanded_prompts a list of texts"),
+            ({"prompt": " "}, "not a group: prompt must be a text"),
+            ({"prompt": "\ud83c"}, "not a group .half of a surrogate pair, U.D83C."),
+            ({"expanded_prompts": "ab"}, "not a group: prompt must be a text, and expanded_prompts a list of texts"),
+            ({"expanded_prompts": ["a", None]}, "not a group: prompt must be a text"),
+            ({"seeds": ["1", "2", "3"]}, "not a group: group_id must be a whole number, and seeds a list of them"),
+            ({"seeds": [1, 2, 2**63]}, "not a group: group_id must be a whole number"),
+            ({"group_id": True}, "not a group: group_id must be a whole number"),
+            ({"seeds": [5, 5]}, "2 seeds for 3 images, of the prompt and its variants"),
+            (
+                {"expanded_prompts": ["x"], "seeds": [5, 5]},
+                "1 variants, but the group before has 2. All groups need as",
+            ),
+            ({"expanded_prompts": ["x", "x"]}, "two images of the same text and seed. Give one of them another seed"),
+        ],
+    )
+    def test_wrong_values(self, tmp_path, change, message):
+        first, second = map(dataclasses.asdict, groups_of(2, 2))
+        text = "".join(json.dumps(row) + "\n" for row in (first, second | change))
+        (tmp_path / "groups.jsonl").write_text(text)
+        with pytest.raises(UsageError, match=f"groups.jsonl, line 2: {message}") as error:
+            load_groups(tmp_path / "groups.jsonl")
+        assert "\n" not in str(error.value)
+
+    def test_a_number_or_a_key_that_is_there_twice(self, tmp_path):
+        first, second = groups_of(2, 1)
+        save_groups([first, dataclasses.replace(second, group_id=0)], tmp_path / "g.jsonl")
+        with pytest.raises(UsageError, match="g.jsonl, lines 1 and 2: both have group_id 0"):
+            load_groups(tmp_path / "g.jsonl")
+        (tmp_path / "g.jsonl").write_text('{"group_id": 0, "group_id": 1}')
+        with pytest.raises(UsageError, match="g.jsonl, line 1: not a group .the key 'group_id' is there twice."):
+            load_groups(tmp_path / "g.jsonl")
+        (tmp_path / "g.jsonl").write_text("\n")
+        with pytest.raises(UsageError, match="g.jsonl holds no group"):
+            load_groups(tmp_path / "g.jsonl")
+
     def test_an_image_in_two_groups(self, tmp_path):
         (group,) = groups_of(1, 1)
         save_groups([group, dataclasses.replace(group, group_id=1, expanded_prompts=("other",))], tmp_path / "g.jsonl")

@@ -29,9 +29,10 @@ from craft_trl.candidates.groups import make_groups
 from craft_trl.candidates.pool import CandidatePool
 from craft_trl.cli.main import main
 from craft_trl.errors import UsageError
+from craft_trl.families.checks import check_model
 from craft_trl.rewards.hpsv2 import HPSv2
 from craft_trl.rewards.pickscore import PickScore
-from craft_trl.sources import check_model, model_hash
+from craft_trl.sources import model_hash
 
 from ..pipelines import make_pipeline
 from ..single_file import original_weights
@@ -217,12 +218,57 @@ class TestSixteenBits:
             assert (np.asarray(image) == np.asarray(expected)).all()
         assert len(np.unique(np.asarray(images[0]))) > 10
 
+    @pytest.mark.parametrize("negative_prompt", [None, "blurry"])
+    @pytest.mark.parametrize("family", ["sd", "sdxl"])
+    def test_one_part_at_a_time_is_in_float32(self, tiny, family, negative_prompt):
+        """A GPU that holds the pipeline in 16 bits need not hold it in float32, nor the text encoders beside the denoiser."""
+        pipeline = make_pipeline(family, "epsilon", tiny).to(torch.float16)
+        pipeline.vae.register_to_config(force_upcast=False)
+        with torch.no_grad():
+            pipeline.vae.post_quant_conv.weight.mul_(2000)
+            pipeline.vae.decoder.conv_in.weight.mul_(2000)
+        parts = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+        encoders, calls = parts.keys() - {"unet", "vae"}, []
+
+        def note(name):
+            wide = {other for other, part in parts.items() if part.dtype == torch.float32}
+            if wide:
+                calls.append((name, wide, {other for other in encoders if getattr(pipeline, other) is None}))
+
+        for name, part in parts.items():
+            called = part.decoder if name == "vae" else part
+            called.register_forward_pre_hook(lambda *_, name=name: note(name))
+        settings = config(dtype="float16", batch_size=1, negative_prompt=negative_prompt)
+        (image,) = ImageGenerator(pipeline, settings)(["a fox"], [3])
+        assert image.info["dtype"] == "float32" and len(np.unique(np.asarray(image))) > 10
+        for name, wide, missing in calls:
+            assert wide == (encoders if name in encoders else {name})
+            assert missing == (encoders if name == "unet" else set())
+        assert {name for name, _, _ in calls} == parts.keys()
+        assert {part.dtype for part in parts.values()} == {torch.float16}
+        assert all(getattr(pipeline, name) is part for name, part in parts.items())
+        reference = ImageGenerator(pipeline.to(torch.float32), config(batch_size=1, negative_prompt=negative_prompt))
+        assert (np.asarray(reference(["a fox"], [3])[0]) == np.asarray(image)).all()
+
     def test_a_vae_that_says_it_overflows_is_kept_in_float32(self, overflowing):
         overflowing.vae.register_to_config(force_upcast=True)
         generator = ImageGenerator(overflowing, config(dtype="float16", batch_size=2))
         assert overflowing.vae.dtype == torch.float32 and overflowing.unet.dtype == torch.float16
         (image,) = generator(["a fox"], [0])
         assert image.info["dtype"] == "float16" and len(np.unique(np.asarray(image))) > 10
+
+    def test_float32_is_exact_while_drawing(self, overflowing, monkeypatch):
+        """TF32 in the VAE, or in what is drawn again, would be the rounding that float32 is there to avoid."""
+        overflowing.vae.register_to_config(force_upcast=True)
+        generator, seen, decode = ImageGenerator(overflowing, config(dtype="float16")), [], overflowing.vae.decode
+
+        def spy(*args, **kwargs):
+            seen.append((torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision))
+            return decode(*args, **kwargs)
+
+        monkeypatch.setattr(overflowing.vae, "decode", spy)
+        generator(PROMPTS[:2], range(2))
+        assert set(seen) == {("ieee", "ieee")} and torch.backends.cudnn.conv.fp32_precision == "tf32"
 
     @pytest.mark.parametrize("dtype", ["float16", "float32"])
     @pytest.mark.parametrize("value", [0.0, float("nan")])

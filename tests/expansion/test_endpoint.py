@@ -14,6 +14,7 @@
 
 
 import asyncio
+import gzip
 import json
 import logging
 import threading
@@ -27,6 +28,8 @@ from transformers import AutoTokenizer
 
 from craft_trl import EndpointExpander
 from craft_trl.errors import UsageError
+from craft_trl.expansion import chat
+from craft_trl.expansion.cache import Answer
 from craft_trl.expansion.endpoint import MOST_REFUSALS, retry_after
 
 from ..chat_server import ChatServer, completion, good_variants
@@ -34,14 +37,6 @@ from ..chat_server import ChatServer, completion, good_variants
 
 PROMPTS = [f"a red fox number {i} under a tree" for i in range(12)]
 EXPECTED = [good_variants(prompt, 2) for prompt in PROMPTS]
-
-
-@pytest.fixture(autouse=True)
-def keys(monkeypatch):
-    """No key of the person who runs the tests may be seen, let alone sent."""
-    for name in ("OPENAI_API_KEY", "HF_TOKEN", "HF_TOKEN_PATH", "MY_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    return monkeypatch
 
 
 def expander(server, **kwargs):
@@ -253,6 +248,17 @@ class TestFaults:
         assert len(server.requests) == len(PROMPTS) + (1 if "json_object" in known else 2)
         assert "does not take the format json_schema" in caplog.text and expand.formats[0] in known
 
+    @pytest.mark.parametrize("packed", [False, True])
+    def test_an_endless_answer(self, packed, monkeypatch):
+        """It is not read to its end, neither what comes nor what that unpacks to."""
+        monkeypatch.setattr(chat, "MAX_BYTES", 1 << 20)
+        body = b'{"choices": "' + b"x" * (64 << 20 if packed else 2 << 20)
+        headers = {"Content-Encoding": "gzip"} if packed else {}
+        endless = (200, headers, gzip.compress(body) if packed else body)
+        with ChatServer(lambda number, prompt, body: endless if number == 0 else None) as server:
+            assert expander(server)(PROMPTS[:1], 2) == EXPECTED[:1]
+            assert len(server.requests) == 2
+
 
 class TestAnswers:
     PROMPT = 'two red cars beside a sign that says "STOP"'
@@ -318,6 +324,58 @@ class TestAnswers:
         assert got == [] and "tokens, the model reads 32" in expand.failures[self.PROMPT][0]
         assert json.loads(server.requests[0]["messages"][1]["content"])["max_words"] == 22
 
+    @pytest.mark.parametrize(
+        "parts",
+        [
+            [{"type": "text", "text": "{}"}],
+            [{"type": "thinking", "thinking": [{"type": "text", "text": "[hm]"}]}, {"type": "text", "text": "{}"}],
+            ["{}"],
+            [{"type": "output_text", "text": '{{"variants": '}, {"type": "output_text", "text": "{}"}, {"text": "}}"}],
+        ],
+    )
+    def test_parts(self, parts):
+        """Models that reason answer in a list of parts; the texts of it are the answer."""
+        good = json.dumps(self.GOOD)
+        parts = json.loads(
+            json.dumps(parts).replace("{}", json.dumps(good)[1:-1]).replace("{{", "{").replace("}}", "}")
+        )
+        got, expand, server = self.ask([(200, {}, completion(parts).encode())])
+        assert got == self.GOOD and len(server.requests) == 1
+
+    @pytest.mark.parametrize("content", [[], [3], [{"type": "refusal", "refusal": "no"}], {"text": "x"}, 3, [[]]])
+    def test_content_that_is_no_text(self, content, tmp_path):
+        cache = tmp_path / "answers.jsonl"
+        got, expand, server = self.ask([(200, {}, completion(content).encode()), json.dumps(self.GOOD)], cache=cache)
+        assert got == self.GOOD and len(server.requests) == 2 == len(cache.read_text().splitlines()) + 1
+
+    @pytest.mark.parametrize(
+        "variant", ["two red cars, \ud83c", "two red cars, \ufffd", "two red \0 cars", "\udf4e\ud83c two red cars"]
+    )
+    @pytest.mark.parametrize("escaped", [False, True])
+    def test_half_an_emoji(self, variant, escaped, tmp_path):
+        """Where a server has cut one, or a model writes one, the variant is not taken, and the rest is."""
+        cache = tmp_path / "answers.jsonl"
+        bad = json.dumps([self.GOOD[0], f'{variant} "STOP"'], ensure_ascii=escaped)
+        good = json.dumps(self.GOOD)
+        got, expand, server = self.ask([(200, {}, completion(bad).encode()), good], cache=cache)
+        assert got == self.GOOD and expand.faults == {"format": 1, "repeated": 1} and len(server.requests) == 2
+        again, expand, server = self.ask([good], cache=cache)
+        assert again == self.GOOD and not server.requests and expand.faults["format"] == 1
+
+    @pytest.mark.parametrize(
+        "usage", [None, {}, {"prompt_tokens": "12"}, {"prompt_tokens": -1, "completion_tokens": True}]
+    )
+    def test_odd_counts_of_tokens(self, usage):
+        body = json.loads(completion(json.dumps(self.GOOD))) | {"usage": usage}
+        got, expand, _ = self.ask([(200, {}, json.dumps(body).encode())])
+        assert got == self.GOOD and expand.answers == [Answer(json.dumps(self.GOOD), "stop")]
+
+    def test_a_key_that_is_there_twice(self):
+        bad = json.dumps({"variants": self.GOOD})[:-1] + ', "variants": []}'
+        assert set(self.ask([bad], max_attempts=1)[1].failures[self.PROMPT]) == {
+            "format: not JSON (the key 'variants' is there twice)"
+        }
+
     def test_truncated(self):
         cut = (200, {}, completion('{"variants": ["two', "length").encode())
         got, expand, _ = self.ask([cut, json.dumps(self.GOOD)])
@@ -353,6 +411,35 @@ class TestCache:
                 expand = expander(server, cache=cache)
                 assert expand(PROMPTS[:3], 2) == EXPECTED[:3] and len(server.requests) == asked
         assert expand.cache.damaged == 1
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            {"text": [{"type": "text", "text": "x"}]},
+            {"text": "a \ud83c"},
+            {"text": None},
+            {"text": "[]", "prompt_tokens": "7"},
+            {"text": "[]", "tokens": 7},
+            ["[]"],
+            None,
+        ],
+    )
+    def test_a_line_that_holds_no_answer(self, tmp_path, answer):
+        """Whatever put it there, its question is asked again, and the run goes on."""
+        cache = tmp_path / "answers.jsonl"
+        with ChatServer() as server:
+            expander(server, cache=cache)(PROMPTS[:3], 2)
+            rows = [json.loads(line) for line in cache.read_text().splitlines()]
+            rows[1]["answer"] = answer
+            cache.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            for asked in (4, 4):
+                expand = expander(server, cache=cache)
+                assert expand(PROMPTS[:3], 2) == EXPECTED[:3] and len(server.requests) == asked
+        assert expand.cache.damaged == 1
+
+    def test_a_folder_in_its_place(self, tmp_path):
+        with pytest.raises(UsageError, match="Cannot read the expander's answers .*: Is a directory"):
+            EndpointExpander("test", "http://host/v1", cache=tmp_path)
 
 
 class TestSettings:

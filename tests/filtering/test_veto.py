@@ -110,7 +110,7 @@ class TestFile:
         assert line["seed"] == 2**53 + 1
         path = tmp_path / "veto.jsonl"
         lines = [json.dumps(line, ensure_ascii=False), "", veto_line(GROUPS[0].keys[0]), veto_line(GROUPS[0].keys[0])]
-        path.write_bytes("\r\n".join(lines).encode())
+        path.write_bytes(("\ufeff" + "\r\n".join(lines)).encode())
         assert load_vetoes(path, pool) == [GROUPS[1].keys[2], GROUPS[0].keys[0]]
         assert load_vetoes(None, pool) == []
 
@@ -132,6 +132,14 @@ class TestFile:
                 '{"prompt": "a", "expanded_prompt": "z", "seed": 1}',
                 "line 2: the pool has no image of 'z' for 'a' with",
             ),
+            (
+                '{"prompt": "a", "expanded_prompt": "a", "seed": 1, "seed": 2}',
+                "line 2: not a veto.*'seed' is there twice",
+            ),
+            (
+                '{"prompt": "a\\ud83c", "expanded_prompt": "a", "seed": 1}',
+                "line 2: not a veto.*half of a surrogate pair",
+            ),
             (veto_line(GROUPS[3].keys[2]), "line 2: the pool has no image of 'd.*detailed' for 'd' with seed"),
         ],
     )
@@ -146,5 +154,5 @@ class TestFile:
         with pytest.raises(UsageError, match="veto: there is no file nowhere.jsonl. `craft sheet` writes a page"):
             FilterConfig(veto="nowhere.jsonl")
         (tmp_path / "binary").write_bytes(b"\xff\xfe")
-        with pytest.raises(UsageError, match="Cannot read the vetoes .*binary: 'utf-8' codec"):
+        with pytest.raises(UsageError, match="binary, line 1: not UTF-8 text"):
             load_vetoes(tmp_path / "binary", pool)

@@ -31,12 +31,13 @@ import yaml
 from huggingface_hub import DatasetCard, ModelCard
 from PIL import Image
 
-from craft_trl import CraftTrainer, hub
+from craft_trl import CraftTrainer
 from craft_trl.candidates.config import FilterConfig
 from craft_trl.candidates.groups import make_groups
 from craft_trl.candidates.pool import CandidatePool
 from craft_trl.cli.main import main
 from craft_trl.errors import UsageError
+from craft_trl.hub import upload
 from craft_trl.hub.cards import duration
 from craft_trl.hub.release import configurations, undecided
 from craft_trl.scripts import expand, train
@@ -80,7 +81,7 @@ def server(monkeypatch):
     for name, value in (("ENDPOINT", server.url), ("HF_HUB_OFFLINE", False), ("HF_HUB_DISABLE_XET", True)):
         monkeypatch.setattr(huggingface_hub.constants, name, value)
     monkeypatch.setenv("HF_TOKEN", WRITER)
-    monkeypatch.setattr(hub, "WAITS", (0, 0, 0))
+    monkeypatch.setattr(upload, "WAITS", (0, 0, 0))
     yield server
     server.stop()
 
@@ -309,7 +310,7 @@ class TestRefusedBeforeTheUpload:
         assert message in self.refused(server, capsys, *args[:4])
 
     def test_size(self, run, server, capsys, monkeypatch):
-        monkeypatch.setattr(hub, "PRIVATE_QUOTA", 1000)
+        monkeypatch.setattr(upload, "PRIVATE_QUOTA", 1000)
         message = "private, and a free account has 0 GB for private repositories"
         assert message in self.refused(server, capsys, "--repo_id", "org/t", "--private", "true")
         assert push("--repo_id", "org/t", "--what", "dataset") == 0
@@ -475,19 +476,19 @@ class TestConfigurations:
 )
 def test_paths_that_give_something_away(monkeypatch, text, found):
     monkeypatch.setattr("getpass.getuser", lambda: "ada")
-    monkeypatch.setattr(hub.Path, "cwd", lambda: hub.Path("/data"))
+    monkeypatch.setattr(upload.Path, "cwd", lambda: upload.Path("/data"))
     if found is None:
-        hub.scan({"README.md": text.encode()})
+        upload.scan({"README.md": text.encode()})
     else:
         with pytest.raises(UsageError, match=f"README.md holds a path of this machine, {found}: nothing was uploaded"):
-            hub.scan({"README.md": text.encode()})
+            upload.scan({"README.md": text.encode()})
 
 
 def test_shards():
     rows = [{"n": i} for i in range(10)]
-    parts = hub.shards(rows, row_bytes=100, max_shard_size=350)
+    parts = upload.shards(rows, row_bytes=100, max_shard_size=350)
     assert [len(part) for part in parts] == [3, 4, 3] and sum(map(list, parts), []) == rows
-    assert hub.shards(rows, 100, 10**9) == [rows]
+    assert upload.shards(rows, 100, 10**9) == [rows]
 
 
 def test_duration():

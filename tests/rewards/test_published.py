@@ -75,8 +75,8 @@ class TestWeights:
         scores = RewardSpec.parse(name).load(default_device())(paintings, [PROMPT] * 4)
         low, high = self.RANGES[name]
         assert ((scores > low) & (scores < high)).all(), scores
-        for weights in REWARDS[name].weights:
-            assert weights.cached() is not None
+        for pinned in REWARDS[name].weights:
+            assert pinned.cached() is not None
 
     def test_image_reward(self, paintings):
         """What the README prints for them."""

@@ -24,13 +24,14 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 import craft_trl.rewards.server as server_module
 from craft_trl.cli.main import main
@@ -109,6 +110,13 @@ class TestScores:
         images = [picture(i, (10 + i, 8)) for i in range(35)]
         assert remote(images, [""] * 35).tolist() == [10 + i for i in range(35)] and sizes == [16, 16, 3]
         assert remote([], []).shape == (0,)
+
+    def test_few_large_images_in_a_request(self, serve, monkeypatch):
+        monkeypatch.setattr("craft_trl.rewards.remote.MAX_PIXELS", 1000)
+        sizes = []
+        remote = RemoteReward(serve(lambda images, _: sizes.append(len(images)) or [image.width for image in images]))
+        images = [picture(i, (width, 10)) for i, width in enumerate((40, 40, 20, 1, 200, 99, 2))]
+        assert remote(images, [""] * 7).tolist() == [40, 40, 20, 1, 200, 99, 2] and sizes == [3, 1, 1, 1, 1]
 
     def test_prompts(self, serve):
         seen = []
@@ -237,6 +245,70 @@ class TestRefusals:
         with pytest.raises(RuntimeError, match="answered 2 images with"):
             remote([picture(0)] * 2, ["a", "b"])
 
+    @pytest.mark.parametrize("score", [10**400, -(10**400)])
+    def test_a_score_beyond_all_numbers(self, serve, score):
+        remote = RemoteReward(serve(None, server=answering(ABOUT, (200, {"scores": [score]}))))
+        with pytest.raises(RuntimeError, match="answered 1 images with"):
+            remote([picture(0)], ["a"])
+
+    @pytest.mark.parametrize("name", ["fingerprint", "reward"])
+    @pytest.mark.parametrize(
+        "text", ["", "a\nb", "\x1b[31mred", "a\u2028b", "\u202eabc", "x" * 1001, "a\x00", "\ud83c"]
+    )
+    def test_a_name_that_belongs_on_no_card(self, serve, name, text):
+        about = (200, ABOUT[1] | {name: text})
+        with pytest.raises(
+            UsageError, match=f"has the {name} .* must be 1 to 1000 characters|not answer with JSON"
+        ) as error:
+            RemoteReward(serve(None, server=answering(about)))
+        assert str(error.value).isprintable() and len(str(error.value)) < 300
+
+    def test_a_long_fingerprint(self, serve):
+        assert RemoteReward(serve(width, {"fingerprint": "ä" * 1000})).fingerprint == "ä" * 1000
+
+    @pytest.mark.parametrize(
+        ("answer", "message"),
+        [
+            ((200, b'{"reward": "' + b"x" * (2 << 20)), "does not answer with JSON"),
+            ((200, b"[" * 100_000), "does not answer with JSON"),
+            ((200, b'{"reward": "a", "reward": "b"}'), "does not answer with JSON"),
+            ((400, b"x" * (2 << 20)), "refused: status 400, no reason given"),
+            ((400, b'{"error": "a\\u001b[31m\\nb"}'), r"refused: status 400, a \[31m b$"),
+            ((400, b"[" * 100_000), r"refused: status 400, \[+$"),
+        ],
+    )
+    def test_answers_that_are_too_much(self, serve, answer, message):
+        with pytest.raises(UsageError, match=message) as error:
+            RemoteReward(serve(None, server=answering(answer)))
+        assert len(str(error.value)) < 1200
+
+    def test_an_answer_without_end(self, serve):
+        """What trickles in byte by byte is not waited for longer than an answer that does not come."""
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(200)
+                self.end_headers()
+                for _ in range(100):
+                    self.wfile.write(b" ")
+                    time.sleep(0.05)
+
+            def handle(self):
+                try:
+                    super().handle()
+                except ConnectionError:
+                    pass
+
+        url = serve(None, server=ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        start = time.monotonic()
+        with pytest.raises(UsageError, match="does not answer .timed out; asked 1 times"):
+            RemoteReward(url, attempts=1, timeout=0.3)
+        assert time.monotonic() - start < 3
+
+    def test_an_answer_that_is_cut_off(self, serve):
+        whole = b"HTTP/1.0 200 OK\r\nContent-Length: 500\r\n\r\n" + json.dumps(ABOUT[1]).encode()
+        assert RemoteReward(serve(None, server=answering(whole, ABOUT))).reward == "mine"
+
     def test_not_a_number(self, serve):
         """NaN comes through, and is refused where every reward's is."""
         remote = RemoteReward(serve(lambda images, _: [float("nan")] * len(images)))
@@ -314,6 +386,139 @@ class TestServer:
     def test_too_large(self, serve):
         status, answer = post(serve(width), None, headers={"Content-Length": str(1 << 40)})
         assert status == 413 and "at most" in answer["error"]
+
+    @pytest.mark.parametrize(
+        ("headers", "status", "message"),
+        [
+            ({"Content-Length": "-1"}, 400, "the Content-Length '-1' is no number of bytes"),
+            ({"Content-Length": "1_0"}, 400, "the Content-Length '1_0' is no number of bytes"),
+            ({"Content-Length": "two"}, 400, "the Content-Length 'two' is no number of bytes"),
+            ({"Content-Length": "9" * 30}, 400, "is no number of bytes"),
+            ({"Transfer-Encoding": "chunked"}, 411, "a request needs a Content-Length"),
+            ({}, 411, "a request needs a Content-Length"),
+        ],
+    )
+    def test_lengths(self, serve, headers, status, message):
+        url = serve(width)
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=10) as connection:
+            head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+            connection.sendall(f"POST /score HTTP/1.0\r\n{head}\r\n".encode())
+            # More than it will read, which must not be what it waits for, nor keep the answer from arriving.
+            connection.sendall(b"x" * 100_000)
+            connection.shutdown(socket.SHUT_WR)
+            answer = b"".join(iter(lambda: connection.recv(4096), b"")).decode()
+        assert f" {status} " in answer.splitlines()[0] and message in json.loads(answer.split("\r\n\r\n")[1])["error"]
+        assert RemoteReward(url)([picture(0)], ["a"]).tolist() == [65.0], "the server goes on"
+
+    def test_too_large_and_on_its_way(self, serve, monkeypatch):
+        """The answer arrives although the request is still being sent."""
+        monkeypatch.setattr(server_module, "MAX_BYTES", 1000)
+        remote = RemoteReward(serve(width), attempts=1)
+        with pytest.raises(UsageError, match="refused: status 413, .* bytes in a request; at most 1000 are read"):
+            remote([picture(0, (1000, 1000))], ["a"])
+
+    @pytest.mark.parametrize("what", ["half a body", "half a head", "a byte now and then"])
+    def test_slow_ones(self, serve, monkeypatch, what):
+        """They are not waited for, however they go about it."""
+        monkeypatch.setattr(server_module, "SECONDS", 0.5)
+        url = serve(width)
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=10) as connection:
+            connection.sendall(b"POST /score HTTP/1.0\r\nContent-Length: 100")
+            start = time.monotonic()
+            if what != "half a head":
+                connection.sendall(b"\r\n\r\n{")
+            with suppress(ConnectionError):  # of one that goes on sending when it has been told
+                while what == "a byte now and then" and time.monotonic() < start + 3:
+                    connection.sendall(b" ")
+                    time.sleep(0.1)
+                answer = b"".join(iter(lambda: connection.recv(4096), b"")).decode()
+                assert " 408 " in answer and "100 bytes were announced, and" in answer
+        assert time.monotonic() - start < 2.5
+        assert RemoteReward(url)([picture(0)], ["a"]).tolist() == [65.0], "the server goes on"
+
+    def test_a_body_that_ends_early(self, serve):
+        url = serve(width)
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=10) as connection:
+            connection.sendall(b"POST /score HTTP/1.0\r\nContent-Length: 100\r\n\r\n{}")
+            connection.shutdown(socket.SHUT_WR)
+            answer = b"".join(iter(lambda: connection.recv(4096), b"")).decode()
+        assert "100 bytes were announced, and 2 came" in answer
+
+    def test_pixels_of_all_images_together(self, serve, monkeypatch):
+        """Each is small enough, and none is unpacked."""
+        monkeypatch.setattr(server_module, "MAX_PIXELS", 10_000)
+        loaded = []
+        load = PngImagePlugin.PngImageFile.load
+        monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda self: loaded.append(self.size) or load(self))
+        png = base64.b64encode(to_png(Image.new("RGB", (64, 64)))).decode()
+        for number, expected in ((2, 200), (3, 400)):
+            loaded.clear()
+            status, answer = post(serve(width), json.dumps({"images": [png] * number, "prompts": [""] * number}))
+            assert status == expected and loaded == ([(64, 64)] * 2 if expected == 200 else [])
+        assert answer == {"error": "12288 pixels in a request; at most 10000 are unpacked"}
+
+    def test_a_bomb_of_allowed_images(self, serve):
+        """A small request of pictures that Pillow takes for sound one by one: 972 million pixels."""
+        png = base64.b64encode(to_png(Image.new("1", (9000, 9000)))).decode()
+        assert len(png) * 12 < 4_000_000
+        status, answer = post(serve(width), json.dumps({"images": [png] * 12, "prompts": [""] * 12}))
+        assert status == 400 and answer["error"] == "972000000 pixels in a request; at most 268435456 are unpacked"
+
+    def test_number_of_images(self, serve):
+        png = base64.b64encode(to_png(Image.new("1", (1, 1)))).decode()
+        for number in (256, 257):
+            status, answer = post(serve(width), json.dumps({"images": [png] * number, "prompts": [""] * number}))
+            assert status == (200 if number == 256 else 400)
+        assert answer == {"error": "257 images in a request; at most 256 are scored"}
+
+    @pytest.mark.parametrize("prompt", ["3", "null", "[]", '"\\ud83c"'])
+    def test_prompts_that_are_no_text(self, serve, prompt):
+        png = base64.b64encode(to_png(picture(0))).decode()
+        body = f'{{"images": ["{png}", "{png}"], "prompts": ["a", {prompt}]}}'
+        assert post(serve(width), body) == (400, {"error": "Prompt 1 of 2 is no text"})
+
+    def test_a_deeply_nested_request(self, serve, capfd):
+        status, answer = post(serve(width), b"[" * 100_000)
+        assert status == 400 and "a request is JSON" in answer["error"] and "Traceback" not in capfd.readouterr().err
+
+    def test_few_requests_are_in_memory_at_a_time(self, serve, monkeypatch):
+        """However many come together; the others wait, and all are answered."""
+        now, most, lock = [0], [], threading.Lock()
+        read = server_module.read_request
+
+        def counted(body):
+            with lock:
+                now[0] += 1
+                most.append(now[0])
+            try:
+                time.sleep(0.05)
+                return read(body)
+            finally:
+                with lock:
+                    now[0] -= 1
+
+        monkeypatch.setattr(server_module, "read_request", counted)
+        remote, results = RemoteReward(serve(width)), []
+        threads = [
+            threading.Thread(target=lambda: results.extend(remote([picture(0)], ["a"]).tolist())) for _ in range(8)
+        ]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+        assert results == [65.0] * 8 and max(most) == server_module.MAX_REQUESTS == 2
+
+    def test_connections(self, serve, monkeypatch):
+        """Those that say nothing take the place of others only for a while."""
+        monkeypatch.setattr(server_module, "SECONDS", 0.6)
+        monkeypatch.setattr(server_module, "MAX_CONNECTIONS", 3)
+        url = serve(width)
+        port = int(url.rpartition(":")[2])
+        silent = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(3)]
+        time.sleep(0.1)
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+            connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            assert connection.recv(100).startswith(b"HTTP/1.0 503 ")
+        assert RemoteReward(url)([picture(0)], ["a"]).tolist() == [65.0]  # asks again
+        [connection.close() for connection in silent]
 
     def test_other_paths(self, serve):
         url = serve(width)

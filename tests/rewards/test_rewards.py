@@ -15,6 +15,9 @@
 
 import io
 import json
+import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -230,11 +233,74 @@ class TestScore:
             ([[1.0], [2.0]], "returned shape \\(2, 1\\)"),
             ([1.0, float("nan")], "is nan for the prompt 'second'"),
             ([float("-inf"), 1.0], "is -inf for the prompt 'first'"),
+            (None, "returned shape \\(\\) for 2 images"),
+            (torch.tensor(1.0), "returned shape \\(\\) for 2 images"),
+            (torch.ones(2, 1, dtype=torch.bfloat16), "returned shape \\(2, 1\\) for 2 images; it must be \\(2,\\)"),
+            (torch.tensor([1.0, float("nan")], dtype=torch.bfloat16), "is nan for the prompt 'second'"),
+            (["1.0", "2.0"], r"returned \['1.0', '2.0'\]; a score must be a number"),
+            ([1.0, None], r"returned \[1.0, None\]; a score must be a number"),
+            (torch.ones(2, dtype=torch.complex64), "returned tensor.*; a score must be a number"),
+            ([[1.0], [2.0, 3.0]], "returned no list of numbers: setting an array element"),
+            ([1e39, 1.0], "is inf for the prompt 'first'"),  # as float32
         ],
     )
     def test_a_broken_scorer(self, values, message):
-        with pytest.raises(ValueError, match=f"Reward mine {message}"):
+        with pytest.raises(UsageError, match=f"Reward mine {message}"):
             score({"mine": lambda images, prompts: values}, colours(2), ["first", "second"])
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            torch.tensor([0.5, 2.0], dtype=torch.bfloat16),
+            torch.tensor([0.5, 2.0], dtype=torch.float16),
+            torch.tensor([0.5, 2.0], requires_grad=True) * 1,
+            [torch.tensor(0.5, dtype=torch.bfloat16), torch.tensor(2.0, requires_grad=True)],
+            (0.5, 2),
+            np.array([0.5, 2.0], dtype=np.float16),
+        ],
+    )
+    def test_whatever_numbers_come_as(self, values):
+        values = score({"mine": lambda images, prompts: values}, colours(2), ["a", "b"])["mine"]
+        assert values.dtype == np.float32 and values.tolist() == [0.5, 2.0]
+
+    def test_whole_numbers(self):
+        for values in (torch.tensor([3, -4]), [3, -4], np.array([3, -4])):
+            assert score({"mine": lambda *_, v=values: v}, colours(2), ["a", "b"])["mine"].tolist() == [3, -4]
+
+    def test_a_scorer_that_raises_is_named_with_its_line(self, tmp_path):
+        file = tmp_path / "mine.py"
+        file.write_text(
+            "import torch\n\n\nclass Bad:\n    def __init__(self):\n        raise KeyError('weights')\n\n\n"
+            "def far(images, prompts):\n    return near(prompts)\n\n\n"
+            "def near(prompts):\n    return torch.nn.functional.linear(torch.ones(2, 3), torch.ones(4, 5))\n"
+        )
+        far = RewardSpec.parse(f"mine={file}:far").load()
+        with pytest.raises(UsageError, match=rf"^Reward mine failed: RuntimeError: mat1 and .*\({file}, line 14\)\.$"):
+            score({"mine": far}, colours(2), ["a", "b"])
+        with pytest.raises(UsageError, match=rf"Bad' failed: KeyError: 'weights' \({file}, line 6\)\.$"):
+            RewardSpec.parse(f"mine={file}:Bad").load()
+
+        def full(images, prompts):
+            raise torch.OutOfMemoryError("no room")
+
+        with pytest.raises(torch.OutOfMemoryError):  # not the reward's fault
+            score({"mine": full}, colours(2), ["a", "b"])
+
+    def test_float32_is_exact_while_scoring(self):
+        seen = []
+
+        class Reward(Brightness):
+            def forward(self, pixel_values, prompts):
+                seen.append(torch.backends.cudnn.conv.fp32_precision)
+                return super().forward(pixel_values, prompts)
+
+        def mine(images, prompts):
+            seen.append(torch.backends.cuda.matmul.fp32_precision)
+            return [0.0] * len(images)
+
+        score({"a": Reward(), "b": mine}, colours(2), ["a", "b"])
+        Reward()(colours(2), ["a", "b"])
+        assert seen == ["ieee"] * 3 and torch.backends.cudnn.conv.fp32_precision == "tf32"
 
 
 class TestBadInput:
@@ -383,6 +449,22 @@ class TestRewardSpec:
     def test_own_callable_from_a_module(self):
         assert RewardSpec.parse("mine=math:hypot").load()(3, 4) == 5
 
+    def test_own_callable_from_a_module_in_this_folder(self, monkeypatch):
+        """As the command finds it, whose own folder is that of the programs."""
+        folder = os.getcwd()
+        monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", folder)])
+        before = list(sys.path)
+        Path("my_rewards").mkdir()
+        Path("my_rewards/brightness.py").write_text("def mean(images, prompts):\n    return [0.5] * len(images)\n")
+        # What is installed wins: a file of the folder does not stand in for a library.
+        Path("textwrap.py").write_text("raise RuntimeError")
+        monkeypatch.delitem(sys.modules, "textwrap")
+        assert RewardSpec.parse("mine=my_rewards.brightness:mean").load()([None], [""]) == [0.5]
+        assert RewardSpec.parse("mine=textwrap:dedent").load()("  a") == "a" and sys.path == before
+        with pytest.raises(UsageError, match="no module my_rewards.none, neither installed nor in this folder"):
+            RewardSpec.parse("mine=my_rewards.none:mean").load()
+        assert sys.path == before
+
     def test_fingerprint_follows_the_file(self, tmp_path):
         file = tmp_path / "mine.py"
         file.write_text("x = len")
@@ -409,11 +491,14 @@ class TestRewardSpec:
             ("mine=http://host:99999", "a served reward is named like"),
             ("mine=http://host:1/?x=1", "a served reward is named like"),
             ("mine=https://me:secret@host:8000", "Reward 'mine': its URL must not carry a user name or password"),
+            ("mine=https://me:secret@host:99999", "Reward 'mine': its URL must not carry a user name or password"),
+            ("mine=http://me:secret@[host", "Reward 'mine': its URL must not carry a user name or password"),
         ],
     )
     def test_wrong_names(self, text, message):
-        with pytest.raises(UsageError, match=message):
+        with pytest.raises(UsageError, match=message) as error:
             RewardSpec.parse(text)
+        assert "secret" not in str(error.value)
 
     @pytest.mark.parametrize(
         ("text", "message"),

@@ -190,13 +190,11 @@ def test_env_lists_what_is_cached(hub, tmp_path, monkeypatch, capsys):
 def test_pins_are_whole():
     """A hash of 64 digits, a commit of 40, and no file that a reader of ours could not read."""
     for name, reward in REWARDS.items():
-        for weights in reward.weights:
-            assert weights.revision is None or len(weights.revision) == 40 and int(weights.revision, 16), name
-            assert weights.sha256 is None or len(weights.sha256) == 64 and int(weights.sha256, 16), name
-            assert weights.files and weights.repo_id.count("/") == 1
-    unpinned = {
-        name for name, reward in REWARDS.items() if any(weights.revision is None for weights in reward.weights)
-    }
+        for pinned in reward.weights:
+            assert pinned.revision is None or len(pinned.revision) == 40 and int(pinned.revision, 16), name
+            assert pinned.sha256 is None or len(pinned.sha256) == 64 and int(pinned.sha256, 16), name
+            assert pinned.files and pinned.repo_id.count("/") == 1
+    unpinned = {name for name, reward in REWARDS.items() if any(pinned.revision is None for pinned in reward.weights)}
     assert unpinned == {"mps", "geneval"}
 
 

@@ -28,8 +28,8 @@ from craft_trl import CraftTrainer
 from craft_trl.cli.main import main as craft
 from craft_trl.errors import UsageError
 from craft_trl.scripts.export import ExportArguments, main
-from craft_trl.trainer.export import assert_equal
 from craft_trl.trainer.checkpoints import unpack_single_file
+from craft_trl.trainer.export import assert_equal
 
 from ..helpers import config, make_dataset
 from ..pipelines import make_pipeline

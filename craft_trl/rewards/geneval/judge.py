@@ -62,12 +62,12 @@ class GenEval:
         dtype: torch.dtype = torch.float32,
         detector: Callable[[Image.Image, float], list[Detection]] | None = None,
         colors: Callable[[Image.Image, Sequence[Detection], str], list[str]] | None = None,
-        thresholds: Thresholds = Thresholds(),
+        thresholds: Thresholds | None = None,
     ):
         self.source = source if detector is None else getattr(detector, "__name__", type(detector).__name__)
         if detector is None:
             detector = Mask2FormerDetector(loading.find(source, MASK2FORMER), device)
-        self.detector, self.thresholds = detector, thresholds
+        self.detector, self.thresholds = detector, thresholds or Thresholds()
         self.colors = colors or ColorClassifier(device)
 
     @property

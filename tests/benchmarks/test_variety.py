@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from .conftest import ROOT
+from ..conftest import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,161 @@
+# Copyright 2026 The craft_trl authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What it takes to draw images and to judge them: in stages of their own, and while a model trains."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..candidates.config import CandidatesConfig
+from ..evaluation.config import EvaluationConfig
+from ..rewards import RewardSpec, parse_rewards
+from ..rewards.reward_model import RewardModel
+from ..trainer.sampling import LARGEST_BATCH
+from .memory import SamplingMemory, reward_networks, sampling_memory
+from .operations import Count, MetaPipeline
+
+
+if TYPE_CHECKING:
+    from .recipes import RunRecipes
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Work for one image: of its prompt's encoding, a call of the denoiser, and its decoding."""
+
+    text: Count
+    denoising: Count
+    decoding: Count
+
+    @classmethod
+    def of(cls, meta: MetaPipeline, height: int, width: int) -> "Counts":
+        return cls(meta.count_text(), meta.count_denoising(height, width), meta.count_decoding(height, width))
+
+    def flops(self, calls: int, guidance_scale: float) -> float:
+        """Operations of an image with so many calls of the denoiser."""
+        guided = 2 if guidance_scale > 1 else 1
+        return guided * (calls * self.denoising.flops + self.text.flops) + self.decoding.flops
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """
+    A stage that draws and scores.
+
+    Args:
+        size (`tuple[int, int]`):
+            Height and width of an image.
+        calls (`int`):
+            Calls of the denoiser for an image, guidance aside.
+        counts ([`Counts`]):
+            Work for one image.
+        flops (`float`):
+            Operations of an image.
+        score_flops (`float`):
+            Operations of its scores.
+        memory ([`SamplingMemory`]):
+            Memory of the stage.
+    """
+
+    size: tuple[int, int]
+    calls: int
+    counts: Counts
+    flops: float
+    score_flops: float
+    memory: SamplingMemory
+
+    @classmethod
+    def of(
+        cls, config: CandidatesConfig | EvaluationConfig, meta: MetaPipeline, specs: Sequence[RewardSpec]
+    ) -> "Drawing":
+        """The stage of a configuration, with a pipeline of its precision."""
+        size, calls = meta.size(config), meta.calls(config)
+        counts = Counts.of(meta, *size)
+        return cls(
+            size=size,
+            calls=calls,
+            counts=counts,
+            flops=counts.flops(calls, config.guidance_scale),
+            score_flops=sum(map(flops, specs)),
+            memory=sampling_memory(config, meta, specs, counts.denoising, counts.decoding),
+        )
+
+
+@dataclass(frozen=True)
+class Watching:
+    """
+    What is drawn and judged while a model trains: by the guard, and to be looked at.
+
+    Args:
+        looks (`int`):
+            Times that the guard looks, before training and at its end too.
+        images (`int`):
+            Images that it draws each time.
+        flops (`float`):
+            Operations of drawing all images, also those to be looked at.
+        judge_flops (`float`):
+            Operations of the guard's judges.
+        read (`float`):
+            Bytes that are read from the disk: the frozen parts of the pipeline every time, and the judges.
+        memory (`float`):
+            Bytes beside the model that trains.
+    """
+
+    looks: int
+    images: int
+    flops: float
+    judge_flops: float
+    read: float
+    memory: float
+
+    @classmethod
+    def of(cls, recipes: "RunRecipes", meta: MetaPipeline, counts: Counts) -> "Watching":
+        """What a training's recipe asks for, with its pipeline in the precision that it computes in."""
+        config, args = recipes.train, recipes.training
+        looks = images = shows = 0
+        if config.held_out_rewards:
+            looks = len(range(config.guard_steps, args.max_steps, config.guard_steps)) + 2
+            images = config.guard_num_prompts * config.guard_num_images_per_prompt
+        if args.validation_prompts:
+            shows = -(-args.max_steps // args.validation_steps) + 1
+
+        def image(steps: int, guidance_scale: float) -> float:
+            return counts.flops(meta.steps(steps), guidance_scale)
+
+        judges = parse_rewards([*(config.guard_rewards or ()), *(config.held_out_rewards or ())])
+        networks = [network for spec in judges for network in reward_networks(spec)]
+        frozen = meta.parameters() - meta.parameters(meta.family.DENOISER)
+        # Of either kind the guidance may be off; a batch with it takes twice the memory.
+        batch = 2 * min(args.per_device_train_batch_size, LARGEST_BATCH)
+        drawing = meta.weights() - meta.weights(meta.family.DENOISER)
+        drawing += max(batch * counts.denoising.activations, counts.decoding.activations)
+        judging = 4.0 * sum(network.parameters for network in networks)
+        judging += 4.0 * RewardModel.batch_size * max((network.activations for network in networks), default=0)
+        return cls(
+            looks=looks,
+            images=images,
+            flops=looks * images * image(config.guard_num_inference_steps, config.guard_guidance_scale)
+            + shows
+            * len(args.validation_prompts or ())
+            * image(args.validation_num_inference_steps, args.validation_guidance_scale),
+            judge_flops=looks * images * sum(map(flops, judges)),
+            read=4.0 * ((looks + shows) * frozen + looks * sum(network.parameters for network in networks)),
+            memory=max(drawing, judging if looks else 0.0) if looks or shows else 0.0,
+        )
+
+
+def flops(spec: RewardSpec) -> float:
+    """Operations of a reward for one image; its prompt's are shared by a group and are little."""
+    return sum(network.flops for network in reward_networks(spec))
