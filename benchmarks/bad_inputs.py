@@ -430,6 +430,7 @@ def main() -> int:
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process with threads cannot be forked safely
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     # Imported once, for all children.
     import craft_trl.evaluation.report  # noqa: F401
     import craft_trl.hub.release  # noqa: F401

@@ -34,6 +34,7 @@ from .masking import mask_settings
 
 
 RECORD = "stage.json"
+TIMINGS = "timings.json"
 
 
 class Stage:
@@ -142,9 +143,33 @@ class Stage:
 
 
 def read_record(folder: str | Path) -> dict | None:
-    """Content of a folder's `stage.json`, or `None` where there is none."""
+    """Content of a folder's `stage.json`, or `None` where there is none; a [`UsageError`] if it is damaged."""
     path = Path(folder) / RECORD
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        whole = all(isinstance(record[key], kind) for key, kind in KEYS.items())
+    except (OSError, ValueError, LookupError, TypeError):
+        whole = False
+    if not whole:
+        raise UsageError(
+            f"{path} is damaged, the record of what {folder} was made from: put it back from a copy, or move {folder} away "
+            "to make it again."
+        )
+    return record
+
+
+KEYS = {"stage": str, "fingerprint": str, "finished": bool, "summary": dict, "settings": dict}
+
+
+def read_timings(folder: str | Path) -> dict[str, dict]:
+    """By stage the fingerprint and the seconds in a run's `timings.json`; nothing where that is missing or damaged."""
+    try:
+        timings = json.loads((Path(folder) / TIMINGS).read_text(encoding="utf-8"))
+        return {name: entry for name, entry in timings.items() if float(entry["seconds"]) >= 0}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
 
 
 class stopwatch:
@@ -171,8 +196,8 @@ class stopwatch:
         self.seconds = time.monotonic() - self.start
         if not self.write:
             return
-        path = self.stage.folder.parent / "timings.json"
-        timings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        path = self.stage.folder.parent / TIMINGS
+        timings = read_timings(path.parent)
         before = timings.get(self.stage.name, {})
         spent = before["seconds"] if before.get("fingerprint") == self.stage.fingerprint else 0.0
         timings[self.stage.name] = {

@@ -19,7 +19,7 @@ import pytest
 
 from craft_trl.errors import UsageError
 from craft_trl.sources import content_hash, source_hash
-from craft_trl.stages import Stage, check_writable, read_record, stopwatch, write_atomically
+from craft_trl.stages import Stage, check_writable, read_record, read_timings, stopwatch, write_atomically
 
 
 def make(tmp_path, **settings):
@@ -160,3 +160,29 @@ class TestCheckWritable:
     def test_disk_too_small(self, tmp_path):
         with pytest.raises(UsageError, match="needs about 1000000000.0 GB and its disk has .* GB free: free some, or"):
             check_writable(tmp_path, needed_bytes=10**18)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"{}", b'{"stage": "x", "fingerprint": 1}', b"\xff", None])
+def test_a_damaged_record(tmp_path, content):
+    """It is not known what a folder was made from, and it is neither taken for finished work nor written over."""
+    stage = Stage("x", tmp_path / "a", {"b": 1})
+    stage.begin()
+    (tmp_path / "a" / "work").touch()
+    if content is None:
+        (tmp_path / "a" / "stage.json").unlink()
+        (tmp_path / "a" / "stage.json").mkdir()
+    else:
+        (tmp_path / "a" / "stage.json").write_bytes(content)
+    for use in (lambda: stage.finished, stage.begin, stage.difference, lambda: read_record(tmp_path / "a")):
+        with pytest.raises(UsageError, match=r"stage.json is damaged, the record of what .*a was made from: .* move"):
+            use()
+    assert (tmp_path / "a" / "work").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b'{"x": {"seconds": "much"}, "y": {"seconds": 2.0}}'])
+def test_damaged_timings_are_begun_anew(tmp_path, content):
+    (tmp_path / "timings.json").write_bytes(content)
+    stage = Stage("x", tmp_path / "a", {"b": 1})
+    with stopwatch(stage):
+        pass
+    assert read_timings(tmp_path)["x"]["seconds"] >= 0

@@ -204,6 +204,9 @@ class CandidatePool:
 
     def _read(self, verify: bool) -> list[Key]:
         shards = sorted(set(self.folder.glob("shard-*.parquet")) - self._shards)
+        for shard in filter(Path.is_dir, shards):
+            self._set_aside(shard)
+        shards = [shard for shard in shards if not shard.is_dir()]
         if not shards:
             return []
         added = []
@@ -222,7 +225,7 @@ class CandidatePool:
 
     def _read_shard(self, shard: Path, verify: bool) -> pa.Table | None:
         """The columns of a shard but the images; `None` if it is damaged, and now set aside."""
-        with suppress(FileNotFoundError):  # another process has just set it aside
+        with _gone_or_readable(shard):
             if verify and not _matches(sha256(shard), shard):
                 self._set_aside(shard)
         # Where this fails for any reason, such as an older shard with one hash only, the whole file decides.
@@ -234,7 +237,7 @@ class CandidatePool:
 
     def _read_whole(self, shard: Path, columns: list[str]) -> pa.Table | None:
         """Columns of a shard that matches the hash of the whole file; `None` if it does not, and is now set aside."""
-        with suppress(FileNotFoundError):
+        with _gone_or_readable(shard):
             if shard in self._whole:
                 return pq.read_table(shard, columns=columns)
             data = shard.read_bytes()
@@ -278,6 +281,17 @@ def remove_leftovers(folder: Path) -> None:
     """Remove what killed processes were writing. Only where the pool is not [`in_use`]."""
     for path in Path(folder).glob(".shard-*.tmp"):
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _gone_or_readable(shard: Path) -> Iterator[None]:
+    """Pass over a shard that another process has just set aside; say it in a line if it cannot be read."""
+    try:
+        yield
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise UsageError(f"Cannot read {shard}: {error.strerror}.") from error
 
 
 @contextmanager

@@ -25,7 +25,7 @@ import numpy as np
 from ..candidates.pool import CandidatePool, Key
 from ..filtering.filter import vetoed_itself
 from ..pages import data_uri, render
-from ..stages import read_record
+from ..stages import read_record, read_timings
 from .evaluate import Arm, Evaluation
 from .provenance import check_comparable, notes
 
@@ -223,10 +223,8 @@ def _run(run_dir: Path, model: Path) -> dict:
         history = [entry for entry in content["log_history"] if "denoising_loss" in entry]
         if len(history) > 1:
             run["losses"] = curve([e["step"] for e in history], [e["denoising_loss"] for e in history])
-    timings = run_dir / "timings.json"
-    if timings.exists():
-        seconds = {name: entry["seconds"] for name, entry in json.loads(timings.read_text(encoding="utf-8")).items()}
-        run["timings"] = [(name, seconds[name]) for name in STAGES if name in seconds]
+    timings = read_timings(run_dir)
+    run["timings"] = [(name, timings[name]["seconds"]) for name in STAGES if name in timings]
     return run
 
 

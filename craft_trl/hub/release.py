@@ -39,7 +39,7 @@ from ..filtering.filter import filter_candidates, vetoed_itself
 from ..filtering.veto import load_vetoes, veto_line, veto_mask
 from ..progress import progress_bar
 from ..sources import content_hash, looks_like_hub_id, model_hash
-from ..stages import check_writable, fingerprint, read_record, write_atomically
+from ..stages import check_writable, fingerprint, read_record, read_timings, write_atomically
 from .cards import FACTS, dataset_card, flat, model_card
 from .upload import Content, model_files, scan, shards
 
@@ -92,8 +92,7 @@ class Run:
 
     def cost(self, stages: Sequence[str]) -> list[tuple[str, float]]:
         """Seconds of stages, of those that were measured."""
-        path = self.folder / "timings.json"
-        timings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        timings = read_timings(self.folder)
         return [(name, timings[name]["seconds"]) for name in stages if name in timings]
 
 

@@ -37,7 +37,7 @@ from ..candidates.pool import CandidatePool
 from ..errors import UsageError
 from ..parser import CraftParser
 from ..rewards import parse_rewards
-from ..stages import Stage, check_writable, read_record, stopwatch, write_atomically
+from ..stages import Stage, check_writable, read_record, read_timings, stopwatch, write_atomically
 from . import dpo, evaluate, expand, generate, train
 from .launch import run_stage, say
 
@@ -155,8 +155,8 @@ def main(config: BakeoffConfig) -> None:
             train_args, training_args, launch_args = bakeoff.training(arm, seed)
             {"train": train, "dpo": dpo}[METHODS[arm].script].main(train_args, training_args, launch_args)
             release_memory()
-            timings = json.loads((bakeoff.folder_of(arm, seed).parent / "timings.json").read_text(encoding="utf-8"))
-            seconds.append(timings["train"]["seconds"])
+            timings = read_timings(bakeoff.folder_of(arm, seed).parent)
+            seconds.append(timings.get("train", {}).get("seconds", 0.0))
         arms[arm] = {
             "title": METHODS[arm].title,
             "rows": read_record(bakeoff.folder / "arms" / arm / "dataset")["summary"]["rows"],

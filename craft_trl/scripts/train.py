@@ -94,6 +94,11 @@ def load_training_data(args: TrainArguments) -> "Dataset":
             dataset = load_from_disk(name)
         except IndexError as error:  # what datasets says to a split without rows (5.2)
             raise UsageError(f"Dataset {name}: it has no rows.") from error
+        except Exception as error:  # datasets has another error for every file that is damaged or not there
+            raise UsageError(
+                f"Dataset {name}: it cannot be read ({first_line(error)}). `craft filter` makes one anew where its folder is "
+                "moved away."
+            ) from error
     else:
         try:
             dataset = load_dataset(name, args.dataset_config)
