@@ -68,7 +68,21 @@ WORDS = [
     "--output_dir=", "--candidates.num_prompts", "--evaluate.", "--.x", "--train.output_dir", "é", "--num_processes", "=", "--gpu", "h1",
     "--num_machines", "2", "--price", "--veto", "--only", "kept", "--no_smoke", "--smoke", "maybe", "--batch_size=0",
 ]  # fmt: skip
-BYTES = [b"", b"\n", b"\0", b"\xff\xfe", b"{", b"[]", b"null", b"1", b'"a"', b"{}\n{}\n", b"\xef\xbb\xbf{}", b"a: [", b"- a\n- b\n"]
+BYTES = [
+    b"",
+    b"\n",
+    b"\0",
+    b"\xff\xfe",
+    b"{",
+    b"[]",
+    b"null",
+    b"1",
+    b'"a"',
+    b"{}\n{}\n",
+    b"\xef\xbb\xbf{}",
+    b"a: [",
+    b"- a\n- b\n",
+]
 
 Kind = Callable[[random.Random, Path], list[str]]
 
@@ -115,7 +129,9 @@ def recipe_text(rng: random.Random, folder: Path) -> list[str]:
     path = folder / "recipes" / f"{recipe}.yaml"
     data = path.read_bytes()
     cut = rng.randrange(len(data))
-    path.write_bytes(rng.choice([rng.choice(BYTES), data[:cut], data[:cut] + rng.choice(BYTES) + data[cut:], data + data]))
+    path.write_bytes(
+        rng.choice([rng.choice(BYTES), data[:cut], data[:cut] + rng.choice(BYTES) + data[cut:], data + data])
+    )
     if rng.random() < 0.2:
         path.unlink()
         rng.choice([path.mkdir, lambda: path.symlink_to("nowhere")])()
@@ -140,7 +156,9 @@ def _value(rng: random.Random, folder: Path, recipe: str) -> list[str]:
     content = read_recipe(folder, recipe)
     known = [key for key in script.make_parser().hints if not key.startswith(("expander", "hub_", "push_"))]
     for _ in range(rng.choice([1, 1, 2])):
-        key = rng.choice([rng.choice(list(content)), rng.choice(known), rng.choice(["x", "", "Prompts", "config", "env"])])
+        key = rng.choice(
+            [rng.choice(list(content)), rng.choice(known), rng.choice(["x", "", "Prompts", "config", "env"])]
+        )
         content[key] = rng.choice(VALUES)
         if rng.random() < 0.15:
             del content[key]
@@ -219,7 +237,9 @@ def damage(rng: random.Random, path: Path) -> None:
     """Cut, change, replace or remove a file."""
     data = path.read_bytes()
     position = rng.randrange(max(1, len(data)))
-    flipped = data[:position] + bytes([data[position] ^ 1 << rng.randrange(8)]) + data[position + 1 :] if data else b"x"
+    flipped = (
+        data[:position] + bytes([data[position] ^ 1 << rng.randrange(8)]) + data[position + 1 :] if data else b"x"
+    )
     how = rng.randrange(6)
     if how < 4:
         path.write_bytes([data[:position], flipped, rng.choice(BYTES), data + b"x"][how])
@@ -294,7 +314,9 @@ def dataset(rng: random.Random, folder: Path) -> list[str]:
 
 def rewards(rng: random.Random, folder: Path) -> list[str]:
     """A reward that there is not, or that returns something else than a number for each image."""
-    returned = rng.choice(["[0.0]", "None", "['a'] * n", "[float('nan')] * n", "[[1, 2]] * n", "1.0", "{}", "'ab'", "[None] * n"])
+    returned = rng.choice(
+        ["[0.0]", "None", "['a'] * n", "[float('nan')] * n", "[[1, 2]] * n", "1.0", "{}", "'ab'", "[None] * n"]
+    )
     (folder / "odd.py").write_text(f"def f(images, prompts):\n    n = len(images)\n    return {returned}\nx = 3\n")
     (folder / "bad.py").write_text(rng.choice(["def f(:", "import nothing_at_all", "1 / 0", ""]))
     spec = rng.choice(
@@ -310,21 +332,55 @@ def models(rng: random.Random, folder: Path) -> list[str]:
     shutil.copytree(folder / "runs/tiny/evaluation", folder / "earlier")
     if rng.random() < 0.5:
         damage(rng, folder / "earlier" / rng.choice(["results.json", "scores.parquet"]))
-    parts = ["base", "craft", "x", "", "a b", "=", "unet:", "lora:", "results:", "vae:", "runs/tiny/model", "earlier", "nowhere", "org"]
+    parts = [
+        "base",
+        "craft",
+        "x",
+        "",
+        "a b",
+        "=",
+        "unet:",
+        "lora:",
+        "results:",
+        "vae:",
+        "runs/tiny/model",
+        "earlier",
+        "nowhere",
+        "org",
+    ]
     given = ["base=recipes/pipeline"] * rng.choice([0, 1, 1, 1])
     for _ in range(rng.choice([1, 1, 2])):
-        name, kind = rng.choice(["craft=", "base=", "x=", "", "a b="]), rng.choice(["", "unet:", "lora:", "results:", "vae:"])
-        given.append(name + kind + rng.choice([*parts, "runs/tiny/model/unet", "recipes/evaluate.yaml", "recipes/pipeline"]))
+        name, kind = (
+            rng.choice(["craft=", "base=", "x=", "", "a b="]),
+            rng.choice(["", "unet:", "lora:", "results:", "vae:"]),
+        )
+        given.append(
+            name + kind + rng.choice([*parts, "runs/tiny/model/unet", "recipes/evaluate.yaml", "recipes/pipeline"])
+        )
     return ["evaluate", "--config", "recipes/evaluate.yaml", "--models", *given, "--output_dir", "other"]
 
 
 def prompts(rng: random.Random, folder: Path) -> list[str]:
     """A file of prompts that cannot be read."""
     ending = rng.choice([".txt", ".csv", ".tsv", ".jsonl", ".json", ".parquet", ".TXT", ".doc", ""])
-    text = rng.choice(["a fox\na car\n", "prompt\na fox\n", "prompt;style\na;b\n", '{"prompt": "a fox"}\n', '{"prompt": 1}\n'])
-    data = rng.choice([text.encode(), rng.choice(BYTES), text.encode() + rng.choice(BYTES), b"\xef\xbb\xbf" + text.encode()])
+    text = rng.choice(
+        ["a fox\na car\n", "prompt\na fox\n", "prompt;style\na;b\n", '{"prompt": "a fox"}\n', '{"prompt": 1}\n']
+    )
+    data = rng.choice(
+        [text.encode(), rng.choice(BYTES), text.encode() + rng.choice(BYTES), b"\xef\xbb\xbf" + text.encode()]
+    )
     (folder / f"p{ending}").write_bytes(data)
-    return ["expand", "--config", "recipes/candidates.yaml", "--prompts", f"p{ending}", "--num_prompts", "1", "--output_dir", "other"]
+    return [
+        "expand",
+        "--config",
+        "recipes/candidates.yaml",
+        "--prompts",
+        f"p{ending}",
+        "--num_prompts",
+        "1",
+        "--output_dir",
+        "other",
+    ]
 
 
 def pipelines(rng: random.Random, folder: Path) -> list[str]:
@@ -386,7 +442,9 @@ def run(argv: list[str], folder: Path, seconds: float = 120) -> tuple[int | None
 
 def classify(code: int | None, said: str, before: Counter[str], after: Counter[str]) -> str:
     """`done`, `one line`, or what is wrong."""
-    lines = [line for line in re.split(r"[\r\n]+", said) if line.strip() and not re.search(r"\d+%\||it/s\]|s/it\]", line)]
+    lines = [
+        line for line in re.split(r"[\r\n]+", said) if line.strip() and not re.search(r"\d+%\||it/s\]|s/it\]", line)
+    ]
     if code is None:
         return "fault: it did not end"
     if "Traceback" in said:
@@ -424,7 +482,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=1000, help="number of inputs")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help=", ".join(KINDS))
+    parser.add_argument(
+        "--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help=", ".join(KINDS)
+    )
     parser.add_argument("--only", help="one input, as KIND:NUMBER")
     given = parser.parse_args()
 
@@ -456,9 +516,15 @@ def main() -> int:
             if "fault" in result:
                 faults += 1
                 last = [line for line in said.strip().splitlines() if line.strip()][-1:]
-                print(f"--only {kind}:{number} --seed {given.seed}  {result}: craft {' '.join(argv)[:200]}: {' '.join(last)[:300]}", flush=True)
+                print(
+                    f"--only {kind}:{number} --seed {given.seed}  {result}: craft {' '.join(argv)[:200]}: {' '.join(last)[:300]}",
+                    flush=True,
+                )
     for name, counts in sorted(table.items()):
-        print(f"{name:<32}" + "".join(f"  {what} {counts[what]}" for what in ("done", "one line", "fault") if counts[what]))
+        print(
+            f"{name:<32}"
+            + "".join(f"  {what} {counts[what]}" for what in ("done", "one line", "fault") if counts[what])
+        )
     print(f"{given.count} inputs in {time.monotonic() - start:.0f} s, {faults} faults")
     return 1 if faults else 0
 
