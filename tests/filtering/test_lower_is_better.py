@@ -127,7 +127,11 @@ class TestPool:
     def pool(self, folder, *names):
         pool = CandidatePool(folder, NAMES)
         pool.orient(set(names))
-        pool.append(GROUPS[0].keys, Draw()(*zip(*[key[1:] for key in GROUPS[0].keys])), {n: [1, 2, 3] for n in NAMES})
+        pool.append(
+            GROUPS[0].keys,
+            Draw()(*zip(*[key[1:] for key in GROUPS[0].keys], strict=True)),
+            {n: [1, 2, 3] for n in NAMES},
+        )
         return CandidatePool(folder, NAMES)
 
     def test_turned_where_it_is_decided(self, tmp_path):
@@ -147,7 +151,9 @@ class TestPool:
     def test_a_reward_that_has_changed_its_mind(self, tmp_path):
         self.pool(tmp_path, "defects")
         with pytest.raises(UsageError, match="less of defects is better, and now more of it is to be: was higher_is_"):
-            generate_candidates(CandidatePool(tmp_path, NAMES), GROUPS, Draw(), {"hpsv2": hpsv2, "defects": Defects(-1)})
+            generate_candidates(
+                CandidatePool(tmp_path, NAMES), GROUPS, Draw(), {"hpsv2": hpsv2, "defects": Defects(-1)}
+            )
 
     def test_what_was_noted_wrong_is_found(self, tmp_path):
         self.pool(tmp_path, "defects")
