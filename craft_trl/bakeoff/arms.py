@@ -21,6 +21,7 @@ Every arm is a dataset from the same pool and a trainer; the budget of training 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,12 +51,15 @@ class Material:
             Images and scores of both.
         config ([`FilterConfig`]):
             The filter of the recipe.
+        scratch (`Path`, *optional*):
+            Where images lie that are too many for the memory, see [`with_images`].
     """
 
     groups: Sequence[Group]
     seed_groups: Sequence[Group]
     pool: CandidatePool
     config: FilterConfig
+    scratch: Path | None = None
 
     def kept(self, **changes) -> "Dataset":
         """Images that the recipe's filter keeps, with changes to it; their weight is the advantage."""
@@ -70,7 +74,7 @@ class Material:
         """Rows of [`filter_candidates`] as a dataset."""
         from ..filtering.dataset import with_images
 
-        return with_images(rows, self.pool)
+        return with_images(rows, self.pool, scratch=self.scratch)
 
     def unfiltered(self) -> "Dataset":
         """Every variant's image but vetoed ones, all of weight 1."""
@@ -92,7 +96,7 @@ class Material:
         """Preference pairs, see [`build_pairs`]."""
         from ..filtering.dataset import build_pairs
 
-        return build_pairs(self.groups, self.pool, self.config)
+        return build_pairs(self.groups, self.pool, self.config, self.scratch)
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,11 @@ craft bakeoff recipes/tiny/bakeoff.yaml --arms sft craft --seeds 0 --output_dir 
 ```
 """
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -211,9 +213,10 @@ def dataset_stage(bakeoff: Bakeoff, arm: str, material: Material) -> None:
     stage = Stage("arm", bakeoff.folder / "arms" / arm / "dataset", settings)
 
     def work() -> dict:
-        dataset = METHODS[arm].build(material)
-        dataset.save_to_disk(str(stage.folder))
-        return {"rows": len(dataset)}
+        with TemporaryDirectory(dir=stage.folder.parent) as scratch:
+            dataset = METHODS[arm].build(dataclasses.replace(material, scratch=Path(scratch)))
+            dataset.save_to_disk(str(stage.folder))
+            return {"rows": len(dataset)}
 
     run_stage(stage, work, lambda summary: f"{summary['rows']} rows in {stage.folder}")
 
