@@ -13,7 +13,6 @@
 # limitations under the License.
 
 
-
 """An evaluation on a device that holds a model or one judge: the same results, to the bit."""
 
 import gc
@@ -89,7 +88,10 @@ def test_the_same_results(tiny, other, tmp_path, capsys, alive):
     capsys.readouterr()
     alive.clear()
     main(config(tiny, tmp_path / "offload", other, reward_device="offload"))
-    assert "[evaluate] the GPU does not hold a model and all judges: images first, then one judge" in capsys.readouterr().out
+    assert (
+        "[evaluate] the GPU does not hold a model and all judges: images first, then one judge"
+        in capsys.readouterr().out
+    )
     assert max(map(len, alive)) == 1 and len(alive) == 3 + 4 + 1  # the judge of diversity is loaded again
     assert rows(tmp_path / "together") == rows(tmp_path / "offload")
     # Files too, with the precision in which each image was drawn, and nothing is left that waited.
@@ -127,7 +129,11 @@ def test_what_is_drawn_is_not_drawn_again(tiny, tmp_path, monkeypatch):
     main(settings)
     main(config(tiny, tmp_path / "out"))  # and is the same stage, done
     (folder,) = (tmp_path / "out" / "images").iterdir()
-    assert len(CandidatePool(folder, ["aesthetic"])) == 12 == sum(pq.ParquetFile(p).metadata.num_rows for p in folder.iterdir())
+    assert (
+        len(CandidatePool(folder, ["aesthetic"]))
+        == 12
+        == sum(pq.ParquetFile(p).metadata.num_rows for p in folder.iterdir())
+    )
 
 
 class TestSettings:
