@@ -41,6 +41,7 @@ from craft_trl.candidates.pool import CandidatePool
 from craft_trl.cli.main import main
 from craft_trl.errors import NothingToDoError, UsageError
 from craft_trl.scripts.bakeoff import Bakeoff, make_parser
+from craft_trl.scripts.dpo import make_parser as dpo_parser
 
 from ..conftest import ROOT, TINY
 
@@ -287,6 +288,39 @@ class TestBakeoff:
         for arm in config.arms:
             train_args, _, _ = Bakeoff(config).training(arm, 0)
             assert train_args.held_out_rewards is None
+
+    def test_micro_batches_are_those_of_the_recipe(self, recipe, recipes):
+        """A global batch of 128 does not fit on a GPU in one piece; a pair is two images."""
+        recipes("craft", global_batch_size="DELETE", per_device_train_batch_size=5, gradient_accumulation_steps=2)
+        for size, micro, count in ((128, 5, 26), ("DELETE", 5, 2)):
+            (config,) = make_parser().parse_args_and_config(["--config", recipe(global_batch_size=size)])
+            for arm, images in (("best_of_n", 1), ("diffusion_dpo", 2)):
+                _, args, _ = Bakeoff(config).training(arm, 0)
+                assert args.global_batch_size == (10 if size == "DELETE" else size) // images
+                assert args.per_device_train_batch_size == micro // images
+                expected = -(-args.global_batch_size // (micro // images))
+                assert args.gradient_accumulation_steps == expected and (images == 2 or expected == count)
+        recipes("craft", per_device_train_batch_size=1, gradient_accumulation_steps=2)
+        _, args, _ = Bakeoff(config).training("diffusion_dpo", 0)
+        assert args.per_device_train_batch_size == 1
+
+    def test_trainings_are_launched_as_the_recipe_says(self, recipe, recipes, tmp_path, capsys, monkeypatch):
+        cpu = yaml.safe_load((ROOT / "accelerate_configs" / "cpu.yaml").read_text())
+        (tmp_path / "own.yaml").write_text(yaml.safe_dump(cpu))
+        recipes("craft", accelerate_config=str(tmp_path / "own.yaml"))
+        launched = []
+        monkeypatch.setattr("craft_trl.scripts.bakeoff.launch", lambda *arguments: launched.append(arguments))
+        (config,) = make_parser().parse_args_and_config(["--config", recipe()])
+        Bakeoff(config).train("diffusion_dpo", 0)
+        ((module, argv, launch_args),) = launched
+        assert module == "craft_trl.scripts.dpo" and launch_args.accelerate_config == str(tmp_path / "own.yaml")
+        train_args, args, _ = dpo_parser().parse_args_and_config(argv)
+        assert train_args.held_out_rewards is None and args.global_batch_size == 2
+        recipes("craft", accelerate_config="zero9")
+        assert main(["bakeoff", recipe()]) == 2 and "accelerate_config 'zero9' is neither" in capsys.readouterr().err
+        recipes("craft", accelerate_config="cpu", global_batch_size="DELETE")
+        assert main(["bakeoff", recipe(global_batch_size="DELETE")]) == 2
+        assert "global_batch_size is missing: name it here or in" in capsys.readouterr().err
 
     def test_the_packaged_recipe(self, monkeypatch, tmp_path):
         (config,) = make_parser().parse_args_and_config(["--config", str(TINY / "bakeoff.yaml")])

@@ -140,16 +140,23 @@ class TestOdds:
 
 def test_bytes_of_the_optimizer_by_hand():
     assert Profile(1, 0, "float32").static_bytes(100, 0) == 1600  # weights, gradients, two moments
-    assert Profile(8, 0, "bfloat16").static_bytes(100, 0) == 1800  # and copies in 16 bits, on every GPU
-    assert Profile(8, 0, "bfloat16", autocast=True).static_bytes(100, 0) == 1800
+    assert Profile(1, 0, "bfloat16").static_bytes(100, 0) == 1800  # and copies in 16 bits
+    assert Profile(1, 0, "bfloat16", autocast=True).static_bytes(100, 0) == 1800
+    assert Profile(8, 0, "float32").static_bytes(100, 0) == 2000  # and DDP's buffers, on every GPU
+    assert Profile(8, 0, "bfloat16").static_bytes(100, 0) == 2200
+    assert Profile(8, 0, "bfloat16", autocast=True).static_bytes(100, 0) == 2200
     assert Profile(8, 1, "bfloat16").static_bytes(800, 0) == 800 * (2 + 4) + 100 * 12
     assert Profile(8, 2, "bfloat16").static_bytes(800, 0) == 800 * 2 + 100 * (4 + 12)
     assert Profile(8, 3, "bfloat16").static_bytes(800, 0) == 100 * 18
-    assert Profile(1, 2, "bfloat16", offload_optimizer=True).static_bytes(100, 50) == 400 + 100
+    # The float32 sums of gradients stay on the GPU, each process's part of them under ZeRO-2.
+    assert Profile(1, 2, "bfloat16", offload_optimizer=True).static_bytes(100, 50) == 600 + 100
+    assert Profile(2, 2, "bfloat16", offload_optimizer=True).static_bytes(100, 50) == 400 + 100
+    assert Profile(2, 1, "bfloat16", offload_optimizer=True).static_bytes(100, 50) == 600 + 100
     assert Profile(2, 3, "bfloat16", offload_optimizer=True).static_bytes(100, 50) == 200 + 50
     # An adapter: what is frozen is in bfloat16 alone, but under autocast in float32 with copies beside it.
     assert Profile(1, 0, "bfloat16").static_bytes(10, 1000) == 180 + 2 * 1000
     assert Profile(1, 0, "bfloat16", autocast=True).static_bytes(10, 1000) == 180 + 6 * 1000
+    assert Profile(1, 0, "float16", autocast=True).static_bytes(10, 1000) == 180 + 2 * 1000
     assert Profile(2, 3, "bfloat16").static_bytes(0, 1000) == 1000
 
 
