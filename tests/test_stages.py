@@ -162,7 +162,9 @@ class TestCheckWritable:
             check_writable(tmp_path, needed_bytes=10**18)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"{}", b'{"stage": "x", "fingerprint": 1}', b"\xff", None])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b"{}", b'{"stage": "x", "fingerprint": 1}', b"\xff", None]
+)
 def test_a_damaged_record(tmp_path, content):
     """It is not known what a folder was made from, and it is neither taken for finished work nor written over."""
     stage = Stage("x", tmp_path / "a", {"b": 1})
