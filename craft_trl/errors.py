@@ -34,6 +34,10 @@ class TrainingDivergedError(RuntimeError):
     """The loss is no number any more, or worse than that of predicting nothing. Exit code 1, checkpoints are kept."""
 
 
+class ServerError(RuntimeError):
+    """A server that scores failed, or answered what is no answer. Exit code 1; what was scored before is kept."""
+
+
 class PushError(RuntimeError):
     """The Hub did not take an upload, after retries. Exit code 1; what it has already is not sent again."""
 
@@ -86,6 +90,12 @@ def out_of_memory(error: BaseException) -> str | None:
     return f"The memory ran out ({what}). {remedy}"
 
 
+def _line(error: Exception) -> str:
+    """What an error says, in one line, also where a value in it is of several or is a page long."""
+    text = " ".join(str(error).splitlines())
+    return text if len(text) <= 800 else f"{text[:500]} ... {text[-250:]}"
+
+
 def exit_code(work: Callable[[], None]) -> int:
     """
     0, 1 if the work came out empty, training diverged, a push failed or the memory ran out, 2 for a wrong setting, 130 after
@@ -99,10 +109,10 @@ def exit_code(work: Callable[[], None]) -> int:
         check_platform()
         work()
     except UsageError as error:
-        print(f"craft: error: {error}", file=sys.stderr)
+        print(f"craft: error: {_line(error)}", file=sys.stderr)
         return 2
-    except (NothingToDoError, PushError, TrainingDivergedError) as error:
-        print(f"craft: {error}", file=sys.stderr)
+    except (NothingToDoError, PushError, ServerError, TrainingDivergedError) as error:
+        print(f"craft: {_line(error)}", file=sys.stderr)
         return 1
     except (RuntimeError, MemoryError) as error:
         if (said := out_of_memory(error)) is None:

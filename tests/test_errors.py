@@ -13,7 +13,7 @@
 # limitations under the License.
 
 
-"""How a command ends when the memory runs out: in one line that says what to lower, whichever part asked for it."""
+"""How a command ends: with an exit code and one line; where memory runs out, with what to lower, whichever part asked for it."""
 
 import importlib
 import subprocess
@@ -25,7 +25,7 @@ import torch
 
 from craft_trl.candidates.drawing import fill_pool
 from craft_trl.candidates.pool import CandidatePool
-from craft_trl.errors import NothingToDoError, UsageError, exit_code, out_of_memory
+from craft_trl.errors import NothingToDoError, ServerError, UsageError, exit_code, out_of_memory
 from craft_trl.rewards import loading
 from craft_trl.rewards.reward_model import RewardModel
 
@@ -166,3 +166,21 @@ def test_a_reward_takes_smaller_batches():
 def test_telling_it_costs_no_import_of_torch():
     code = "import sys; from craft_trl.errors import out_of_memory; out_of_memory(MemoryError()); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (UsageError("x must be y."), 2, "craft: error: x must be y.\n"),
+        (NothingToDoError("no group passed."), 1, "craft: no group passed.\n"),
+        (ServerError("the reward failed."), 1, "craft: the reward failed.\n"),
+        (UsageError("got 'a\nb\u2028c'."), 2, "craft: error: got 'a b c'.\n"),
+        (UsageError(f"got {'a' * 5000!r}; it must be short."), 2, f"craft: error: got '{'a' * 495} ... {'a' * 230}'; it must be short.\n"),
+    ],
+)  # fmt: skip
+def test_one_line(capsys, error, code, said):
+    def work():
+        raise error
+
+    assert exit_code(work) == code
+    assert capsys.readouterr().err == said

@@ -16,6 +16,7 @@
 
 import glob
 import json
+import logging
 import os
 import re
 from pathlib import Path
@@ -25,6 +26,7 @@ from huggingface_hub import hf_hub_download
 
 from ..errors import UsageError
 from ..parser import suggest
+from ..quiet import quiet_logs
 from ..sources import first_line, looks_like_hub_id
 from ..texts import JSONError, find_flaw, parse_json_list, read_json_lines, read_table, read_text, split_lines
 
@@ -98,6 +100,7 @@ def _from_hub(repo_id: str, file: str, revision: str | None) -> Path:
         ) from error
 
 
+@quiet_logs(logging.ERROR)  # else it tells of every error in a line of its own beside ours
 def _load_dataset(
     source: str, path: Path | None, column: str, split: str | None, config: str | None, revision: str | None
 ) -> list[tuple[int, dict]]:

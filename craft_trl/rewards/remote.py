@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..errors import UsageError
+from ..errors import ServerError, UsageError
 from ..sources import first_line
 from ..texts import one_line, parse_json
 from .reward_model import check_lengths
@@ -87,7 +87,7 @@ class RemoteReward:
             body = {"prompts": list(prompts[part]), "images": [base64.b64encode(png).decode() for png in pngs]}
             answer = self._ask("/score", json.dumps(body).encode(), {"scores": list})["scores"]
             if len(answer) != len(pngs) or not all(map(_is_score, answer)):
-                raise RuntimeError(f"{self.url} answered {len(pngs)} images with {one_line(str(answer), 200)}.")
+                raise ServerError(f"{self.url} answered {len(pngs)} images with {one_line(str(answer), 200)}.")
             scores += answer
         return torch.tensor(scores, dtype=torch.float32)
 
@@ -115,7 +115,7 @@ class RemoteReward:
             except urllib.error.HTTPError as error:
                 problem = f"status {error.code}, {_said(error, self.timeout)}"
                 if error.code not in (429, 502, 503, 504):
-                    kind = UsageError if error.code < 500 else RuntimeError
+                    kind = UsageError if error.code < 500 else ServerError
                     raise kind(f"The reward at {self.url} refused: {problem}") from error
             except (OSError, http.client.HTTPException) as error:
                 problem = first_line(getattr(error, "reason", None) or error)

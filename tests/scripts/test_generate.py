@@ -86,7 +86,10 @@ def test_every_setting(tiny, model, vae):
     for name, value in same.items():
         assert make_stage(parse(tiny, **{name: value})).difference() is None, name
     # An option that is in neither list has not been thought about.
-    assert {field.name for part in (SamplingConfig, ScoringConfig) for field in dataclasses.fields(part)} <= {*other, *same}
+    assert {field.name for part in (SamplingConfig, ScoringConfig) for field in dataclasses.fields(part)} <= {
+        *other,
+        *same,
+    }
 
 
 def test_a_pool_in_use_is_not_set_aside(tiny):
