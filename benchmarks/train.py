@@ -487,10 +487,10 @@ def training_memory(name: str, micro_batch: int, mode: str, checkpointing: bool)
             compute_in_bfloat16(model)
         trained = [p for p in model.parameters() if p.requires_grad]
         parameters = sum(p.numel() * p.element_size() for p in model.parameters())
-        gradients = sum(p.numel() * p.element_size() for p in trained)
+        gradients = 4 * sum(p.numel() for p in trained)  # float32 sums over the micro-batches before
         optimizer = 0 if mode == "offload" else 2 * gradients
-        # Gradients of the micro-batches before, beside those that this one makes.
-        for p in trained:
+        # Beside those that this one makes. DeepSpeed keeps them apart from its bfloat16 module.
+        for p in trained if mode != "offload" else ():
             p.grad = torch.zeros_like(p)
         batch = make_batch(name, micro_batch)
         dtype = torch.bfloat16 if mode == "offload" else torch.float32

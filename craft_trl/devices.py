@@ -17,8 +17,9 @@
 
 import gc
 import os
+from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 DEVICE = "CRAFT_TRL_DEVICE"
+T = TypeVar("T")
 
 
 def accelerator() -> str | None:
@@ -74,3 +76,37 @@ def release_memory() -> None:
     """
     gc.collect()
     torch.accelerator.empty_cache()
+
+
+def on_all_processes(work: Callable[[], T]) -> list[T]:
+    """
+    What `work` returns on each of the processes that were launched, for all of them. All must call this.
+
+    An error on one of them ends all: it is raised there, and the others, which would wait for that process until a time limit,
+    exit without a word of their own.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    if PartialState().num_processes == 1:
+        return [work()]
+    result, error = None, None
+    try:
+        result = work()
+    except Exception as raised:
+        error = raised
+    code = 0 if error is None else 2 if isinstance(error, UsageError) else 1
+    outcomes = gather_object([(result, code)])
+    if error is not None:
+        raise error
+    if failed := max(code for _, code in outcomes):
+        raise SystemExit(failed)
+    return [result for result, _ in outcomes]
+
+
+def on_main_process(work: Callable[[], T]) -> T:
+    """What `work` returns on the main process, for all: see [`on_all_processes`]."""
+    from accelerate import PartialState
+
+    is_main = PartialState().is_main_process
+    return on_all_processes(lambda: work() if is_main else None)[0]

@@ -83,9 +83,9 @@ class Program(_CONTEXT.Process):
         return output
 
 
-def launch(config: Path | str | None, *command: str | Path) -> Program:
+def launch(config: Path | str | None, *command: str | Path, script: Path = RANK) -> Program:
     """
-    A command of `craft` on two processes: through `accelerate launch` with this configuration, or this flag, or through
+    A command of `craft`, or another script, on two processes: through `accelerate launch` with this configuration, or this flag, or through
     `torchrun`, as `accelerate launch` starts a single process for MULTI_CPU (accelerate 1.15).
     """
     from accelerate.commands.launch import main as accelerate
@@ -94,6 +94,6 @@ def launch(config: Path | str | None, *command: str | Path) -> Program:
     # torch.distributed.run, which both of them use, reads its options from these variables too.
     fork = {"PET_START_METHOD": "fork", "PET_RUN_PATH": "1"}
     if config is None:
-        return Program(torchrun, "--nproc_per_node", "2", RANK, *command, **fork)
+        return Program(torchrun, "--nproc_per_node", "2", script, *command, **fork)
     options = [config, "--num_processes", "2"] if isinstance(config, str) else ["--config_file", config]
-    return Program(accelerate, *options, "--main_process_port", "0", RANK, *command, **fork)
+    return Program(accelerate, *options, "--main_process_port", "0", script, *command, **fork)

@@ -218,7 +218,7 @@ class TestSecurity:
         assert (
             "'--host', default='127.0.0.1'" in source
             and "formats=['PNG']" in source
-            and "MAX_BYTES = 1 << 30" in source
+            and "MAX_BYTES = 1 << 28" in source
         )
         (script,) = [path for path in trees if path.name == "serve_reward.py"]
         assert 'default="127.0.0.1"' in script.read_text()

@@ -21,6 +21,7 @@ Every arm is a dataset from the same pool and a trainer; the budget of training 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +30,7 @@ from ..candidates.config import FilterConfig
 from ..candidates.groups import Group
 from ..candidates.pool import CandidatePool
 from ..errors import NothingToDoError, UsageError
+from ..evaluation.statistics import decide, holm, p_value
 from ..filtering.filter import explain_nothing, filter_candidates, vetoed_itself
 
 
@@ -50,12 +52,15 @@ class Material:
             Images and scores of both.
         config ([`FilterConfig`]):
             The filter of the recipe.
+        scratch (`Path`, *optional*):
+            Where images lie that are too many for the memory, see [`with_images`].
     """
 
     groups: Sequence[Group]
     seed_groups: Sequence[Group]
     pool: CandidatePool
     config: FilterConfig
+    scratch: Path | None = None
 
     def kept(self, **changes) -> "Dataset":
         """Images that the recipe's filter keeps, with changes to it; their weight is the advantage."""
@@ -70,7 +75,7 @@ class Material:
         """Rows of [`filter_candidates`] as a dataset."""
         from ..filtering.dataset import with_images
 
-        return with_images(rows, self.pool)
+        return with_images(rows, self.pool, scratch=self.scratch)
 
     def unfiltered(self) -> "Dataset":
         """Every variant's image but vetoed ones, all of weight 1."""
@@ -92,7 +97,7 @@ class Material:
         """Preference pairs, see [`build_pairs`]."""
         from ..filtering.dataset import build_pairs
 
-        return build_pairs(self.groups, self.pool, self.config)
+        return build_pairs(self.groups, self.pool, self.config, self.scratch)
 
 
 @dataclass(frozen=True)
@@ -205,6 +210,29 @@ def two_way_bootstrap(difference: np.ndarray, num_bootstrap: int = 2000, seed: i
     return {"delta": float(difference.mean()), "ci_low": float(low), "ci_high": float(high)}
 
 
+def two_way_p(difference: np.ndarray, seed_variance: float = 0.0, degrees: int = 1) -> float:
+    """
+    Two-sided p-value of the mean difference over prompts and training seeds, by Student's distribution.
+
+    Prompts and training seeds are both taken for samples of more, and the variance of the mean is the sum of theirs, with
+    Satterthwaite's degrees of freedom. Of one training seed nothing is known of others: it speaks of that model alone.
+
+    Args:
+        difference (`np.ndarray` of shape `(K, P)`):
+            Per training seed and prompt.
+        seed_variance (`float`, *optional*, defaults to `0.0`):
+            Variance of the difference between training seeds. Two or three seeds of two arms alone say too little of it.
+        degrees (`int`, *optional*, defaults to `1`):
+            Its degrees of freedom.
+    """
+    difference = np.asarray(difference, dtype=np.float64)
+    k, p = difference.shape
+    parts = [(seed_variance / k, degrees)] if k > 1 else []
+    if p > 1:
+        parts.append((float(difference.mean(axis=0).var(ddof=1)) / p, p - 1))
+    return p_value(float(difference.mean()), sum(part for part, _ in parts), parts) if parts else 1.0
+
+
 def held_out_score(
     scores: Mapping[str, np.ndarray], base: Mapping[str, np.ndarray], higher_is_better: Mapping[str, bool]
 ) -> np.ndarray:
@@ -254,7 +282,9 @@ def compare_arms(
 
     Returns:
         `list[dict]`: rows with `arm`, `against`, `metric`, `role`, `higher_is_better`, `mean`, `delta`, `ci_low`,
-        `ci_high` and `deltas`, one per training seed.
+        `ci_high`, `deltas`, one per training seed, `p_value`, and `change`: `"better"`, `"worse"` or `""` by what may be said
+        of all arms together. Of the held-out score, all differences between arms and from the base model are one family
+        of [`holm`]; of the judges, those of an arm.
     """
     base_name = next(iter(scores))
     judges = {name: higher_is_better[name] for name, role in roles.items() if role == "held_out"}
@@ -262,6 +292,10 @@ def compare_arms(
     scores = {arm: {HELD_OUT: held_out_score(metrics, base, judges), **metrics} for arm, metrics in scores.items()}
     roles = {HELD_OUT: "held_out", **roles}
     higher_is_better = {HELD_OUT: True, **higher_is_better}
+    # Of each arm there are few training seeds. Together they say how much one differs from another.
+    arms = [metrics for arm, metrics in scores.items() if arm != base_name]
+    k = len(arms[0][HELD_OUT])
+    spread = {n: np.mean([m[n].mean(axis=1).var(ddof=1) for m in arms]) if k > 1 else 0.0 for n in roles}
     rows = []
     for arm, metrics in scores.items():
         for against, others in scores.items():
@@ -279,8 +313,20 @@ def compare_arms(
                         "mean": float(metrics[metric].mean(dtype=np.float64)),
                         **two_way_bootstrap(difference, num_bootstrap),
                         "deltas": difference.mean(axis=1, dtype=np.float64).tolist(),
+                        "p_value": two_way_p(
+                            difference, spread[metric] * (1 if against == base_name else 2), len(arms) * (k - 1)
+                        ),
                     }
                 )
+    # A pair of arms has two rows of one difference.
+    pairs = {frozenset((row["arm"], row["against"])): row["p_value"] for row in rows if row["metric"] == HELD_OUT}
+    differ = dict(zip(pairs, holm(list(pairs.values())), strict=True))
+    judged = decide([row | {"model": row["arm"] if row["metric"] != HELD_OUT else None} for row in rows])
+    for row, change in zip(rows, judged, strict=True):
+        if row["metric"] == HELD_OUT:
+            change = "better" if row["delta"] > 0 else "worse"
+            change = change if differ[frozenset((row["arm"], row["against"]))] else ""
+        row["change"] = change
     return rows
 
 
@@ -295,18 +341,18 @@ def verdict(rows: Sequence[dict], base: str = "base") -> dict:
             Name of the base model.
 
     Returns:
-        `dict`: `ranking`, the arms from best to worst; `winner`; `level_with`, the arms whose difference from the winner
-        has an interval that holds 0; and `sentences`.
+        `dict`: `ranking`, the arms from best to worst; `winner`; `level_with`, the arms that differ from the winner within
+        chance; and `sentences`. Where all arms are the base model, one of them says otherwise once in twenty times at most.
     """
     against = {(row["arm"], row["against"]): row for row in rows if row["metric"] == HELD_OUT}
     arms = [arm for arm, other in against if other == base]
     ranking = sorted(arms, key=lambda arm: -against[arm, base]["delta"])
     winner = ranking[0]
-    level = [arm for arm in ranking[1:] if against[winner, arm]["ci_low"] <= 0]
+    level = [arm for arm in ranking[1:] if not against[winner, arm]["change"]]
     sentences = []
     best = against[winner, base]
     interval = f"{best['delta']:+.3f} [{best['ci_low']:+.3f}, {best['ci_high']:+.3f}] standard deviations"
-    if best["ci_low"] > 0:
+    if best["change"] == "better":
         sentences.append(
             f"{winner} {'comes first' if level else 'wins'}: {interval} of held-out score against the base model."
         )
@@ -318,11 +364,11 @@ def verdict(rows: Sequence[dict], base: str = "base") -> dict:
         sentences.append("It is better than every other arm beyond chance.")
     if "craft" in ranking and winner != "craft":
         row = against["craft", winner]
-        chance = "beyond chance" if row["ci_high"] < 0 else "within chance"
+        chance = "beyond chance" if row["change"] else "within chance"
         sentences.append(
             f"craft is number {ranking.index('craft') + 1} of {len(ranking)}, {row['delta']:+.3f} from {winner} ({chance})."
         )
-    worse = [arm for arm in ranking if against[arm, base]["ci_high"] < 0]
+    worse = [arm for arm in ranking if against[arm, base]["change"] == "worse"]
     if worse:
         sentences.append(f"Worse than the base model: {', '.join(worse)}.")
     return {"ranking": ranking, "winner": winner, "level_with": level, "sentences": sentences}

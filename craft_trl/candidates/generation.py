@@ -28,8 +28,15 @@ from ..arithmetic import exact_float32
 from ..devices import default_device
 from ..errors import UsageError
 from ..families import get_family
-from ..families.checks import V_PREDICTION, ZERO_SNR, check_single_file, is_sdxl_file, read_header
-from ..families.files import UNUSED, find_files
+from ..families.checks import (
+    V_PREDICTION,
+    ZERO_SNR,
+    check_configuration,
+    check_single_file,
+    is_sdxl_file,
+    read_header,
+)
+from ..families.files import UNUSED, ModelFiles, find_files
 from ..offloading import Offloaded
 from ..quiet import quiet_bars
 from ..sources import first_line
@@ -285,27 +292,21 @@ def load_pipeline(
             Components to leave out, of a folder or a Hub id.
     """
     path = Path(source)
-    if is_single_file := path.suffix == ".safetensors":
+    if path.suffix == ".safetensors":
         pipeline = _load_single_file(path, dtype)
+        beside = (path.parent / "model_index.json").is_file()
+        files = find_files(str(path.parent)) if beside else None
     else:
         files = find_files(source, revision)
-        # A safety checker blackens candidates, which a model would be trained on.
-        options = {name: None for name in (*UNUSED, *without) if name in files.index}
-        if "safety_checker" in options:
-            options["requires_safety_checker"] = False  # or diffusers warns that there is none
-        try:
-            pipeline = diffusers.DiffusionPipeline.from_pretrained(
-                source, dtype=dtype, revision=revision, variant=files.variant, use_safetensors=True, **options
-            )
-        except (OSError, ValueError) as error:
-            raise UsageError(f"Model {source} cannot be loaded: {first_line(error)}") from error
+        pipeline = _load_folder(files, dtype, revision, without)
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            _check_whole(source, part)
     if getattr(pipeline, "watermark", None) is not None:
         pipeline.watermark = None  # it is in every candidate
-    if not is_single_file or (path.parent / "model_index.json").is_file():
-        files = find_files(str(path.parent)) if is_single_file else files
-        for name, part in pipeline.components.items():
-            if name.startswith("tokenizer") and part is not None:
-                part.model_max_length = files.model_max_length(name, part.model_max_length)
+    for name, part in pipeline.components.items() if files is not None else ():
+        if name.startswith("tokenizer") and part is not None:
+            part.model_max_length = files.model_max_length(name, part.model_max_length)
     return pipeline
 
 
@@ -324,11 +325,42 @@ def load_network(
     variant = variant if variant in held else None
     options = {"subfolder": component} if component else {}
     try:
-        return network_class.from_pretrained(
+        network = network_class.from_pretrained(
             source, dtype=dtype, revision=revision, variant=variant, use_safetensors=True, **options
         )
     except (OSError, ValueError) as error:
         raise UsageError(f"Model {source} cannot be loaded: {first_line(error)}") from error
+    _check_whole(source, network)
+    return network
+
+
+def _check_whole(source: str, network: torch.nn.Module) -> None:
+    """Raise a [`UsageError`] if a file had no weights for a parameter, which diffusers leaves without data."""
+    if missing := [name for name, parameter in network.named_parameters() if parameter.is_meta]:
+        raise UsageError(f"Model {source}: its {type(network).__name__} lacks the weights of {missing[0]}.")
+
+
+def _load_folder(
+    files: ModelFiles, dtype: torch.dtype, revision: str | None, without: Collection[str]
+) -> "diffusers.DiffusionPipeline":
+    check_configuration(files)
+    # A safety checker blackens candidates, which a model would be trained on.
+    options = {name: None for name in (*UNUSED, *without) if name in files.index}
+    if "safety_checker" in options:
+        options["requires_safety_checker"] = False  # or diffusers warns that there is none
+    try:
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(
+            files.source, dtype=dtype, revision=revision, variant=files.variant, use_safetensors=True, **options
+        )
+    except (OSError, ValueError) as error:
+        raise UsageError(f"Model {files.source} cannot be loaded: {first_line(error)}") from error
+    for name, paths in files.read_weights().items():
+        network = getattr(pipeline, name)
+        held = sum(len(read_header(path).shapes) for path in paths)
+        # What it does not find, transformers makes up, with a warning among many.
+        if name.startswith("text_encoder") and paths and held < len(list(network.parameters())):
+            raise UsageError(f"Model {files.source}: its {name} lacks weights, there are only {held} tensors.")
+    return pipeline
 
 
 def _load_single_file(path: Path, dtype: torch.dtype) -> "diffusers.DiffusionPipeline":

@@ -18,7 +18,7 @@ import json
 from pathlib import Path
 
 from ..families import DENOISERS
-from ..sources import single_file_names
+from ..families.checks import is_sdxl_file, read_header
 from .config import SamplingConfig
 
 
@@ -52,8 +52,7 @@ def native_size(source: str, revision: str | None = None) -> tuple[int, int]:
     path = Path(source)
     if path.suffix == ".safetensors":
         if not (path.parent / "model_index.json").is_file():
-            is_sdxl = any(name.startswith("conditioner.") for name in single_file_names(path))
-            return (1024, 1024) if is_sdxl else (512, 512)
+            return (1024, 1024) if is_sdxl_file(read_header(path)) else (512, 512)
         source = str(path.parent)
 
     def read(name: str) -> dict:

@@ -28,14 +28,14 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from PIL import Image
 
 from ..candidates.drawing import fill_pool
 from ..candidates.generation import ImageGenerator
 from ..candidates.pool import CandidatePool, Key
 from ..candidates.turns import load_reward
-from ..devices import process_state
+from ..devices import on_main_process, process_state
 from ..errors import UsageError
 from ..expansion import PromptExpander
 from ..progress import progress_bar
@@ -140,7 +140,7 @@ class Evaluation:
 
     def _on_main(self, work: Callable[[], T]) -> T:
         """What `work` returns on the main process, for all: no file is hashed twice."""
-        return broadcast_object_list([work() if self.state.is_main_process else None])[0]
+        return on_main_process(work)
 
     def settings(self) -> dict:
         """What every result carries: what was drawn, how, and by which weights it was judged."""

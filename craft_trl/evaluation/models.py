@@ -198,9 +198,8 @@ class Model(ModelSpec):
                 unet_config=self.empty_denoiser().config,
             )
         except Exception as error:  # diffusers has converters for many formats, which fail in many ways
-            raise UsageError(
-                f"Model {self.name}: {self.source} cannot be read as a LoRA: {first_line(error)}"
-            ) from error
+            said = " ".join(str(error).split())[:300]  # it names the keys that it does not know on a line of their own
+            raise UsageError(f"Model {self.name}: {self.source} cannot be read as a LoRA: {said}") from error
 
     def attach(self, pipeline: DiffusionPipeline) -> None:
         """

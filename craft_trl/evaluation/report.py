@@ -28,6 +28,7 @@ from ..pages import data_uri, render
 from ..stages import read_record, read_timings
 from .evaluate import Arm, Evaluation
 from .provenance import check_comparable, notes
+from .statistics import decide
 
 
 STAGES = ("expand", "generate", "filter", "train", "evaluate")
@@ -37,9 +38,10 @@ def verdict(rows: Sequence[dict], model: str) -> dict[str, str]:
     """
     What the numbers say about a model, in one word and one sentence.
 
-    A metric rose or fell if its 95 % interval excludes 0. Held-out judges decide: training rewards that rise while a
-    held-out judge falls are the mark of reward hacking, not of a better model. A fall of diversity changes no word, as
-    every choice among images costs some, but the sentence says how much.
+    A metric rose or fell if [`decide`] says so, by which a model that is the same as the base is called anything else than
+    undecided once in twenty times at most. Held-out judges decide: training rewards that rise while a held-out judge falls
+    are the mark of reward hacking, not of a better model. A fall of diversity changes no word, as every choice among images
+    costs some, but the sentence says how much.
 
     Args:
         rows (`Sequence[dict]`):
@@ -52,6 +54,7 @@ def verdict(rows: Sequence[dict], model: str) -> dict[str, str]:
         and `sentence`.
     """
     rows = [row for row in rows if row["model"] == model and row["part"] is None]
+    rows = [row | {"change": change} for row, change in zip(rows, decide(rows), strict=True)]
     varied = [row for row in rows if row["role"] == "diversity"]
     rows = [row for row in rows if row["role"] != "diversity"]
     if all(row["delta"] is None for row in rows):
@@ -59,10 +62,9 @@ def verdict(rows: Sequence[dict], model: str) -> dict[str, str]:
     base = "the base model"
     changed = {role: {"rose": [], "fell": [], "all": []} for role in ("training", "held_out")}
     for row in rows:
-        low, high = (row["ci_low"], row["ci_high"]) if row["higher_is_better"] else (-row["ci_high"], -row["ci_low"])
         changed[row["role"]]["all"].append(row["metric"])
-        if low > 0 or high < 0:
-            changed[row["role"]]["rose" if low > 0 else "fell"].append(row["metric"])
+        if row["change"]:
+            changed[row["role"]]["rose" if row["change"] == "better" else "fell"].append(row["metric"])
     training, held_out = changed["training"], changed["held_out"]
     if held_out["fell"]:
         word = "hacked" if training["rose"] else "worse"
@@ -79,7 +81,7 @@ def verdict(rows: Sequence[dict], model: str) -> dict[str, str]:
     )
     fallen = training["fell"] + held_out["fell"]
     tail = f"; worse: {', '.join(fallen)}" if fallen else "; none is worse"
-    if narrowed := [row for row in varied if row["delta"] is not None and row["ci_high"] < 0]:
+    if narrowed := [row for row in varied if row["change"] == "worse"]:
         names = ", ".join(f"{row['metric']} {row['delta'] / (row['mean'] - row['delta']):.0%}" for row in narrowed)
         tail += f". The images of one prompt differ less: {names}"
     opening = {
@@ -107,10 +109,8 @@ def format_table(rows: Sequence[dict]) -> str:
         for row in rows:
             numbers = f"{row['mean']:.4f}", f"{row['median']:.4f}"
             lines.append([row["model"], row["metric"], row["role"].replace("_", "-"), *numbers])
-    for row in rows:
+    for row, change in zip(rows, decide(rows), strict=True):
         if row["model"] != models[0]:
-            better = row["delta"] > 0 if row["higher_is_better"] else row["delta"] < 0
-            sure = row["ci_low"] > 0 or row["ci_high"] < 0
             lines.append(
                 [
                     row["model"],
@@ -118,7 +118,7 @@ def format_table(rows: Sequence[dict]) -> str:
                     row["role"].replace("_", "-"),
                     f"{base[row['metric']]['mean']:.4f}",
                     f"{row['mean']:.4f}",
-                    f"{row['delta']:+.4f} {('better' if better else 'worse') if sure else ''}".rstrip(),
+                    f"{row['delta']:+.4f} {change}".rstrip(),
                     f"[{row['ci_low']:+.4f}, {row['ci_high']:+.4f}]",
                     f"{row['win_rate']:.1%}",
                 ]
@@ -153,6 +153,7 @@ def write_report(
     # The last model, or the base on expanded prompts, or, where there is nothing else, the base itself.
     base, model = next(iter(arms)), list(config.model_specs if len(config.model_specs) > 1 else arms)[-1]
     said = verdict(rows, model)
+    rows = [row | {"change": change} for row, change in zip(rows, decide(rows), strict=True)]
     judge = next((name for name, role in evaluation.roles.items() if role == "held_out"), next(iter(evaluation.roles)))
     page = render(
         "report.html",

@@ -17,6 +17,7 @@ Whether a model is one that we draw from, train and judge rightly: the one answe
 work. It is read from configurations and from the headers of weights, without PyTorch.
 """
 
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -75,9 +76,8 @@ def check_model(source: str, revision: str | None = None, vae: str | None = None
     else:
         files = find_files(source, revision)
         channels = check_configuration(files, train)
-        for name in files.read_weights():
-            if (files.folder / name).is_file():
-                check_weights(source, read_header(files.folder / name, source))
+        for path in itertools.chain.from_iterable(files.read_weights().values()):
+            check_weights(source, read_header(path, source))
     if vae is not None:
         check_vae(vae, channels)
 
@@ -127,7 +127,7 @@ def check_configuration(files: ModelFiles, train: bool = False) -> int:
     what = f"Model {files.source}:"
     class_name = files.index["_class_name"]
     if class_name not in FAMILIES:
-        raise UsageError(f"{what} a {class_name} is not supported. Supported are {', '.join(FAMILIES)}.")
+        raise UsageError(f"{what} A {class_name} is not supported. Supported are {', '.join(FAMILIES)}.")
     for name, (library, part) in files.components.items():
         if library not in ("diffusers", "transformers"):
             raise UsageError(f"{what} its {name} is a {part} of {library}, code of its own that is not run.")

@@ -16,7 +16,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -155,27 +154,33 @@ class ModelFiles:
                 f"beside it, such as {shards[variant][0]}, cannot be read."
             )
         if not single and self.reachable:
-            raise UsageError(f"Model {self.source}: {here}{stem}.safetensors is missing.{self._instead(inside)}")
+            raise UsageError(
+                f"Model {self.source}: {here}{stem}.safetensors is missing.{self._instead(inside, component)}"
+            )
         return single
 
-    def _instead(self, inside: list[str]) -> str:
+    def _instead(self, inside: list[str], component: str) -> str:
         """What lies where weights should, and what to do with it."""
         others = sorted(n for n in inside if n.endswith((".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".safetensors")))
         if not others:
             return ""
         said = f" There is {others[0]}, and only files of that name are read."
         if others[0].endswith(".bin"):
+            loader = "DiffusionPipeline" if component else "AutoModel"
             said = (
                 f' There is {others[0]}, and only safetensors are read. To convert it: python -c "from diffusers import '
-                f"DiffusionPipeline as P; P.from_pretrained('{self.source}').save_pretrained('FOLDER')\"."
+                f"{loader} as M; M.from_pretrained('{self.source}').save_pretrained('FOLDER')\"."
             )
         return said
 
-    def read_weights(self) -> Iterator[str]:
-        """Names of the files of weights that are read."""
+    def read_weights(self) -> dict[str, list[Path]]:
+        """Files of the weights that are read, by network: those that are here."""
+        read = {}
         for name, (library, _) in self.networks.items():
             held = self.weights(name, library)
-            yield from held.get(self.variant, held.get(None, []))
+            files = [self.folder / file for file in held.get(self.variant, held.get(None, []))]
+            read[name] = [file for file in files if file.is_file()]
+        return read
 
     def model_max_length(self, tokenizer: str, stated: int) -> int:
         """

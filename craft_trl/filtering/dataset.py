@@ -15,7 +15,14 @@
 
 """The training set: what passes the filter, with its advantages, as a `datasets` DatasetDict."""
 
-from collections.abc import Sequence
+import json
+import shutil
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import chain, groupby, islice
+from pathlib import Path
+from tempfile import TemporaryDirectory, mkdtemp
 
 import datasets
 import numpy as np
@@ -23,8 +30,10 @@ from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets
 
 from ..candidates.config import FilterConfig
 from ..candidates.groups import Group
-from ..candidates.pool import CandidatePool
+from ..candidates.pool import CandidatePool, Key
 from ..errors import NothingToDoError, UsageError
+from ..progress import progress_bar
+from ..stages import check_writable, fingerprint
 from .filter import explain_nothing, filter_candidates, vetoed_itself
 from .images import TrainingImages
 
@@ -47,6 +56,10 @@ def features(rewards: Sequence[str]) -> Features:
     )
 
 
+# Bytes of images that are held in memory at a time, in a few copies. Arrow's columns end at 2 GiB.
+PIECE = 1 << 27
+
+
 def build_dataset_dict(
     groups: Sequence[Group], pool: CandidatePool, config: FilterConfig | None = None
 ) -> DatasetDict:
@@ -65,29 +78,141 @@ def build_dataset_dict(
         [`~datasets.DatasetDict`]: `train` holds the kept images; `candidates` holds a row for every image of every
         group, with scores, `keep`, `drop_reason` and `advantage`, but without the image, which is in the pool.
     """
+    train, candidates = _filter(groups, pool, config)
+    return DatasetDict({"train": with_images(train, pool), "candidates": candidates})
+
+
+def save_dataset_dict(groups: Sequence[Group], pool: CandidatePool, config: FilterConfig, folder: Path) -> list[dict]:
+    """
+    What `build_dataset_dict(groups, pool, config).save_to_disk(folder)` would do, with one piece of the images in memory
+    at a time. Returns the rows that are kept.
+    """
+    train, candidates = _filter(groups, pool, config)
+    check_writable(folder, int(1.1 * _expected_bytes(train, pool).sum()))
+    folder.mkdir(parents=True)
+    (folder / datasets.config.DATASETDICT_JSON_FILENAME).write_text(json.dumps({"splits": ["train", "candidates"]}))
+    save_pieces(in_pieces(train, pool), folder / "train")
+    candidates.save_to_disk(str(folder / "candidates"))
+    return train
+
+
+def _filter(groups: Sequence[Group], pool: CandidatePool, config: FilterConfig | None) -> tuple[list[dict], Dataset]:
     config = FilterConfig() if config is None else config
-    candidates = filter_candidates(groups, pool, config)
-    train = [row for row in candidates if row["keep"]]
+    rows = filter_candidates(groups, pool, config)
+    train = [row for row in rows if row["keep"]]
     if not train:
         raise NothingToDoError(explain_nothing(groups, pool, config))
-    return DatasetDict(
-        {
-            "train": with_images(train, pool),
-            "candidates": Dataset.from_list(candidates, features=features(pool.rewards)),
+    return train, Dataset.from_list(rows, features=features(pool.rewards))
+
+
+def with_images(
+    rows: Sequence[dict], pool: CandidatePool, pictured: Container[Key] | None = None, scratch: Path | None = None
+) -> Dataset:
+    """
+    Rows of [`filter_candidates`] with their pictures from the pool.
+
+    Args:
+        rows (`Sequence[dict]`):
+            Rows.
+        pool ([`CandidatePool`]):
+            Images.
+        pictured (`Container[Key]`, *optional*):
+            Rows that are to have their picture. Defaults to all.
+        scratch (`Path`, *optional*):
+            Folder for what does not fit into one piece, which lies on the disk and is read from there. It must stay as
+            long as the dataset is used. Defaults to a folder of the system's for temporary files (`TMPDIR`), which goes
+            when the process ends.
+    """
+    pieces = in_pieces(rows, pool, pictured)
+    first, second = next(pieces), next(pieces, None)
+    if second is None:
+        return first
+    if scratch is None:
+        _temporary.append(TemporaryDirectory(prefix="craft_trl-"))
+        scratch = Path(_temporary[-1].name)
+    folder = Path(mkdtemp(dir=scratch))
+    save_pieces(chain([first, second], pieces), folder)
+    return Dataset.load_from_disk(str(folder))
+
+
+_temporary: list[TemporaryDirectory] = []  # removed when the process ends
+
+
+def in_pieces(rows: Sequence[dict], pool: CandidatePool, pictured: Container[Key] | None = None) -> Iterator[Dataset]:
+    """
+    Rows with their pictures as datasets of at most [`PIECE`] bytes of images each, at least one. Where one ends depends on
+    the images alone, and not on how they lie in shards.
+    """
+    part, size = [], 0
+    for row, image in _read(rows, pool, pictured):
+        if size + len(image or b"") > PIECE and part:
+            piece, part, size = Dataset.from_list(part, features=features(pool.rewards)), [], 0
+            yield piece
+        part.append(row | {"image": None if image is None else {"bytes": image, "path": None}})
+        size += len(image or b"")
+    yield Dataset.from_list(part, features=features(pool.rewards))
+
+
+def _read(
+    rows: Sequence[dict], pool: CandidatePool, pictured: Container[Key] | None
+) -> Iterator[tuple[dict, bytes | None]]:
+    """Rows in their order, each with its PNG, or without one if it is not among `pictured`."""
+    expected = _expected_bytes(rows, pool, pictured)
+    # Of rows that are read together, no shard is read twice.
+    windows = (np.cumsum(expected) // PIECE).astype(int)
+    with progress_bar(total=len(rows), unit="image", desc="Copying images", disable=expected.sum() < PIECE) as bar:
+        for _, numbers in groupby(range(len(rows)), key=windows.__getitem__):
+            window = [rows[i] for i in numbers]
+            keys = [_key(row) for row in window]
+            wanted = pool.by_shard(key for key in keys if pictured is None or key in pictured)
+            images = dict(zip(wanted, pool.images(wanted), strict=True))
+            for row, key in zip(window, keys, strict=True):
+                yield row, images.get(key)
+                bar.update()
+
+
+def _expected_bytes(rows: Sequence[dict], pool: CandidatePool, pictured: Container[Key] | None = None) -> np.ndarray:
+    """About how large the picture of each row is: as large as the mean of its shard."""
+    shards = [pool.shard_of[key] if pictured is None or key in pictured else None for key in map(_key, rows)]
+    counts, means = Counter(pool.shard_of.values()), {None: 0.0}
+    for shard in set(shards) - {None}:
+        with suppress(OSError):  # gone: reading its images says so
+            means[shard] = shard.stat().st_size / counts[shard]
+    return np.array([means.get(shard, 0.0) for shard in shards])
+
+
+def _key(row: dict) -> Key:
+    return row["prompt"], row["expanded_prompt"], row["seed"]
+
+
+def save_pieces(pieces: Iterable[Dataset], folder: Path) -> None:
+    """What `save_to_disk` would write of the pieces as one dataset, a file each, without ever having them together."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parts, fingerprints = [], []
+    for number, piece in enumerate(pieces):
+        parts.append(folder / f".part-{number}")
+        piece.save_to_disk(str(parts[-1]), num_shards=1)
+        fingerprints.append(piece._fingerprint)
+    names = [f"data-{i:05d}-of-{len(parts):05d}.arrow" for i in range(len(parts))]
+    for part, name in zip(parts, names, strict=True):
+        (part / "data-00000-of-00001.arrow").rename(folder / name)
+    for name in (datasets.config.DATASET_STATE_JSON_FILENAME, datasets.config.DATASET_INFO_FILENAME):
+        (parts[0] / name).rename(folder / name)
+    if len(parts) > 1:
+        path = folder / datasets.config.DATASET_STATE_JSON_FILENAME
+        state = json.loads(path.read_text())
+        state |= {
+            "_data_files": [{"filename": name} for name in names],
+            "_fingerprint": fingerprint(fingerprints)[:16],
         }
-    )
+        path.write_text(json.dumps(state, indent=2, sort_keys=True))
+    for part in parts:
+        shutil.rmtree(part)
 
 
-def with_images(rows: Sequence[dict], pool: CandidatePool) -> Dataset:
-    """Rows of [`filter_candidates`] with their pictures from the pool."""
-    keys = [(row["prompt"], row["expanded_prompt"], row["seed"]) for row in rows]
-    ordered = pool.by_shard(keys)
-    images = dict(zip(ordered, pool.images(ordered), strict=True))
-    rows = [row | {"image": {"bytes": images[key], "path": None}} for row, key in zip(rows, keys, strict=True)]
-    return Dataset.from_list(rows, features=features(pool.rewards))
-
-
-def build_pairs(groups: Sequence[Group], pool: CandidatePool, config: FilterConfig | None = None) -> Dataset:
+def build_pairs(
+    groups: Sequence[Group], pool: CandidatePool, config: FilterConfig | None = None, scratch: Path | None = None
+) -> Dataset:
     """
     Preference pairs of a pool, for [`DiffusionDPOTrainer`]: at most one of each group.
 
@@ -101,6 +226,8 @@ def build_pairs(groups: Sequence[Group], pool: CandidatePool, config: FilterConf
             Images and scores.
         config ([`FilterConfig`], *optional*):
             The filter's rewards and how rewards are summed. Defaults to all rewards of the pool.
+        scratch (`Path`, *optional*):
+            Where images lie that are too many for the memory, see [`with_images`].
 
     Returns:
         [`~datasets.Dataset`]: rows with `group_id`, `prompt`, the images `chosen` and `rejected`, and `margin`, the
@@ -112,18 +239,15 @@ def build_pairs(groups: Sequence[Group], pool: CandidatePool, config: FilterConf
     rows = iter(filter_candidates(groups, pool, config))
     pairs = []
     for group in groups:
-        images = {
-            key: row
-            for key, row in zip(group.keys, rows, strict=False)
-            if key in pool and not vetoed_itself(row["drop_reason"])
-        }
+        made = zip(group.keys, islice(rows, len(group.keys)), strict=True)
+        images = {key: row for key, row in made if key in pool and not vetoed_itself(row["drop_reason"])}
         quality = {key: pool.quality(key)[columns] for key in images}
         better = [(images[a], images[b]) for a in images for b in images if (quality[a] > quality[b]).all()]
         if better:
             pairs.append(max(better, key=lambda pair: pair[0]["advantage"] - pair[1]["advantage"]))
     if not pairs:
         raise NothingToDoError(f"In no group of {pool.folder} does one image beat another on {', '.join(names)}.")
-    chosen, rejected = (with_images(half, pool) for half in zip(*pairs, strict=True))
+    chosen, rejected = (with_images(half, pool, scratch=scratch) for half in zip(*pairs, strict=True))
     chosen = chosen.select_columns(["group_id", "prompt", "image"]).rename_column("image", "chosen")
     rejected = rejected.select_columns(["image"]).rename_column("image", "rejected")
     margins = np.array([a["advantage"] - b["advantage"] for a, b in pairs], dtype=np.float32)

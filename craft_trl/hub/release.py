@@ -21,11 +21,12 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow.parquet as pq
-from datasets import Dataset, load_from_disk
+from datasets import load_from_disk
 from diffusers.utils import make_image_grid
 from PIL import Image
 
@@ -34,7 +35,7 @@ from ..candidates.groups import Group, load_groups
 from ..candidates.pool import CandidatePool, Key
 from ..crf import improves
 from ..errors import NothingToDoError, UsageError
-from ..filtering.dataset import features, with_images
+from ..filtering.dataset import with_images
 from ..filtering.filter import filter_candidates, vetoed_itself
 from ..filtering.veto import load_vetoes, veto_line, veto_mask
 from ..progress import progress_bar
@@ -167,7 +168,8 @@ def dataset_release(
         ):
             path = f"{name}/train-{number:05d}-of-{len(parts):05d}.parquet"
             (staging / path).parent.mkdir(parents=True, exist_ok=True)
-            partly_pictured(part, pool, pictured).to_parquet(str(staging / path))
+            with TemporaryDirectory(dir=staging) as scratch:
+                with_images(part, pool, pictured, Path(scratch)).to_parquet(str(staging / path))
             files[path] = staging / path
     if not kept:
         raise NothingToDoError(f"Nothing in {pool.folder} passes a filter: there is no dataset to push.")
@@ -239,16 +241,6 @@ def undecided(groups: Sequence[Group], pool: CandidatePool, config: FilterConfig
 def key(row: dict[str, Any]) -> Key:
     """Key of a row in the pool."""
     return row["prompt"], row["expanded_prompt"], row["seed"]
-
-
-def partly_pictured(rows: Sequence[dict], pool: CandidatePool, pictured: set[Key]) -> Dataset:
-    """Rows as a dataset, with the pictures of those that are to have one."""
-    if all(key(row) in pictured for row in rows):
-        return with_images(rows, pool)
-    wanted = pool.by_shard(key(row) for row in rows if key(row) in pictured)
-    images = dict(zip(wanted, pool.images(wanted), strict=True))
-    rows = [row | {"image": {"bytes": images[key(row)], "path": None} if key(row) in images else None} for row in rows]
-    return Dataset.from_list(rows, features=features(pool.rewards))
 
 
 def group_pictures(groups: Sequence[Group], pool: CandidatePool, rows: Sequence[dict], shown: int = 4) -> list[dict]:

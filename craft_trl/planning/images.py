@@ -78,11 +78,15 @@ class Drawing:
 
     @classmethod
     def of(
-        cls, config: CandidatesConfig | EvaluationConfig, meta: MetaPipeline, specs: Sequence[RewardSpec]
+        cls,
+        config: CandidatesConfig | EvaluationConfig,
+        meta: MetaPipeline,
+        specs: Sequence[RewardSpec],
+        counts: Counts | None = None,
     ) -> "Drawing":
-        """The stage of a configuration, with a pipeline of its precision."""
+        """The stage of a configuration, with a pipeline of its precision, and work for an image that is counted already."""
         size, calls = meta.size(config), meta.calls(config)
-        counts = Counts.of(meta, *size)
+        counts = counts or Counts.of(meta, *size)
         return cls(
             size=size,
             calls=calls,

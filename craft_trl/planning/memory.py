@@ -46,7 +46,8 @@ class Profile:
             Whether autocast chooses the precision of each operation, or the whole module computes in `dtype`, see
             [`compute_in_bfloat16`].
         offload_optimizer (`bool`, *optional*, defaults to `False`):
-            Whether DeepSpeed keeps master weights and moments in the memory of the host.
+            Whether DeepSpeed keeps master weights and moments in the memory of the host: 16 bytes a trained parameter there,
+            with the gradients that its optimizer reads.
     """
 
     num_processes: int
@@ -59,14 +60,20 @@ class Profile:
         """Weights, gradients and AdamW's states on one GPU, with `trained` and `frozen` parameters."""
         n = self.num_processes
         if self.zero_stage == 0:
-            # float32 weights, gradients and two moments; and, where it computes in 16 bits, copies of the weights. What
-            # is frozen needs no float32 but under bfloat16's autocast.
+            # float32 weights, gradients and two moments; and, where it computes in 16 bits, copies of the weights. DDP sends
+            # gradients from buffers of its own. They hold the gradients themselves only from the last micro-batch of a step
+            # on: before, while they are added up, both are there.
+            buffers = 4 if n > 1 else 0
             if self.dtype == "float32":
-                return 16 * trained + 4 * frozen
-            return 18 * trained + (6 if self.autocast and self.dtype != "float16" else 2) * frozen
+                return (16 + buffers) * trained + 4 * frozen
+            # What is frozen is kept in 16 bits, but under autocast to bfloat16.
+            float32 = self.autocast and self.dtype == "bfloat16"
+            return (18 + buffers) * trained + (6 if float32 else 2) * frozen
         if self.offload_optimizer:
-            # bfloat16 weights, and gradients until they are on the host
-            return (4 * trained + 2 * frozen) / (n if self.zero_stage == 3 else 1)
+            if self.zero_stage == 3:  # bfloat16 weights, and gradients until they are on the host
+                return (4 * trained + 2 * frozen) / n
+            # bfloat16 weights, and float32 sums of gradients, which DeepSpeed (0.19) brings to the host at the end of a step
+            return (2 + 4 / (n if self.zero_stage == 2 else 1)) * trained + 2 * frozen
         # bfloat16 weights, float32 sums of gradients, float32 master weights and two moments
         sharded = {1: 12, 2: 16, 3: 18}[self.zero_stage]
         whole = {1: 6, 2: 2, 3: 0}[self.zero_stage]

@@ -19,6 +19,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 
@@ -215,12 +216,18 @@ class MetaPipeline:
         made.set_timesteps(num_inference_steps)
         return len(made.timesteps)
 
+    @cached_property
+    def conditioning(self) -> dict[str, torch.Tensor]:
+        """What the text encoders make of a prompt."""
+        with torch.device("meta"), torch.no_grad():
+            return self.family.encode_prompts(self.pipeline, ["a prompt"])
+
     def inputs(self, height: int, width: int) -> dict[str, torch.Tensor]:
         """A training sample of this size as a batch of one."""
         vae, factor = self.pipeline.vae, self.pipeline.vae_scale_factor
         latents = torch.empty(1, vae.config.latent_channels, height // factor, width // factor, device="meta")
         with torch.device("meta"):
-            conditioning = self.family.encode_prompts(self.pipeline, ["a prompt"])
+            conditioning = dict(self.conditioning)
             conditioning |= {k: v[None].to("meta") for k, v in self.family.image_conditioning(height, width).items()}
             timesteps = torch.zeros(1, dtype=torch.long)
         conditioning = {k: v.to(self.denoiser.dtype) for k, v in conditioning.items()}

@@ -101,7 +101,8 @@ class Planner:
         meta = pipeline(config)
         self.pipeline_parameters, self.denoiser_parameters = meta.parameters(), meta.parameters(meta.family.DENOISER)
         self.drawing = Drawing.of(config, meta, self.rewards)
-        self.judging = Drawing.of(evaluation, pipeline(evaluation), specs)
+        same = pipeline(evaluation) is meta and meta.size(evaluation) == self.drawing.size
+        self.judging = Drawing.of(evaluation, pipeline(evaluation), specs, self.drawing.counts if same else None)
         self.uncounted = [spec.name for spec in specs if reward_towers(spec) is None]
 
         module_dtype = torch.float32 if self.profile.dtype == "float32" else torch.bfloat16
@@ -145,8 +146,8 @@ class Planner:
             training = SHARES[self._training_share()] * self.gpu.peak(self.profile.dtype)
         return Rates(
             sampling=self._speed(self.recipes.candidates.dtype),
-            scoring=self.drawing.score_flops / single,
-            judging=self.judging.score_flops / single,
+            scoring=self.drawing.score_flops / self._speed(self.recipes.candidates.reward_dtype),
+            judging=self.judging.score_flops / self._speed(self.recipes.evaluation.reward_dtype),
             encoding=self.encode_flops / single,
             training=training,
             saving=DISK,
@@ -335,11 +336,14 @@ class Planner:
         if gpu.name == "cpu":
             shares = f"{SHARES['float32']:.0%} of the peak"
         else:
+            stages = self.recipes.candidates, self.recipes.evaluation
+            rounded = any(stage.reward_dtype != "float32" for stage in stages)
             sampling = "float32" if self.recipes.candidates.dtype == "float32" else "sampling"
             shares = (
                 f"{SHARES[sampling]:.0%} of the peak while sampling in {self.recipes.candidates.dtype}, "
                 f"{SHARES[self._training_share()]:.0%} while training in {self.profile.dtype}"
                 f"{' under autocast' if self.profile.autocast else ''}, {SHARES['float32']:.0%} in float32 rewards"
+                f"{', as while sampling in those of 16 bits' if rounded else ''}"
             )
         lines.insert(1, f"Assumed share: {shares}.")
         if measured is not None:

@@ -22,9 +22,12 @@ craft bakeoff recipes/tiny/bakeoff.yaml --arms sft craft --seeds 0 --output_dir 
 ```
 """
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,15 +38,16 @@ from ..candidates.config import CandidatesConfig
 from ..candidates.groups import Group, load_groups
 from ..candidates.pool import CandidatePool
 from ..errors import UsageError
-from ..parser import CraftParser
+from ..parser import CraftParser, check_recipe
 from ..rewards import parse_rewards
 from ..stages import Stage, check_writable, read_record, read_timings, stopwatch, write_atomically
 from . import dpo, evaluate, expand, generate, train
-from .launch import run_stage, say
+from .launch import launch, run_stage, say
 
 
 if TYPE_CHECKING:
     from ..evaluation.evaluate import Evaluation
+    from ..trainer.diffusion_config import DiffusionConfig
 
 
 class Bakeoff:
@@ -64,8 +68,8 @@ class Bakeoff:
         expand.check(self.candidates)
         generate.check(self.candidates)
         for arm in config.arms:
-            train_args, _, _ = self.training(arm, config.seeds[0])
-            train.check(train_args)
+            train_args, training_args, launch_args = self.training(arm, config.seeds[0])
+            train.check(train_args, launch_args, training_args)
         self.evaluation_argv = _given(
             num_prompts=config.num_test_prompts, output_dir=str(self.folder / "evaluation"), num_images_per_prompt=1
         )
@@ -82,31 +86,45 @@ class Bakeoff:
 
     def training(self, arm: str, seed: int) -> tuple:
         """Arguments of a training, as its script takes them."""
-        config = self.config
-        script = {"train": train, "dpo": dpo}[METHODS[arm].script]
-        given = _given(
+        return _script(arm).make_parser().parse_args_and_config(self.training_argv(arm, seed))
+
+    def training_argv(self, arm: str, seed: int) -> list[str]:
+        """The command line of a training."""
+        config, script = self.config, _script(arm)
+        argv = ["--config", config.training]
+        # No guard: it would choose each arm's step by judges like those that decide here, and give the arms unequal budgets.
+        argv += ["--held_out_rewards", "none"]
+        argv += _given(
             dataset_name=str(self.folder / "arms" / arm / "dataset"),
             output_dir=str(self.folder_of(arm, seed)),
             seed=seed,
             max_steps=config.max_steps,
             learning_rate=config.rates.get(arm),
+            beta=config.beta if script is dpo else None,
         )
-        *_, plain = script.make_parser().parse_args_and_config(["--config", config.training, *given])
-        size = config.global_batch_size or self._recipe_batch_size(script)
+        _, recipe, launch = script.make_parser().parse_args_and_config(argv)
+        stated = config.global_batch_size or check_recipe(Path(config.training)).get("global_batch_size")
+        if launch.given and not stated:
+            raise UsageError(
+                f"global_batch_size is missing: name it here or in {config.training}, as that is launched."
+            )
+        size = config.global_batch_size or recipe.global_batch_size
+        micro = recipe.per_device_train_batch_size
         if script is dpo:
             if size % 2:
                 raise UsageError(f"global_batch_size must be even, got {size}: a pair is two images.")
-            size //= 2
-            given += ["--beta", str(config.beta)]
-        given += ["--global_batch_size", str(size), "--per_device_train_batch_size", str(size)]
-        parsed = script.make_parser().parse_args_and_config(["--config", config.training, *given])
-        # No guard: it would choose each arm's step by judges like those that decide here, and give the arms unequal budgets.
-        parsed[0].held_out_rewards = None
-        return parsed
+            size, micro = size // 2, max(1, micro // 2)
+        sizes = _given(global_batch_size=size, per_device_train_batch_size=micro, gradient_accumulation_steps=1)
+        return [*argv, *sizes]
 
-    def _recipe_batch_size(self, script) -> int:
-        _, args, _ = script.make_parser().parse_args_and_config(["--config", self.config.training])
-        return args.global_batch_size
+    def train(self, arm: str, seed: int) -> "DiffusionConfig":
+        """Train an arm, here or as the recipe has it launched, and return the settings."""
+        script, (train_args, training_args, launch_args) = _script(arm), self.training(arm, seed)
+        if launch_args.given:
+            launch(script.__name__, self.training_argv(arm, seed), launch_args)
+        else:
+            script.main(train_args, training_args, launch_args)
+        return training_args
 
     def evaluation(self) -> "Evaluation":
         """The evaluation of the base model and of every arm's models."""
@@ -118,6 +136,11 @@ class Bakeoff:
         ]
         argv = [*self.evaluation_argv, "--models", *models]
         return Evaluation(_parse(evaluate, self.config.evaluation, argv)[0])
+
+
+def _script(arm: str) -> ModuleType:
+    """The script that trains an arm."""
+    return {"train": train, "dpo": dpo}[METHODS[arm].script]
 
 
 def _given(**values) -> list[str]:
@@ -152,8 +175,7 @@ def main(config: BakeoffConfig) -> None:
         dataset_stage(bakeoff, arm, material)
         seconds = []
         for seed in config.seeds:
-            train_args, training_args, launch_args = bakeoff.training(arm, seed)
-            {"train": train, "dpo": dpo}[METHODS[arm].script].main(train_args, training_args, launch_args)
+            training_args = bakeoff.train(arm, seed)
             release_memory()
             timings = read_timings(bakeoff.folder_of(arm, seed).parent)
             seconds.append(timings.get("train", {}).get("seconds", 0.0))
@@ -211,9 +233,10 @@ def dataset_stage(bakeoff: Bakeoff, arm: str, material: Material) -> None:
     stage = Stage("arm", bakeoff.folder / "arms" / arm / "dataset", settings)
 
     def work() -> dict:
-        dataset = METHODS[arm].build(material)
-        dataset.save_to_disk(str(stage.folder))
-        return {"rows": len(dataset)}
+        with TemporaryDirectory(dir=stage.folder.parent) as scratch:
+            dataset = METHODS[arm].build(dataclasses.replace(material, scratch=Path(scratch)))
+            dataset.save_to_disk(str(stage.folder))
+            return {"rows": len(dataset)}
 
     run_stage(stage, work, lambda summary: f"{summary['rows']} rows in {stage.folder}")
 

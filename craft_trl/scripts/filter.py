@@ -97,23 +97,21 @@ def main(config: CandidatesConfig) -> None:
     stage = Stage("filter", Path(config.output_dir) / "dataset", settings)
 
     def work() -> dict:
-        from ..filtering.dataset import build_dataset_dict
+        from ..filtering.dataset import save_dataset_dict
 
-        dataset = build_dataset_dict(groups, pool, config)
-        # `save_to_disk` writes file by file; the folder gets its name only when it is complete.
+        # It is written file by file; the folder gets its name only when it is complete.
         temporary = stage.folder.with_name(f".{stage.folder.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
-        dataset.save_to_disk(str(temporary))
+        train = save_dataset_dict(groups, pool, config, temporary)
         for path in temporary.iterdir():
             path.replace(stage.folder / path.name)
         temporary.rmdir()
-        train = dataset["train"]
         return {
             "groups": len(groups),
             "undecided": undecided,
             "images": int(generated.sum()),
             "kept": len(train),
-            "kept_groups": len(set(train["group_id"])),
+            "kept_groups": len({row["group_id"] for row in train}),
             "vetoed": int(veto_mask(vetoes, groups).sum()),
         }
 

@@ -114,7 +114,11 @@ def load_training_data(args: TrainArguments) -> "Dataset":
     return dataset[args.dataset_train_split]
 
 
-def check(train_args: TrainArguments, launch_args: LaunchArguments | None = None) -> None:
+def check(
+    train_args: TrainArguments,
+    launch_args: LaunchArguments | None = None,
+    training_args: "DiffusionConfig | None" = None,
+) -> None:
     """Find what is wrong before any work is done."""
     single_file = Path(train_args.model_name_or_path).suffix == ".safetensors"
     if train_args.use_peft and single_file and not train_args.lora_target_modules:
@@ -124,6 +128,15 @@ def check(train_args: TrainArguments, launch_args: LaunchArguments | None = None
         train_args.load_guard_prompts()
     if launch_args is not None and launch_args.accelerate_config is not None:
         find_accelerate_config(launch_args.accelerate_config)
+    if training_args is not None:
+        from ..trainer.training_options import check_available
+
+        check_available(training_args)
+    if train_args.lora_target_modules and not single_file:
+        from ..trainer.denoiser import check_adapter, lora_config
+
+        config = lora_config(train_args.lora_target_modules, train_args.lora_r, train_args.lora_alpha)
+        check_adapter(train_args.model_name_or_path, train_args.model_revision, config)
 
 
 def check_dataset(name: str) -> None:
@@ -144,10 +157,11 @@ def check_origin(dataset: Path, model: str) -> None:
 
 def check_checkpoint(folder: Path, settings: dict) -> None:
     """Raise a [`UsageError`] unless a folder is a complete checkpoint of a run with these settings."""
-    from ..trainer.checkpoints import is_complete
+    from ..trainer.checkpoints import check_training_state, is_complete
 
     if not is_complete(folder):
         raise UsageError(f"resume_from_checkpoint {folder}: it is not a complete checkpoint.")
+    check_training_state(folder)
     difference = Stage("train", folder.parent, settings).difference()
     if difference is not None:
         raise UsageError(f"resume_from_checkpoint {folder} is of another run: {difference}.")
@@ -160,17 +174,18 @@ def main(
     trainer_class: "type[DiffusionTrainer] | None" = None,
 ) -> None:
     """Train, with [`CraftTrainer`] unless told otherwise, and write the whole pipeline to `output_dir`."""
-    check(train_args, launch_args)
+    check(train_args, launch_args, training_args)
     check_dataset(train_args.dataset_name)
     # Here, after what is wrong has been found: these are most of what a training imports.
-    from peft import LoraConfig
+    from accelerate.utils.memory import clear_device_cache
     from transformers import ProgressCallback
 
+    from ..devices import on_main_process
     from ..filtering.images import TrainingImages
     from ..trainer.callbacks import LossProgressCallback
-    from ..trainer.checkpoints import last_complete_checkpoint
+    from ..trainer.checkpoints import has_training_state, last_complete_checkpoint
     from ..trainer.craft_trainer import CraftTrainer
-    from ..trainer.diffusion_trainer import pipeline_class_of
+    from ..trainer.denoiser import lora_config, pipeline_class_of
     from ..trainer.guard import Guard
 
     trainer_class = trainer_class or CraftTrainer
@@ -181,12 +196,7 @@ def main(
         if not target_modules:
             family = get_family(pipeline_class_of(train_args.model_name_or_path, train_args.model_revision))
             target_modules = family.LORA_TARGET_MODULES
-        peft_config = LoraConfig(
-            r=train_args.lora_r,
-            lora_alpha=train_args.lora_alpha or train_args.lora_r,
-            target_modules=target_modules,
-            init_lora_weights="gaussian",
-        )
+        peft_config = lora_config(target_modules, train_args.lora_r, train_args.lora_alpha)
 
     settings = {
         "model": model_hash(train_args.model_name_or_path, train_args.model_revision),
@@ -196,7 +206,7 @@ def main(
     if train_args.held_out_rewards:
         settings["guard"] = train_args.guard_settings()
     if peft_config is not None:
-        settings["lora"] = [peft_config.r, peft_config.lora_alpha, sorted(peft_config.target_modules)]
+        settings["lora"] = [peft_config.r, peft_config.lora_alpha, sorted(target_modules)]
     if trainer_class is not CraftTrainer:
         settings["trainer"] = trainer_class._name
     check_origin(Path(train_args.dataset_name), settings["model"])
@@ -206,9 +216,10 @@ def main(
     if stage.finished:
         say(f"[train] done before: {describe(stage.record['summary'])} in {stage.folder}")
         return
-    with training_args.main_process_first(local=False, desc="preparing the output folder"):
-        if training_args.process_index == 0 and (message := stage.begin()):
-            say(f"[train] {message}")
+    if message := on_main_process(stage.begin):
+        say(f"[train] {message}")
+    if training_args.fell_back_to_fp16:
+        say("[train] this GPU only emulates bfloat16: training in float16 (fp16).")
 
     trainer = trainer_class(
         train_args.model_name_or_path,
@@ -226,6 +237,9 @@ def main(
         guard = Guard(train_args, trainer, images)
         trainer.add_callback(guard)
     checkpoint = training_args.resume_from_checkpoint or last_complete_checkpoint(training_args.output_dir)
+    if checkpoint and not has_training_state(Path(checkpoint)):
+        say(f"[train] {checkpoint} has no state of optimizer and schedule (save_only_model): training starts again.")
+        checkpoint = None
     if checkpoint:
         say(f"[train] goes on from {checkpoint}")
     with stopwatch(stage, write=trainer.is_world_process_zero()) as watch:
@@ -247,6 +261,9 @@ def main(
     # A process that tears down its process group while another still uses it can abort.
     trainer.accelerator.wait_for_everyone()
     trainer.end()
+    # Its callbacks know the trainer that knows them: without this, the next stage would find the model in its memory.
+    del trainer, guard
+    clear_device_cache(garbage_collection=True)
 
 
 def describe(summary: dict) -> str:

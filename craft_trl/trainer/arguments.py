@@ -51,7 +51,8 @@ class TrainArguments(GuardConfig):
         lora_alpha (`int`, *optional*):
             Scale of the adapter. Defaults to its rank.
         lora_target_modules (`list[str]`, *optional*):
-            Modules that get an adapter. Defaults to the attention projections.
+            Modules that get an adapter, by the ends of their names; or `all-linear`, or one regular expression. Defaults to
+            the attention projections.
     """
 
     model_name_or_path: str = field(
@@ -65,7 +66,11 @@ class TrainArguments(GuardConfig):
     lora_r: int = field(default=16, metadata={"help": "Rank of the adapter."})
     lora_alpha: int | None = field(default=None, metadata={"help": "Scale of the adapter. Defaults to its rank."})
     lora_target_modules: list[str] | None = field(
-        default=None, metadata={"help": "Modules that get an adapter. Defaults to the attention projections."}
+        default=None,
+        metadata={
+            "help": "Modules that get an adapter: ends of names, all-linear, or one regular expression. Defaults to the "
+            "attention projections."
+        },
     )
 
     def __post_init__(self):
@@ -73,6 +78,14 @@ class TrainArguments(GuardConfig):
         for name in ("model_name_or_path", "dataset_name"):
             if not getattr(self, name):
                 raise UsageError(f"{name} is missing: give it in the recipe or as --{name}.")
+        for name in ("lora_r", "lora_alpha"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        default = TrainArguments.lora_r
+        if not self.use_peft and (self.lora_r != default or self.lora_alpha or self.lora_target_modules):
+            raise UsageError(
+                "lora_r, lora_alpha and lora_target_modules have no effect without use_peft: set that too."
+            )
 
 
 @dataclass
@@ -107,6 +120,10 @@ def training_parser(
     config: "type[DiffusionConfig]", prog: str | None = None, script: str = "craft_trl.scripts.train"
 ) -> CraftParser:
     """Parser of a training, with this configuration of its trainer, started by this script."""
+    # PyTorch reads it when the GPU is first used. The guard loads its judges and drops them again, which would leave memory in
+    # pieces that no block of the training fits into.
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & set(os.environ):
+        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
     from ..devices import accelerator
 
     if accelerator() is None:

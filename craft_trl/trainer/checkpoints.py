@@ -134,6 +134,7 @@ def save_adapter(
     config = model.peft_config["default"].to_dict()
     parts = {f"{component}_lora_layers": layers, f"{component}_lora_adapter_metadata": config}
     pipeline_class.save_lora_weights(folder, **parts)
+    order_metadata(folder / ADAPTER)
     check_saved({f"{component}.{name}": value for name, value in layers.items()}, folder / ADAPTER)
 
 
@@ -157,6 +158,21 @@ def load_average(ema: EMAModel, folder: Path, device: torch.device) -> None:
     with safe_open(folder / AVERAGE, "pt", device=str(device)) as file:
         ema.optimization_step = int(file.metadata()["step"])
         ema.shadow_params = [file.get_tensor(str(i)) for i in range(len(ema.shadow_params))]
+
+
+def order_metadata(file: Path) -> None:
+    """
+    Bring the metadata of a safetensors file into an order of its own, so that equal content makes equal bytes. safetensors (0.8)
+    writes them in one that differs from process to process.
+    """
+    with file.open("r+b") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items(), reverse=True))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(ordered) <= length:
+            stream.seek(8)
+            stream.write(ordered.ljust(length))
 
 
 def check_saved(state_dict: dict[str, torch.Tensor], *files: Path) -> None:
@@ -215,3 +231,29 @@ def is_complete(folder: Path) -> bool:
     except (OSError, ValueError, SafetensorError):
         return False
     return True
+
+
+def has_training_state(folder: Path) -> bool:
+    """Whether a checkpoint holds the state of optimizer and schedule. The Trainer goes on without, and both begin anew."""
+    state = (folder / "optimizer.pt").is_file() and (folder / "scheduler.pt").is_file()
+    return state or any(folder.glob("global_step*/*optim_states.pt"))  # the latter is DeepSpeed's
+
+
+def check_training_state(folder: Path) -> None:
+    """Raise a [`UsageError`] unless training can go on from a checkpoint, see [`has_training_state`]."""
+    if not has_training_state(folder):
+        raise UsageError(
+            f"{folder} has no state of optimizer and schedule, as under save_only_model: training cannot go on from it."
+        )
+
+
+def checkpoint_to_go_on_from(wish: str | bool | None, output_dir: str) -> str | None:
+    """The checkpoint that is meant, where `True` stands for the last one: a [`UsageError`] if there is none to go on from."""
+    if wish is True:
+        wish = last_complete_checkpoint(output_dir)
+        if wish is None:
+            raise UsageError(f"There is no complete checkpoint in {output_dir} to go on from.")
+    if not wish:
+        return None
+    check_training_state(Path(wish))
+    return str(wish)

@@ -21,7 +21,19 @@ import torch
 
 from ..devices import accelerator
 from ..errors import UsageError
+from ..sources import first_line
 from .base_config import BaseConfig, HubStrategy
+from .training_options import check_options
+
+
+def native_half_precision() -> Literal["bf16", "fp16"] | None:
+    """
+    The 16 bits that a CUDA GPU computes in, `None` without one. PyTorch says of cards before Ampere that they support
+    bfloat16, which they emulate, many times slower than float32.
+    """
+    if not torch.cuda.is_available():
+        return None
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 @dataclass
@@ -29,8 +41,9 @@ class DiffusionConfig(BaseConfig):
     """
     Configuration of [`DiffusionTrainer`], common to all trainers of diffusion models.
 
-    This class includes only the parameters that are specific to diffusion models. For a full list of training
-    arguments, see the [`~transformers.TrainingArguments`] documentation; the defaults of some differ here.
+    This class includes only the parameters that are specific to diffusion models. Of
+    [`~transformers.TrainingArguments`], the names in [`training_options.WORKS`] work here, some with other defaults; any
+    other is an error unless it is at its default.
 
     Parameters:
         > Parameters that control the batches
@@ -97,7 +110,7 @@ class DiffusionConfig(BaseConfig):
         default=None,
         metadata={
             "help": "Whether to train in bfloat16. Defaults to `True` on a GPU that has it, and where `accelerate launch` "
-            "was told so, unless fp16 is set."
+            "was told so, unless fp16 is set. On a GPU that only emulates it, fp16 is the default."
         },
     )
     ddp_find_unused_parameters: bool | None = field(
@@ -108,6 +121,13 @@ class DiffusionConfig(BaseConfig):
     )
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Not used: a loss that is no number stops training, it is never hidden."}
+    )
+    ddp_timeout: int = field(
+        default=7 * 24 * 3600,
+        metadata={
+            "help": "Seconds that processes wait for each other. Long, as one of them scores images and writes checkpoints; "
+            "an error on any of them ends all at once."
+        },
     )
     dataloader_pin_memory: bool = field(
         default=torch.cuda.is_available(), metadata={"help": "Whether to pin memory in data loaders."}
@@ -170,6 +190,7 @@ class DiffusionConfig(BaseConfig):
     validation_guidance_scale: float = field(default=5.0, metadata={"help": "Guidance scale of validation images."})
 
     def __post_init__(self):
+        check_options(self, BaseConfig)
         # From the launcher: the configuration's own count is known only after its `__post_init__`, which hands the
         # accumulation to DeepSpeed.
         num_processes = int(os.environ.get("WORLD_SIZE", 1))
@@ -193,51 +214,29 @@ class DiffusionConfig(BaseConfig):
             # TrainingArguments (transformers 5.23) falls back on the CPU by itself, but then refuses bf16, and each of
             # several processes takes itself for the only one.
             self.use_cpu = True
+        self.fell_back_to_fp16 = False
         if self.bf16 is None:
+            half = None if self.use_cpu else native_half_precision()
+            self.fell_back_to_fp16 = half == "fp16" and not self.fp16
+            self.fp16 = self.fp16 or self.fell_back_to_fp16
             launched = os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16"  # DeepSpeed will compute in it
-            self.bf16 = not self.fp16 and (launched or torch.cuda.is_available() and torch.cuda.is_bf16_supported())
-        super().__post_init__()
-        if self.max_steps < 1:
-            raise UsageError(f"max_steps must be at least 1, got {self.max_steps}: a handful of images has no epochs.")
+            self.bf16 = not self.fp16 and (launched or half == "bf16")
+        try:
+            super().__post_init__()
+        except (ImportError, NotImplementedError, TypeError, ValueError) as error:
+            raise error if isinstance(error, UsageError) else UsageError(first_line(error)) from error
         if self.train_prompt not in ("original", "expanded"):
             raise UsageError(f"train_prompt must be 'original' or 'expanded', got {self.train_prompt!r}.")
         if self.bf16_mode not in ("module", "autocast"):
             raise UsageError(f"bf16_mode must be 'module' or 'autocast', got {self.bf16_mode!r}.")
-        if not 0 <= self.proportion_empty_prompts <= 1:
-            raise UsageError(f"proportion_empty_prompts must be from 0 to 1, got {self.proportion_empty_prompts}.")
-        if self.snr_gamma is not None and self.snr_gamma <= 0:
-            raise UsageError(f"snr_gamma must be above 0, got {self.snr_gamma}.")
-        if not 0 < self.ema_decay < 1:
-            raise UsageError(f"ema_decay must be between 0 and 1, got {self.ema_decay}.")
-        if self.validation_steps < 1:
-            raise UsageError(f"validation_steps must be at least 1, got {self.validation_steps}.")
         # With several GPUs and no launcher the Trainer would wrap the model in `DataParallel`, which splits every
         # micro-batch anew and is slower than one GPU. Use one; `accelerate launch` uses all.
         if self.n_gpu > 1:
             self._n_gpu = 1
-        # Options of `TrainingArguments` that would do nothing, or something else than they say, for a diffusion model.
-        unsupported = {
-            "load_best_model_at_end": False,
-            "train_sampling_strategy": "random",
-            "remove_unused_columns": False,
-            "include_num_input_tokens_seen": "no",
-            "auto_find_batch_size": False,
-            "dataloader_drop_last": False,
-            "logging_nan_inf_filter": False,
-        }
-        for name, allowed in unsupported.items():
-            if getattr(self, name, allowed) != allowed:
-                raise UsageError(f"{name} is not supported for diffusion models; leave it at {allowed!r}.")
-        if self.hub_token is not None:
-            raise UsageError("hub_token would put a secret into a file: log in with `hf auth login`, or set HF_TOKEN.")
         # Others ask a model's configuration for methods that those of diffusers do not have. Inside of Kubeflow the
         # Trainer adds that one by itself.
         trackers = {"tensorboard", "trackio", "wandb"}
         if unknown := sorted(set(self.report_to) - trackers - {"kubeflow"}):
             raise UsageError(f"report_to must be among {', '.join(sorted(trackers))}, none; got {unknown[0]!r}.")
-        if self.fsdp:
-            raise UsageError("fsdp is not supported: use DeepSpeed, with accelerate_config zero2 or zero3.")
-        if self.torch_compile:
-            raise UsageError("torch_compile compiles the whole denoiser, for minutes: use compile_blocks instead.")
         if self.push_to_hub and self.hub_strategy != "end":
             raise UsageError(f"hub_strategy must be 'end', got {self.hub_strategy.value!r}: checkpoints stay here.")

@@ -15,6 +15,7 @@
 
 """All that stands between transformers' Trainer and a diffusers model."""
 
+import copy
 import json
 import shutil
 from collections.abc import Iterator
@@ -28,14 +29,15 @@ from datasets import Dataset
 from diffusers import DDPMScheduler, DiffusionPipeline
 from diffusers.training_utils import EMAModel
 from huggingface_hub import HfApi
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback, is_deepspeed_zero3_enabled
 from trl.trainer.base_trainer import _BaseTrainer
 
-from ..candidates.generation import load_network, load_pipeline
+from ..candidates.generation import load_pipeline
+from ..devices import on_main_process
 from ..errors import UsageError
 from ..families import get_family
 from ..families.checks import check_model
@@ -47,6 +49,7 @@ from ..sources import model_hash
 from ..stages import fingerprint
 from .callbacks import DivergenceCallback, EMACallback, ModelFreeTensorBoardCallback, ValidationCallback
 from .checkpoints import (
+    checkpoint_to_go_on_from,
     copy_frozen,
     load_adapter,
     load_average,
@@ -57,11 +60,19 @@ from .checkpoints import (
     unpack_single_file,
 )
 from .compilation import compile_blocks
+from .denoiser import add_adapter, load_denoiser
 from .diffusion_config import DiffusionConfig
 from .facts import training_facts
-from .precision import checkpoint_block, compute_in_bfloat16
-from .training_samples import StepBatches, TrainingSamples, encode_dataset
-from .zero import zero_init_disabled
+from .precision import checkpoint_block, compute_in_bfloat16, frozen_dtype, is_bfloat16_module
+from .training_options import check_available
+from .training_samples import (
+    StepBatches,
+    TrainingSamples,
+    check_shared_memory,
+    encode_dataset,
+    needed_micro_batches,
+)
+from .zero import configure_deepspeed, zero_init_disabled
 
 
 class DiffusionTrainer(_BaseTrainer):
@@ -105,8 +116,9 @@ class DiffusionTrainer(_BaseTrainer):
     ):
         # Checks, before anything is loaded
         check_model(model, revision, train=True)
+        check_available(args)
         prompt_column = "prompt" if args.train_prompt == "original" else "expanded_prompt"
-        validate(train_dataset, prompt_column)
+        on_main_process(lambda: validate(train_dataset, prompt_column))
         for option in ("use_ema", "compile_blocks"):
             if getattr(args, option) and is_deepspeed_zero3_enabled():
                 raise UsageError(f"{option} needs whole parameters, and ZeRO-3 shards them: use ZeRO-2.")
@@ -115,38 +127,30 @@ class DiffusionTrainer(_BaseTrainer):
 
         # Model. In float32: the optimizer's master weights.
         self.revision = revision
-        with args.main_process_first(local=False, desc="unpacking the model"), zero_init_disabled():
-            if Path(model).suffix == ".safetensors":
-                model = str(unpack_single_file(Path(model), Path(args.output_dir)))
+        if Path(model).suffix == ".safetensors":
+            with zero_init_disabled():
+                model = on_main_process(lambda: str(unpack_single_file(Path(model), Path(args.output_dir))))
         self.source = model
         self.model_index = DiffusionPipeline.load_config(model, revision=revision)
         self.family = get_family(self.model_index["_class_name"])
         self.noise_scheduler = DDPMScheduler.from_pretrained(model, subfolder="scheduler", revision=revision)
-        _, denoiser_class = self.model_index[self.family.DENOISER]
-        denoiser = load_network(
-            getattr(diffusers, denoiser_class), model, revision=revision, component=self.family.DENOISER
-        )
-        # DeepSpeed makes a bfloat16 module and float32 master weights itself.
-        self.bf16_module = (
-            args.mixed_precision == "bf16" and args.bf16_mode == "module" and args.deepspeed_plugin is None
-        )
-        # The Trainer calls `activation_checkpointing_enable`; diffusers says `enable_gradient_checkpointing`.
-        checkpoint = checkpoint_block if self.bf16_module else None
-        denoiser.activation_checkpointing_enable = lambda **kwargs: denoiser.enable_gradient_checkpointing(checkpoint)
+        trained = denoiser = load_denoiser(model, revision)
+        self.bf16_module = is_bfloat16_module(args)
         if args.channels_last:
             denoiser.to(memory_format=torch.channels_last)
-        trained = denoiser
         if peft_config is not None:
-            denoiser.requires_grad_(False)
-            if self.bf16_module:  # what is not trained needs no master weights; peft keeps the adapter in float32
-                denoiser.to(torch.bfloat16)
+            denoiser.requires_grad_(False).to(frozen_dtype(args))
             torch.manual_seed(args.seed)  # the Trainer sets it too, but after the adapter has been drawn
-            # Not `add_adapter`: the Trainer does not recognise that and would save the full weights.
-            trained = get_peft_model(denoiser, peft_config)
+            # Not `add_adapter` of diffusers: the Trainer does not recognise that and would save the full weights.
+            trained = add_adapter(denoiser, peft_config)
+        if args.activation_checkpointing:
+            denoiser.enable_gradient_checkpointing(checkpoint_block if self.bf16_module else None)
+        # The Trainer calls it by this name, which diffusers' models do not have.
+        denoiser.activation_checkpointing_enable = _is_enabled_already
 
-        # Data, encoded once by the main process
+        # Data, encoded once
         self.encoded = Path(args.output_dir) / "encoded.safetensors"
-        with args.main_process_first(local=False, desc="encoding the dataset"), zero_init_disabled():
+        with zero_init_disabled():
             encode_dataset(
                 train_dataset,
                 prompt_column,
@@ -155,20 +159,21 @@ class DiffusionTrainer(_BaseTrainer):
                 path=self.encoded,
                 fingerprint=fingerprint([train_dataset._fingerprint, prompt_column, model_hash(model, revision)]),
             )
-        super().__init__(
-            model=trained,
-            args=args,
-            train_dataset=TrainingSamples(
-                self.encoded,
-                advantages=weights,
-                num_samples=args.max_steps * args.global_batch_size,
-                num_train_timesteps=self.noise_scheduler.config.num_train_timesteps,
-                seed=args.seed,
-                proportion_empty_prompts=args.proportion_empty_prompts,
-            ),
-            callbacks=callbacks,
-            optimizers=optimizers,
+        samples = TrainingSamples(
+            self.encoded,
+            advantages=weights,
+            num_samples=args.max_steps * args.global_batch_size,
+            num_train_timesteps=self.noise_scheduler.config.num_train_timesteps,
+            seed=args.seed,
+            proportion_empty_prompts=args.proportion_empty_prompts,
         )
+        args = copy.copy(args)  # the caller's say what was asked for
+        args.gradient_accumulation_steps = needed_micro_batches(
+            samples, args.global_batch_size, args.train_batch_size, args.world_size
+        )
+        if args.deepspeed_plugin is not None:
+            configure_deepspeed(args)
+        super().__init__(model=trained, args=args, train_dataset=samples, callbacks=callbacks, optimizers=optimizers)
         if self.bf16_module:
             compute_in_bfloat16(denoiser)
             self.accelerator.native_amp = False  # `prepare` wraps the model in autocast wherever `bf16` is set
@@ -239,6 +244,12 @@ class DiffusionTrainer(_BaseTrainer):
         """Parameters that training changes."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
+    def _build_accelerator_args(self, **kwargs) -> dict[str, Any]:
+        settings = super()._build_accelerator_args(**kwargs)
+        # DDP adds gradients up in the buffers that it sends, not in copies beside them.
+        settings["kwargs_handlers"][0].gradient_as_bucket_view = True
+        return settings
+
     def _send_telemetry(self) -> None:
         # TRL's trainer reports usage and reads `model.config.model_type`, which a diffusers model does not have: it
         # would crash for everyone but CI, where it is off. This library sends nothing.
@@ -246,6 +257,7 @@ class DiffusionTrainer(_BaseTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """Train, see [`~transformers.Trainer.train`]."""
+        resume_from_checkpoint = checkpoint_to_go_on_from(resume_from_checkpoint, self.args.output_dir)
         # The Trainer restores what it knows of. Not in `_load_from_checkpoint`, which DeepSpeed passes by.
         if self.ema is not None and resume_from_checkpoint:
             load_average(self.ema, Path(resume_from_checkpoint), self.args.device)
@@ -258,12 +270,19 @@ class DiffusionTrainer(_BaseTrainer):
         # its part.
         args = self.args
         batches = StepBatches(
-            self.train_dataset, args.global_batch_size, args.train_batch_size, args.process_index, args.world_size
+            self.train_dataset,
+            args.global_batch_size,
+            args.train_batch_size,
+            args.process_index,
+            args.world_size,
+            micro_batches=args.gradient_accumulation_steps,
         )
         # The Trainer fetches the micro-batches of a step together, and the device waits: workers have them ready.
         prefetch_factor = args.dataloader_prefetch_factor
-        if args.dataloader_num_workers > 0 and prefetch_factor is None:
-            prefetch_factor = -(-args.gradient_accumulation_steps // args.dataloader_num_workers)
+        if args.dataloader_num_workers > 0:
+            prefetch_factor = prefetch_factor or -(-args.gradient_accumulation_steps // args.dataloader_num_workers)
+            ahead = args.dataloader_num_workers * prefetch_factor * args.train_batch_size
+            check_shared_memory(self.train_dataset[0], ahead)
         return DataLoader(
             self.train_dataset,
             batch_sampler=batches,
@@ -271,6 +290,7 @@ class DiffusionTrainer(_BaseTrainer):
             pin_memory=args.dataloader_pin_memory,
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
         )
 
     def _prepare_input(self, data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -356,10 +376,6 @@ class DiffusionTrainer(_BaseTrainer):
         args = self.args
         if not args.hub_model_id:
             raise UsageError("push_to_hub needs the repository: hub_model_id: org/name.")
-        if args.hub_revision is not None:
-            raise UsageError(
-                f"hub_revision is not supported, got {args.hub_revision!r}: a push goes to the main branch."
-            )
         self.hub_model_id = args.hub_model_id
         if self.is_world_process_zero():
             check_repository(HfApi(token=token), args.hub_model_id, "model", args.hub_private_repo)
@@ -374,6 +390,5 @@ class DiffusionTrainer(_BaseTrainer):
             upload(api, repo_id, "model", args.hub_private_repo, files, commit_message)
 
 
-def pipeline_class_of(source: str, revision: str | None = None) -> str:
-    """Class name of a pipeline, read from its `model_index.json`."""
-    return DiffusionPipeline.load_config(source, revision=revision)["_class_name"]
+def _is_enabled_already(**kwargs) -> None:
+    pass

@@ -40,7 +40,5 @@ class DiffusionDPOConfig(DiffusionConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.beta <= 0:
-            raise UsageError(f"beta must be above 0, got {self.beta}.")
         if self.snr_gamma is not None:
             raise UsageError(f"snr_gamma is not part of the Diffusion-DPO loss, got {self.snr_gamma}: leave it out.")

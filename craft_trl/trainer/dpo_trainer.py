@@ -19,7 +19,6 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -28,11 +27,11 @@ from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import TrainerCallback
 
-from ..candidates.generation import load_network
 from ..errors import UsageError
 from ..filtering.dataset import check_image_column
 from ..filtering.images import TrainingImages
 from ..losses import denoising_target, per_sample_mse
+from .denoiser import load_denoiser
 from .diffusion_trainer import DiffusionTrainer
 from .dpo_config import DiffusionDPOConfig
 from .precision import compute_in_bfloat16
@@ -80,7 +79,7 @@ class PairSamples(TrainingSamples):
         mean, std = self.encoded["latent_mean"][row], self.encoded["latent_std"][row]  # (C, H/8, W/8)
         posterior_noise = np.random.default_rng((self.seed, 2, k)).standard_normal(mean.shape, dtype=np.float32)
         latents = mean.float() + std.float() * torch.from_numpy(posterior_noise)
-        return sample | {"rejected_latents": (latents - self.shift_factor) * self.scaling_factor}
+        return sample | {"rejected_latents": self.scale(latents)}
 
 
 class DiffusionDPOTrainer(DiffusionTrainer):
@@ -136,11 +135,8 @@ class DiffusionDPOTrainer(DiffusionTrainer):
         )
         self.reference: nn.Module | None = None
         if peft_config is None:
-            _, denoiser_class = self.model_index[self.family.DENOISER]
             with zero_init_disabled():
-                self.reference = load_network(
-                    getattr(diffusers, denoiser_class), model, revision=revision, component=self.family.DENOISER
-                )
+                self.reference = load_denoiser(self.source, revision)
             self.reference.requires_grad_(False).eval().to(args.device)
             if self.bf16_module:
                 compute_in_bfloat16(self.reference.to(torch.bfloat16))
@@ -174,7 +170,9 @@ class DiffusionDPOTrainer(DiffusionTrainer):
         if not self.bf16_module:
             # DeepSpeed casts the model when training begins, and `predict` casts its inputs to that.
             self.reference.to(self.model.dtype)
-        return self.predict(self.reference, inputs)
+        # In the precision of the model, whose forward method accelerate has wrapped in autocast where there is any.
+        with self.accelerator.autocast():
+            return self.predict(self.reference, inputs)
 
 
 def flatten_pairs(pairs: Dataset) -> Dataset:

@@ -23,19 +23,19 @@ step saved instead of the last one.
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
 from diffusers.utils import make_image_grid
 from PIL import Image
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from ..devices import on_main_process
 from ..errors import UsageError
 from ..rewards import Reward, parse_rewards, score
 from ..stages import write_atomically
@@ -49,7 +49,7 @@ from .zero import zero_init_disabled
 if TYPE_CHECKING:
     from .diffusion_trainer import DiffusionTrainer
 
-T = TypeVar("T")
+EMBEDDED_AT_ONCE = 64  # training images that are decoded at a time: 3 MB each at 1024 px
 
 
 class Guard(TrainerCallback):
@@ -86,12 +86,11 @@ class Guard(TrainerCallback):
         self.started = time.monotonic()
         steps = range(self.config.guard_steps, state.max_steps, self.config.guard_steps)
         self.num_measurements = len(steps) + 2  # with the base model's and the last one
-        if self.trainer.is_world_process_zero():
-            self._load(state.global_step)
-        self.verdicts = self._on_main(lambda: self.verdicts)
-        if state.global_step == 0 and self._on_main(lambda: 0 not in self.history):
+        on_main_process(lambda: self._load(state.global_step))
+        self.verdicts = on_main_process(lambda: self.verdicts)
+        if state.global_step == 0 and on_main_process(lambda: 0 not in self.history):
             self.look(0)
-        elif self._on_main(lambda: 0 not in self.history):
+        elif on_main_process(lambda: 0 not in self.history):
             raise UsageError(
                 f"{self.folder} has no measurement of the base model, which the guard compares with: start at step 0."
             )
@@ -120,12 +119,12 @@ class Guard(TrainerCallback):
                 config.guard_guidance_scale,
                 seeds=range(len(prompts)),
             )
-            verdict = self._on_main(lambda: self._measure(step, prompts, images))
+            verdict = on_main_process(lambda: self._measure(step, prompts, images))
             self.verdicts.append(verdict)
             if step and verdict.best == step:
                 self._keep_weights(step)
         self.seconds += time.monotonic() - start
-        self._on_main(self._write)
+        on_main_process(self._write)
         self._announce()
         if step:
             self.trainer.log_metric(
@@ -166,8 +165,9 @@ class Guard(TrainerCallback):
 
         embed = self._embedder(rewards)
         if self.train_features is None:
-            parts = range(0, len(self.train_images), 64)  # all of them decoded would be gigabytes
-            self.train_features = np.concatenate([embed(self.train_images[i : i + 64]) for i in parts])
+            starts = range(0, len(self.train_images), EMBEDDED_AT_ONCE)  # all of them decoded would be gigabytes
+            batches = [embed(self.train_images[i : i + EMBEDDED_AT_ONCE]) for i in starts]
+            self.train_features = np.concatenate(batches)
         pictures = picture_metrics(images, embed(images), self.train_features, shape)
         self.roles |= dict.fromkeys(pictures, "image")
         self.history[step] = {**scores, **pictures}
@@ -195,7 +195,7 @@ class Guard(TrainerCallback):
             temporary.rename(target)
             self.remove_weights(but=target)
 
-        self._on_main(rename)
+        on_main_process(rename)
 
     def remove_weights(self, but: Path | None = None) -> None:
         """Remove what was kept of best steps, once the model is saved."""
@@ -240,10 +240,6 @@ class Guard(TrainerCallback):
             wanted = self.verdicts[-1].best if self.verdicts else None
             return wanted if wanted in steps else None
 
-        self.trainer.best_step = self._on_main(best)
-        self.trainer.best_of = self._on_main(lambda: sum(step > 0 for step in self.history))
+        self.trainer.best_step = on_main_process(best)
+        self.trainer.best_of = on_main_process(lambda: sum(step > 0 for step in self.history))
         self.trainer.best_weights = self._weights(self.trainer.best_step) if self.trainer.best_step else None
-
-    def _on_main(self, work: Callable[[], T]) -> T:
-        """What `work` returns on the main process, for all."""
-        return broadcast_object_list([work() if self.trainer.is_world_process_zero() else None])[0]

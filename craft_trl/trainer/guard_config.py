@@ -30,7 +30,8 @@ class GuardConfig:
 
     Parameters:
         held_out_rewards (`list[str]`, *optional*):
-            Judges that training never sees, as `NAME` or `NAME=SOURCE`. Naming them turns the guard on.
+            Judges that training never sees, as `NAME` or `NAME=SOURCE`. Naming them turns the guard on; `none` turns the guard
+            of a recipe off.
         guard_rewards (`list[str]`, *optional*):
             Rewards that the training set was filtered with. If given, training stops only if one of them rises while a
             held-out one falls; else whenever a held-out one falls.
@@ -70,6 +71,8 @@ class GuardConfig:
     guard_stop: bool = field(default=True, metadata={"help": "Whether to stop, or only to say that one should."})
 
     def __post_init__(self):
+        if self.held_out_rewards == ["none"]:
+            self.held_out_rewards = self.guard_rewards = self.guard_prompts = None
         if not self.held_out_rewards:
             if self.guard_rewards or self.guard_prompts:
                 raise UsageError("The guard needs judges that training never sees: name held_out_rewards.")

@@ -12,10 +12,12 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""bfloat16 arithmetic on float32 parameters."""
+"""bfloat16 arithmetic on float32 parameters, and what is kept in 16 bits."""
 
 import functools
-from typing import Any
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils.operations import recursively_apply
@@ -24,16 +26,31 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 
-class _Forward(nn.Module):
-    """The forward method that a module has at this moment, as a module that `functional_call` can call."""
+if TYPE_CHECKING:
+    from .diffusion_config import DiffusionConfig
 
-    def __init__(self, module: nn.Module):
+
+def is_bfloat16_module(args: "DiffusionConfig") -> bool:
+    """Whether the whole module is to compute in bfloat16; DeepSpeed makes a module and master weights of its own."""
+    return args.mixed_precision == "bf16" and args.bf16_mode == "module" and args.deepspeed_plugin is None
+
+
+def frozen_dtype(args: "DiffusionConfig") -> torch.dtype:
+    """Precision of what is not trained, and needs no master weights. peft keeps an adapter in float32 in any case."""
+    if args.mixed_precision == "fp16" and args.deepspeed_plugin is None:
+        return torch.float16
+    return torch.bfloat16 if is_bfloat16_module(args) else torch.float32
+
+
+class _Forward(nn.Module):
+    """A forward function of a module, as a module that `functional_call` can call."""
+
+    def __init__(self, module: nn.Module, function: Callable):
         super().__init__()
-        self.module = module
-        self.method = module.forward
+        self.module, self.function = module, function
 
     def forward(self, *args, **kwargs):
-        return self.method(*args, **kwargs)
+        return self.function(self.module, *args, **kwargs)
 
 
 def compute_in_bfloat16(module: nn.Module) -> None:
@@ -51,7 +68,8 @@ def compute_in_bfloat16(module: nn.Module) -> None:
             Module to change in place. Parameters that are bfloat16 already, such as the frozen ones under an adapter,
             are used as they are.
     """
-    forward = _Forward(module)
+    # Nothing that the module holds may hold the module: memory of its size would wait for the garbage collector.
+    itself, function = weakref.ref(module), type(module).forward
 
     def cast(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(torch.bfloat16)
@@ -60,11 +78,12 @@ def compute_in_bfloat16(module: nn.Module) -> None:
         # Timesteps and micro-conditioning, of one or two dimensions, are embedded in float32 before they are cast.
         return torch.is_tensor(value) and value.is_floating_point() and value.ndim > 2
 
-    @functools.wraps(module.forward)
+    @functools.wraps(function)
     def bfloat16_forward(*args, **kwargs) -> Any:
+        module = itself()
         copies = {f"module.{name}": cast(p) for name, p in module.named_parameters()}
         args, kwargs = recursively_apply(cast, (args, kwargs), test_type=is_feature_map)
-        return functional_call(forward, copies, args, kwargs)
+        return functional_call(_Forward(module, function), copies, args, kwargs)
 
     module.forward = bfloat16_forward
 

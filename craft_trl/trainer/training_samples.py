@@ -15,12 +15,16 @@
 
 """What a diffusion model is trained on: encoded images and prompts, and the endless, seeded stream of samples."""
 
+import json
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from diffusers import DiffusionPipeline
 from safetensors import safe_open
@@ -28,8 +32,11 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 
+from ..devices import on_all_processes, on_main_process
+from ..errors import UsageError
 from ..filtering.images import TrainingImages
 from ..progress import progress_bar
+from .checkpoints import order_metadata
 
 
 def encode_dataset(
@@ -45,7 +52,8 @@ def encode_dataset(
 
     Per image `latent_mean` and `latent_std`, the parameters of the VAE's posterior (a sample of it is drawn anew each
     time the image is trained on), `prompt_index`, and the family's conditioning as `image/...`; per distinct prompt, and
-    last for the empty one, its conditioning as `prompt/...`.
+    last for the empty one, its conditioning as `prompt/...`. Each process encodes a share, and the file does not depend on
+    how many there are. All must call this.
 
     Args:
         dataset ([`~datasets.Dataset`]):
@@ -61,38 +69,81 @@ def encode_dataset(
         fingerprint (`str`):
             What identifies dataset and model.
     """
-    if path.exists():
-        with safe_open(path, "pt") as file:
-            if file.metadata()["fingerprint"] == fingerprint:
-                return
+    if on_main_process(lambda: _holds(path, fingerprint)):
+        return
+    state = PartialState()
+    parts = [path.with_suffix(f".part-{rank}") for rank in range(state.num_processes)]
+    own = parts[state.process_index]
+    on_all_processes(lambda: _encode_share(dataset, prompt_column, family, load_frozen, own, state))
+
+    def join() -> None:
+        tensors: dict[str, list[torch.Tensor]] = {}
+        for part in parts:
+            for name, values in load_file(part).items():
+                tensors.setdefault(name, []).append(values)
+        with safe_open(own, "pt") as file:
+            metadata = {"fingerprint": fingerprint, **file.metadata()}
+        temporary = path.with_suffix(".tmp")
+        save_file({name: torch.cat(values) for name, values in tensors.items()}, temporary, metadata)
+        order_metadata(temporary)
+        temporary.replace(path)
+        for part in parts:
+            part.unlink()
+
+    on_main_process(join)
+
+
+def _holds(path: Path, fingerprint: str) -> bool:
+    if not path.exists():
+        return False
+    with safe_open(path, "pt") as file:
+        return file.metadata()["fingerprint"] == fingerprint
+
+
+def _encode_share(
+    dataset: Dataset,
+    prompt_column: str,
+    family: ModuleType,
+    load_frozen: Callable[[], DiffusionPipeline],
+    path: Path,
+    state: PartialState,
+) -> None:
+    """Encode this process's share of the images and prompts, neighbours all, so that the shares need only be joined."""
+
+    def share(count: int) -> list[int]:
+        return np.array_split(np.arange(count), state.num_processes)[state.process_index].tolist()
+
     pipeline = load_frozen()
     vae = pipeline.vae
-    prompts = dict.fromkeys(dataset[prompt_column])
+    prompts = list(dict.fromkeys(dataset[prompt_column]))
+    numbers = {prompt: number for number, prompt in enumerate(prompts)}
     rows: dict[str, list[torch.Tensor]] = {}
-    # One at a time: an encoding depends on its image or prompt alone, not on what it was batched with.
-    for index, prompt in enumerate(progress_bar(prompts, desc="Encoding prompts", unit="prompt")):
-        prompts[prompt] = index
-        for name, value in family.encode_prompts(pipeline, [prompt]).items():
-            rows.setdefault(f"prompt/{name}", []).append(value[0])
-    for name, value in family.encode_empty_prompt(pipeline).items():
-        rows[f"prompt/{name}"].append(value[0])
-    images = TrainingImages(dataset)
-    for number, prompt in enumerate(progress_bar(dataset[prompt_column], desc="Encoding images", unit="image")):
+    shown = {"disable": not state.is_main_process}
+    # One at a time: an encoding depends on its image or prompt alone, not on what it was batched with. Each leaves the device
+    # at once, where thousands would take the room of the model that is to be trained.
+    for number in progress_bar(share(len(prompts)), desc="Encoding prompts", unit="prompt", **shown):
+        for name, value in family.encode_prompts(pipeline, [prompts[number]]).items():
+            rows.setdefault(f"prompt/{name}", []).append(value[0].cpu())
+    if state.is_last_process:
+        for name, value in family.encode_empty_prompt(pipeline).items():
+            rows.setdefault(f"prompt/{name}", []).append(value[0].cpu())
+    images, image_prompts = TrainingImages(dataset), dataset[prompt_column]
+    for number in progress_bar(share(len(dataset)), desc="Encoding images", unit="image", **shown):
         image = images[number]
         pixels = pipeline.image_processor.preprocess(image).to(vae.device, vae.dtype)  # (1, 3, H, W) in [-1, 1]
         with torch.no_grad():
             posterior = vae.encode(pixels).latent_dist
-        rows.setdefault("latent_mean", []).append(posterior.mean[0])
-        rows.setdefault("latent_std", []).append(posterior.std[0])
-        rows.setdefault("prompt_index", []).append(torch.tensor(prompts[prompt]))
+        rows.setdefault("latent_mean", []).append(posterior.mean[0].cpu())
+        rows.setdefault("latent_std", []).append(posterior.std[0].cpu())
+        rows.setdefault("prompt_index", []).append(torch.tensor(numbers[image_prompts[number]]))
         for name, value in family.image_conditioning(image.height, image.width).items():
             rows.setdefault(f"image/{name}", []).append(value)
-    tensors = {name: torch.stack(values).cpu().contiguous() for name, values in rows.items()}
-    scaling = {"scaling_factor": vae.config.scaling_factor, "shift_factor": vae.config.shift_factor or 0.0}
+    metadata = {"scaling_factor": str(vae.config.scaling_factor), "shift_factor": str(vae.config.shift_factor or 0.0)}
+    for name in ("latents_mean", "latents_std"):
+        if vae.config.get(name) is not None:
+            metadata[name] = json.dumps(list(vae.config[name]))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata={"fingerprint": fingerprint, **{k: str(v) for k, v in scaling.items()}})
-    temporary.replace(path)
+    save_file({name: torch.stack(values).contiguous() for name, values in rows.items()}, path, metadata)
 
 
 class TrainingSamples(TorchDataset):
@@ -131,6 +182,11 @@ class TrainingSamples(TorchDataset):
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
         self.scaling_factor, self.shift_factor = float(metadata["scaling_factor"]), float(metadata["shift_factor"])
+        # Of VAEs that have them, such as that of Playground v2.5: mean and deviation of each channel.
+        self.statistics = [
+            torch.tensor(json.loads(metadata[name])).view(-1, 1, 1) if name in metadata else default
+            for name, default in (("latents_mean", 0.0), ("latents_std", 1.0))
+        ]
         self.encoded = load_file(path)
         self.advantages = advantages
         self.num_samples, self.num_train_timesteps, self.seed = num_samples, num_train_timesteps, seed
@@ -147,6 +203,11 @@ class TrainingSamples(TorchDataset):
             self.order = epoch, np.random.default_rng((self.seed, 1, epoch)).permutation(len(self.advantages))
         return int(self.order[1][position])
 
+    def scale(self, latents: torch.Tensor) -> torch.Tensor:
+        """What the VAE encodes, of shape `(C, H/8, W/8)`, as the denoiser sees it: the inverse of what is done before decoding."""
+        mean, std = self.statistics
+        return (latents - self.shift_factor - mean) * self.scaling_factor / std
+
     def __getitem__(self, k: int) -> dict[str, torch.Tensor]:
         row = self.row(k)
         rng = np.random.default_rng((self.seed, 0, k))
@@ -162,12 +223,38 @@ class TrainingSamples(TorchDataset):
             if "/" in name
         }
         return {
-            "latents": (latents - self.shift_factor) * self.scaling_factor,
+            "latents": self.scale(latents),
             "noise": noise,
             "timesteps": torch.tensor(timestep),
             "advantage": self.advantages[row],
             **conditioning,
         }
+
+
+def needed_micro_batches(
+    samples: TrainingSamples, global_batch_size: int, micro_batch_size: int, num_processes: int = 1
+) -> int:
+    """
+    Micro-batches that each process needs in every step of a stream for its samples that have a weight, see
+    [`StepBatches`]: those of the step that has most of them. Known before training begins, and to all processes alike.
+    """
+    weighted = torch.tensor([bool(samples.advantages[samples.row(k)] != 0) for k in range(len(samples))])
+    most = int(weighted.view(-1, global_batch_size).sum(1).max())
+    return max(1, -(-most // (micro_batch_size * num_processes)))
+
+
+def check_shared_memory(sample: dict[str, torch.Tensor], count: int) -> None:
+    """
+    Raise a [`UsageError`] unless there is room for so many samples where the workers of a data loader leave them. A worker that
+    finds none ends in a bus error.
+    """
+    count *= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    needed, room = count * sum(value.nbytes for value in sample.values()), Path("/dev/shm")
+    if room.is_dir() and shutil.disk_usage(room).free < needed:
+        raise UsageError(
+            f"dataloader_num_workers keeps {needed / 1e6:.0f} MB in /dev/shm, which has "
+            f"{shutil.disk_usage(room).free / 1e6:.0f} MB free: set it to 0, or start the container with a larger --shm-size."
+        )
 
 
 class StepBatches(Sampler[list[int]]):
@@ -191,6 +278,9 @@ class StepBatches(Sampler[list[int]]):
             This process.
         num_processes (`int`, *optional*, defaults to `1`):
             Number of processes. Divides `global_batch_size`.
+        micro_batches (`int`, *optional*):
+            Micro-batches of each process in a step, see [`needed_micro_batches`]. Defaults to what a step without samples of
+            weight 0 needs.
     """
 
     def __init__(
@@ -200,10 +290,11 @@ class StepBatches(Sampler[list[int]]):
         micro_batch_size: int,
         process_index: int = 0,
         num_processes: int = 1,
+        micro_batches: int | None = None,
     ):
         self.samples, self.global_batch_size = samples, global_batch_size
         self.process_index, self.num_processes = process_index, num_processes
-        self.micro_batches = -(-global_batch_size // (micro_batch_size * num_processes))  # of a process, per step
+        self.micro_batches = micro_batches or -(-global_batch_size // (micro_batch_size * num_processes))
 
     def __len__(self) -> int:
         return len(self.samples) // self.global_batch_size * self.micro_batches

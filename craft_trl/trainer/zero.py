@@ -16,8 +16,25 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import transformers.integrations.deepspeed as hf_deepspeed
+
+
+if TYPE_CHECKING:
+    from .diffusion_config import DiffusionConfig
+
+
+def configure_deepspeed(args: "DiffusionConfig") -> None:
+    """
+    Complete DeepSpeed's configuration before its engine is made: gradients are summed over micro-batches in float32, where
+    DeepSpeed's default is the precision of the module (0.19), and there are as many micro-batches as `args` says.
+    """
+    # An accelerate configuration has no word for it (1.15).
+    config = args.deepspeed_plugin.deepspeed_config
+    config.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
+    config["gradient_accumulation_steps"] = args.gradient_accumulation_steps
+    config["train_batch_size"] = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
 
 
 @contextmanager

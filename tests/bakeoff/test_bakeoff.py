@@ -33,6 +33,7 @@ from craft_trl.bakeoff.arms import (
     held_out_score,
     make_seed_groups,
     two_way_bootstrap,
+    two_way_p,
     verdict,
 )
 from craft_trl.candidates.config import FilterConfig
@@ -40,7 +41,9 @@ from craft_trl.candidates.groups import make_groups
 from craft_trl.candidates.pool import CandidatePool
 from craft_trl.cli.main import main
 from craft_trl.errors import NothingToDoError, UsageError
+from craft_trl.evaluation.statistics import paired_p
 from craft_trl.scripts.bakeoff import Bakeoff, make_parser
+from craft_trl.scripts.dpo import make_parser as dpo_parser
 
 from ..conftest import ROOT, TINY
 
@@ -177,6 +180,38 @@ class TestStatistics:
             "No arm is better than the base model beyond chance; craft comes closest"
         )
 
+    @pytest.mark.parametrize(("seeds", "spread"), [(1, 0.0), (3, 0.0), (3, 0.3)])
+    def test_arms_that_are_the_base_model(self, seeds, spread):
+        """At most one bake-off in twenty says anything of the held-out score, also where training seeds differ."""
+        rng, wrong, trials = np.random.default_rng(1), 0, 100
+        roles, higher = {"quality": "held_out", "defects": "held_out"}, {"quality": True, "defects": False}
+        for _ in range(trials):
+            common, scores = rng.normal(size=40), {}
+            for name in ("base", "craft", "sft", "h"):
+                k = 1 if name == "base" else seeds
+                of_seed = rng.normal(size=(k, 1)) * (0 if name == "base" else spread)
+                scores[name] = {
+                    n: common + of_seed * (1 if higher[n] else -1) + rng.normal(size=(k, 40)) for n in roles
+                }
+            rows = compare_arms(scores, roles, higher, num_bootstrap=2)
+            wrong += any(row["change"] for row in rows if row["metric"] == HELD_OUT)
+        assert wrong <= 0.05 * trials
+
+    def test_both_ways_of_a_pair_are_one_difference(self):
+        rows = {(r["arm"], r["against"]): r["change"] for r in self.compare(0.5, 0.2) if r["metric"] == HELD_OUT}
+        assert rows["craft", "sft"] == "better" and rows["sft", "craft"] == "worse"
+        assert rows["craft", "base"] == rows["sft", "base"] == "better"
+
+    def test_p_value(self):
+        rng = np.random.default_rng(0)
+        difference = rng.normal(0.1, 1, (3, 50))
+        per_prompt = difference.mean(axis=0)
+        assert two_way_p(difference) == pytest.approx(paired_p(per_prompt, np.zeros(50)))
+        # Seeds that differ make it less sure; with one seed it is of that model alone.
+        assert two_way_p(difference, 0.5, 6) > two_way_p(difference, 0.1, 6) > two_way_p(difference)
+        assert two_way_p(difference[:1], 0.5, 6) == pytest.approx(paired_p(difference[0], np.zeros(50)))
+        assert two_way_p(np.full((3, 5), 2.0)) == 0.0 and two_way_p(np.zeros((3, 5))) == 1.0
+
 
 @pytest.fixture
 def recipe(recipes):
@@ -287,6 +322,39 @@ class TestBakeoff:
         for arm in config.arms:
             train_args, _, _ = Bakeoff(config).training(arm, 0)
             assert train_args.held_out_rewards is None
+
+    def test_micro_batches_are_those_of_the_recipe(self, recipe, recipes):
+        """A global batch of 128 does not fit on a GPU in one piece; a pair is two images."""
+        recipes("craft", global_batch_size="DELETE", per_device_train_batch_size=5, gradient_accumulation_steps=2)
+        for size, micro, count in ((128, 5, 26), ("DELETE", 5, 2)):
+            (config,) = make_parser().parse_args_and_config(["--config", recipe(global_batch_size=size)])
+            for arm, images in (("best_of_n", 1), ("diffusion_dpo", 2)):
+                _, args, _ = Bakeoff(config).training(arm, 0)
+                assert args.global_batch_size == (10 if size == "DELETE" else size) // images
+                assert args.per_device_train_batch_size == micro // images
+                expected = -(-args.global_batch_size // (micro // images))
+                assert args.gradient_accumulation_steps == expected and (images == 2 or expected == count)
+        recipes("craft", per_device_train_batch_size=1, gradient_accumulation_steps=2)
+        _, args, _ = Bakeoff(config).training("diffusion_dpo", 0)
+        assert args.per_device_train_batch_size == 1
+
+    def test_trainings_are_launched_as_the_recipe_says(self, recipe, recipes, tmp_path, capsys, monkeypatch):
+        cpu = yaml.safe_load((ROOT / "accelerate_configs" / "cpu.yaml").read_text())
+        (tmp_path / "own.yaml").write_text(yaml.safe_dump(cpu))
+        recipes("craft", accelerate_config=str(tmp_path / "own.yaml"))
+        launched = []
+        monkeypatch.setattr("craft_trl.scripts.bakeoff.launch", lambda *arguments: launched.append(arguments))
+        (config,) = make_parser().parse_args_and_config(["--config", recipe()])
+        Bakeoff(config).train("diffusion_dpo", 0)
+        ((module, argv, launch_args),) = launched
+        assert module == "craft_trl.scripts.dpo" and launch_args.accelerate_config == str(tmp_path / "own.yaml")
+        train_args, args, _ = dpo_parser().parse_args_and_config(argv)
+        assert train_args.held_out_rewards is None and args.global_batch_size == 2
+        recipes("craft", accelerate_config="zero9")
+        assert main(["bakeoff", recipe()]) == 2 and "accelerate_config 'zero9' is neither" in capsys.readouterr().err
+        recipes("craft", accelerate_config="cpu", global_batch_size="DELETE")
+        assert main(["bakeoff", recipe(global_batch_size="DELETE")]) == 2
+        assert "global_batch_size is missing: name it here or in" in capsys.readouterr().err
 
     def test_the_packaged_recipe(self, monkeypatch, tmp_path):
         (config,) = make_parser().parse_args_and_config(["--config", str(TINY / "bakeoff.yaml")])

@@ -14,6 +14,7 @@
 
 """What is loaded of the files that there are: variants, single files that say what they predict, lengths of texts."""
 
+import diffusers
 import huggingface_hub.constants
 import numpy as np
 import pytest
@@ -137,6 +138,52 @@ class TestSingleFile:
         assert type(scheduler).__name__ == name
         assert settings.items() <= dict(scheduler.config).items()
         assert scheduler.config.beta_start == 0.00085 and scheduler.config.beta_schedule == "scaled_linear"
+
+
+def test_a_distilled_model_is_drawn_with_the_guidance_scale_as_its_input(tiny, tmp_path):
+    """As its own pipeline does: without a second call for the negative prompt, which changes nothing."""
+    folder = linked(tiny / "pipeline", tmp_path / "model")
+    edit(folder, "unet/config.json", time_cond_proj_dim=32)
+    with pytest.raises(
+        UsageError, match="its UNet2DConditionModel lacks the weights of time_embedding.cond_proj.weight"
+    ):
+        load_pipeline(str(folder))
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file) | {"time_embedding.cond_proj.weight": torch.randn(48, 32)}
+    file.unlink()
+    save_file(weights, file)
+    pipeline = load_pipeline(str(folder))
+    by_hand = pipeline(
+        "a fox",
+        num_inference_steps=2,
+        guidance_scale=5.0,
+        height=64,
+        width=64,
+        generator=torch.Generator().manual_seed(1),
+    )
+    assert np.abs(draw(pipeline).astype(int) - np.asarray(by_hand.images[0])).max() <= 1
+    assert (draw(pipeline) == draw(pipeline, negative_prompt="a car")).all()
+    assert (draw(pipeline) != draw(pipeline, guidance_scale=2.0)).any()
+
+
+def test_a_text_encoder_that_lacks_weights(tiny, tmp_path):
+    folder = linked(tiny / "pipeline", tmp_path / "model")
+    file = folder / "text_encoder_2" / "model.safetensors"
+    weights = load_file(file)
+    file.unlink()
+    save_file(dict(list(weights.items())[:-1]), file)
+    with pytest.raises(
+        UsageError, match=f"its text_encoder_2 lacks weights, there are only {len(weights) - 1} tensors"
+    ):
+        load_pipeline(str(folder))
+
+
+def test_what_is_refused_is_not_loaded(tiny, tmp_path, monkeypatch):
+    folder = linked(tiny / "pipeline", tmp_path / "model")
+    edit(folder, "scheduler/scheduler_config.json", _class_name="FlowMatchEulerDiscreteScheduler")
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", None)
+    with pytest.raises(UsageError, match="its scheduler is FlowMatchEulerDiscreteScheduler"):
+        ImageGenerator(str(folder), config())
 
 
 @pytest.mark.parametrize("stated", [..., 512])

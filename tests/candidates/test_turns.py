@@ -74,11 +74,10 @@ TURN = ["pipeline away", "hpsv2", "hpsv2 away", "pickscore", "pickscore away", "
 @pytest.mark.parametrize("reject_on", [None, REWARDS])
 @pytest.mark.parametrize("draw_ahead", [False, True])
 def test_candidates_are_the_same(tmp_path, batch_size, reject_on, draw_ahead):
-    groups, pools, turns = groups_of(9, 3), {}, Recorded()
+    groups, pools, turns, drawing = groups_of(9, 3), {}, Recorded(), Draw()
     for name, how in (("beside", None), ("turns", turns)):
-        images = Draw()
 
-        def draw(prompts, seeds, drawing=images):
+        def draw(prompts, seeds):
             turns.events.append("draw")
             return drawing(prompts, seeds)
 

@@ -26,7 +26,7 @@ from craft_trl.evaluation.diversity import diversity, pixel_distance
 from craft_trl.evaluation.evaluate import Evaluation
 from craft_trl.evaluation.provenance import notes
 from craft_trl.evaluation.report import curve, format_table, verdict, write_report
-from craft_trl.evaluation.statistics import compare, paired_bootstrap
+from craft_trl.evaluation.statistics import compare, decide, holm, paired_bootstrap, paired_p, student_p
 from craft_trl.scripts.evaluate import main
 from craft_trl.sources import content_hash
 from craft_trl.stages import Stage
@@ -169,6 +169,127 @@ class TestVerdict:
         assert said["word"] == "better"
         assert said["sentence"].endswith("none is worse. The images of one prompt differ less: diversity_a -38%.")
         assert verdict(rows + diverse[1:], "m") == verdict(rows, "m")
+
+
+class TestStudent:
+    @pytest.mark.parametrize(
+        ("t", "degrees", "p"),
+        [
+            (12.706, 1, 0.05),
+            (4.303, 2, 0.05),
+            (2.571, 5, 0.05),
+            (3.169, 10, 0.01),
+            (1.972, 199, 0.05),
+            (-1.96, 1e5, 0.05),
+        ],
+    )
+    def test_tables(self, t, degrees, p):
+        assert student_p(t, degrees) == pytest.approx(p, rel=1e-3)
+
+    def test_limits(self):
+        assert student_p(0, 7) == 1.0 and student_p(float("inf"), 7) == 0.0 and student_p(60, 400) < 1e-12
+
+    def test_paired(self):
+        # 1, 0, 2, -1: mean 0.5, standard deviation 1.291, t = 0.775 with 3 degrees of freedom.
+        values, base = np.array([2.0, 2.0, 5.0, 3.0]), np.array([1.0, 2.0, 3.0, 4.0])
+        assert paired_p(values, base) == paired_p(base, values) == pytest.approx(0.4950, abs=1e-4)
+        # Images of a prompt are one unit, and nothing can be said of one prompt.
+        assert paired_p(np.repeat(values[:, None], 9, 1), np.repeat(base[:, None], 9, 1)) == paired_p(values, base)
+        assert paired_p(values[:1], base[:1]) == 1.0 == paired_p(base, base) and paired_p(base + 1, base) == 0.0
+
+    def test_strata(self):
+        """The mean of two tasks' means, 2 and 0, whose variances are 1 / 3 and 4 / 3: t = 1 / sqrt(5 / 12)."""
+        difference = np.array([1.0, 2.0, 3.0, -2.0, 0.0, 2.0])
+        tasks = np.array(list("aaabbb"))
+        degrees = (5 / 12) ** 2 / ((1 / 12) ** 2 / 2 + (4 / 12) ** 2 / 2)  # Welch and Satterthwaite
+        expected = student_p((12 / 5) ** 0.5, degrees)
+        assert paired_p(difference, np.zeros(6), tasks) == pytest.approx(expected) and 2 < degrees < 4
+
+
+class TestDecide:
+    def test_holm(self):
+        assert holm([0.01, 0.04, 0.03]) == [True, False, False]  # 0.05 / 3, then 0.03 > 0.05 / 2
+        assert holm([0.01, 0.04, 0.02]) == [True, True, True]
+        assert holm([]) == [] and holm([0.05]) == [True] and holm([0.051]) == [False]
+
+    def test_families(self):
+        """Judges of a model are decided together; other models, its diversity and parts of the prompts do not count."""
+
+        def rows(*others):
+            mine = [
+                {**row(name, "held_out", 0, 1), "p_value": p} for name, p in (("a", 0.012), ("b", 0.5), ("c", 0.9))
+            ]
+            return [*mine, *others]
+
+        alone = decide(rows())
+        assert alone == ["better", "", ""]
+        others = [
+            {**row("a", "held_out", 0, 1), "model": "other", "p_value": 1.0},
+            {**row("d", "diversity", 0, 1), "p_value": 1.0},
+            {**row("a", "held_out", 0, 1), "part": "x", "p_value": 1.0},
+            {**row("base", "held_out", 0, 1), "delta": None, "p_value": None},
+        ]
+        assert decide(rows(*others))[:3] == alone
+        assert (
+            decide(
+                rows({**row("t", "training", 0, 1), "p_value": 0.6}, {**row("u", "training", 0, 1), "p_value": 0.6})
+            )[0]
+            == ""
+        )
+
+    def test_less_is_better(self):
+        assert decide([row("defects", "held_out", 1, 2, higher_is_better=False)]) == ["worse"]
+
+    def test_table_and_verdict_say_the_same(self):
+        """An interval that leaves 0 out by itself, which is no news among seven judges."""
+        near = [row(name, "held_out", 0.01, 1.01) for name in "abcdefg"]
+        near = [{**r, "mean": 1.0, "median": 1.0, "win_rate": 0.5, "settings": {}} for r in near]
+        base = [{**r, "model": "base", "delta": None} for r in near]
+        assert verdict(near, "m")["word"] == "undecided"
+        assert "better" not in format_table([*base, *near])
+        assert verdict(near[:1], "m")["word"] == "better" and "better" in format_table([*base[:1], *near[:1]])
+
+    def test_compare(self):
+        rng = np.random.default_rng(0)
+        scores = {m: {"a": rng.normal(size=(30, 2)), "b": rng.normal(size=(30, 2))} for m in ("base", "craft")}
+        for r in compare(scores, {"a": "training", "b": "held_out"}, parts=["x", "y"] * 15, num_bootstrap=2):
+            part = np.array([r["part"] in (None, p) for p in ["x", "y"] * 15])
+            expected = paired_p(scores["craft"][r["metric"]][part], scores["base"][r["metric"]][part])
+            assert r["p_value"] == (expected if r["model"] == "craft" else None)
+
+    @staticmethod
+    def words(num_prompts, effect, trials=400, seed=0):
+        """Verdicts on a model whose images score `effect` standard deviations more, by seven judges that agree in part."""
+        rng = np.random.default_rng(seed)
+        roles = dict.fromkeys(("t1", "t2", "t3"), "training") | dict.fromkeys(("h1", "h2", "h3", "h4"), "held_out")
+        said = []
+        for _ in range(trials):
+            prompts, common = rng.normal(size=(num_prompts, 1)), rng.normal(size=(2, num_prompts, 1))
+            scores = prompts + 0.4**0.5 * common + 0.6**0.5 * rng.normal(size=(2, num_prompts, 7))
+            scores[1] += effect
+            scores[..., 1], scores[..., 4] = np.exp(scores[..., 1]), np.exp(scores[..., 4])  # skewed
+            scores[..., 5] = scores[..., 5] > 1  # yes or no
+            rows = [
+                {
+                    **row(name, role, 0, 0),
+                    "delta": (scores[1] - scores[0])[:, i].mean(),
+                    "p_value": paired_p(*scores[::-1, :, i]),
+                }
+                for i, (name, role) in enumerate(roles.items())
+            ]
+            said.append(verdict(rows, "m")["word"])
+        return said
+
+    @pytest.mark.parametrize("num_prompts", [24, 80, 200])
+    def test_models_that_are_the_same(self, num_prompts):
+        """At most one comparison in twenty says anything. By each judge's own interval it was one in four."""
+        said = self.words(num_prompts, effect=0.0)
+        assert len(said) - said.count("undecided") <= 0.05 * len(said)
+
+    def test_power(self):
+        assert self.words(200, effect=0.5, trials=100).count("better") >= 95
+        assert self.words(80, effect=0.5, trials=100).count("better") >= 60
+        assert self.words(200, effect=-0.5, trials=100).count("worse") >= 95
 
 
 def test_curve_is_svg():

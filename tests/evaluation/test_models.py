@@ -189,6 +189,94 @@ class TestLoRA:
         with pytest.raises(UsageError, match=f"{n} of its {n + 1} modules are there"):
             spec(tiny, f"lora:{tmp_path / 'a.safetensors'}").check()
 
+    def kohya(self, path, *more, **changes):
+        """An adapter in kohya's names, for a layer of the UNet and one of each text encoder."""
+        torch.manual_seed(0)
+        modules = {
+            "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q": 128,
+            "lora_te1_text_model_encoder_layers_0_self_attn_out_proj": 64,
+            "lora_te2_text_model_encoder_layers_0_self_attn_out_proj": 128,
+        }
+        layers = {}
+        for name, size in modules.items():
+            layers[f"{name}.lora_down.weight"] = torch.randn(2, size)
+            layers[f"{name}.lora_up.weight"] = torch.randn(size, 2)
+            layers[f"{name}.alpha"] = torch.tensor(1.0)
+        layers |= {key: torch.ones(1) for key in more}
+        save_file(
+            {key: value for key, value in layers.items() if not key.startswith(changes.get("without", "-"))}, path
+        )
+        return f"lora:{path}"
+
+    def test_text_encoders_get_their_part(self, tiny, tmp_path):
+        whole = spec(tiny, self.kohya(tmp_path / "a.safetensors"))
+        part = spec(tiny, self.kohya(tmp_path / "b.safetensors", without="lora_te"))
+        base = Model.parse_all([f"base={tiny / 'pipeline'}"])["base"].load()
+        embeds = {}
+        for name, model in (("whole", whole), ("part", part)):
+            model.check()
+            pipeline = model.load()
+            embeds[name] = pipeline.encode_prompt("a fox", device="cpu")[0].detach()
+        embeds["base"] = base.encode_prompt("a fox", device="cpu")[0].detach()
+        assert torch.equal(embeds["base"], embeds["part"])
+        # Of the first 64 numbers of a token the one text encoder, of the others the other.
+        changed = (embeds["whole"] != embeds["base"]).float()
+        assert changed[..., :64].mean() > 0.5 and changed[..., 64:].mean() > 0.5
+
+    @pytest.mark.parametrize(
+        ("key", "message"),
+        [
+            (
+                "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.dora_scale",
+                "6 of its 7 .*attn1_to_q.dora_scale",
+            ),
+            ("lora_te1_text_model_encoder_layers_0_self_attn_out_proj.dora_scale", "6 of its 7 tensors are read"),
+            ("lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.lora_mid.weight", "lora_mid.weight"),
+            ("lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_k.hada_w1_a", "hada_w1_a"),
+            ("lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_k.lokr_w1", "lokr_w1"),
+            ("lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_k.diff", "attn1_to_k.diff"),
+            ("text_encoder_3.layers.0.q_proj.lora_B.weight", "is not a LoRA for|cannot be read as a LoRA"),
+        ],
+    )
+    def test_nothing_of_a_file_is_dropped(self, tiny, tmp_path, key, message):
+        with pytest.raises(UsageError, match=message) as error:
+            spec(tiny, self.kohya(tmp_path / "a.safetensors", key)).check()
+        assert "\n" not in str(error.value)
+
+    def test_a_text_encoder_that_has_no_such_layer(self, tiny, tmp_path):
+        layers = load_file(self.kohya(tmp_path / "a.safetensors").removeprefix("lora:"))
+        layers = {
+            key.replace("te2_text_model_encoder_layers_0", "te2_text_model_encoder_layers_7"): v
+            for key, v in layers.items()
+        }
+        save_file(layers, tmp_path / "a.safetensors")
+        with pytest.raises(UsageError, match="is not a LoRA for"):
+            spec(tiny, f"lora:{tmp_path / 'a.safetensors'}").check()
+
+
+def test_a_unet_of_half_precision_only(tiny, published, tmp_path, monkeypatch):
+    """A folder, and a repository in the cache."""
+    (tmp_path / "repo" / "unet").mkdir(parents=True)
+    source = published / "repository" / "unet"
+    shutil.copy(source / "config.json", tmp_path / "repo" / "unet")
+    weights = {name: value.half() for name, value in load_file(source / "diffusion_pytorch_model.safetensors").items()}
+    save_file(weights, tmp_path / "repo" / "unet" / "diffusion_pytorch_model.fp16.safetensors")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    root = tmp_path / "hub" / "models--org--half"
+    (root / "refs").mkdir(parents=True)
+    (root / "refs" / "main").write_text(COMMIT)
+    (root / "snapshots").mkdir()
+    (root / "snapshots" / COMMIT).symlink_to(tmp_path / "repo")
+    for where in (f"unet:{tmp_path / 'repo' / 'unet'}", "unet:org/half/unet"):
+        model = spec(tiny, where)
+        model.check()
+        assert torch.equal(model.load().unet.conv_out.weight, weights["conv_out.weight"].float())
+    (tmp_path / "repo" / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(
+        '{"weight_map": {"conv_in.weight": "diffusion_pytorch_model-00001-of-00001.safetensors"}}'
+    )
+    with pytest.raises(UsageError, match="diffusion_pytorch_model-00001-of-00001.safetensors is missing, which"):
+        spec(tiny, f"unet:{tmp_path / 'repo' / 'unet'}").check()
+
 
 def test_a_part_for_a_single_file(published, tmp_path):
     file = shutil.copy(published / "unet.safetensors", tmp_path / "base.safetensors")

@@ -21,6 +21,8 @@ from craft_trl.expansion import PromptExpander
 from craft_trl.expansion.checks import find_faults, load_tokenizers
 from craft_trl.expansion.config import KEYS, ExpansionConfig
 
+from ..models import edit, linked
+
 
 TEMPLATES = ["{prompt}, sharp", "a photo of {prompt}", "{prompt}, high quality", "oil painting, {prompt}"]
 
@@ -115,6 +117,26 @@ class TestFindFaults:
         assert len(load_tokenizers(str(tiny / "pipeline" / "model.safetensors"))) == 2
         with pytest.raises(UsageError, match="Model ./nowhere: there is no such folder"):
             load_tokenizers("./nowhere")
+
+    @pytest.mark.parametrize("stated", [..., 512])
+    def test_as_long_as_the_text_encoder_has_positions(self, tiny, tmp_path, stated):
+        folder = linked(tiny / "pipeline", tmp_path / "model")
+        edit(folder, "tokenizer/tokenizer_config.json", model_max_length=stated)
+        tokenizers = load_tokenizers(str(folder))
+        assert [tokenizer.model_max_length for tokenizer in tokenizers] == [32, 32]
+        assert "too long: 34 tokens, the model reads 32" in find_faults(
+            "a fox", "a fox" + ", sharp" * 15, tokenizers[:1]
+        )
+
+    def test_a_token_of_several_vectors(self, tiny):
+        """As the pipeline tokenizes it: the token and one for each further vector, `<style>` to `<style>_23`."""
+        tokenizer = load_tokenizers(str(tiny / "pipeline"))[0]
+        text = "a fox in <style>, sharp, and a star"
+        plain = len(tokenizer(text.replace("<style>", "fox")).input_ids)
+        tokenizer.add_tokens(["<style>", *(f"<style>_{i}" for i in range(1, 24))])
+        assert plain < 32 < plain + 23
+        assert find_faults("a fox", text, [tokenizer]) == [f"too long: {plain + 23} tokens, the model reads 32"]
+        assert find_faults("a fox", "a fox in <style>_1", [tokenizer]) == []
 
 
 class TestExpansionConfig:

@@ -134,7 +134,7 @@ FOLDERS = {
     "own pipeline": (index(_class_name=["pipeline", "Mine"]), "model_index.json does not describe a diffusers pipeline"),
     "flux": (
         index(_class_name="FluxPipeline"),
-        "a FluxPipeline is not supported. Supported are StableDiffusionPipeline, StableDiffusionXLPipeline",
+        "A FluxPipeline is not supported. Supported are StableDiffusionPipeline, StableDiffusionXLPipeline",
     ),
     "quantised": (config("unet", quantization_config={"quant_method": "bitsandbytes"}), "its unet is quantised"),
     "scaled fp8": (lambda folder: rewrite(folder, UNET, scaled), r"weights are quantised \(conv_in.scale_weight\)"),
@@ -382,11 +382,11 @@ def test_files_that_are_read(tiny, tmp_path):
             model / name / "diffusion_pytorch_model.safetensors",
             model / name / "diffusion_pytorch_model.fp16.safetensors",
         )
-    assert find_files(str(model)).variant is None and UNET in set(find_files(str(model)).read_weights())
+    assert find_files(str(model)).variant is None and find_files(str(model)).read_weights()["unet"] == [model / UNET]
     (model / UNET).unlink()
     files = find_files(str(model))
-    assert files.variant == "fp16" and set(files.read_weights()) == {
-        "unet/diffusion_pytorch_model.fp16.safetensors", "vae/diffusion_pytorch_model.fp16.safetensors",
-        "text_encoder/model.safetensors", "text_encoder_2/model.safetensors",
+    assert files.variant == "fp16" and {name: [path.name for path in paths] for name, paths in files.read_weights().items()} == {
+        "unet": ["diffusion_pytorch_model.fp16.safetensors"], "vae": ["diffusion_pytorch_model.fp16.safetensors"],
+        "text_encoder": ["model.safetensors"], "text_encoder_2": ["model.safetensors"],
     }  # fmt: skip
     assert json.loads((model / "model_index.json").read_text()) == files.index

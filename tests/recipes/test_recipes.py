@@ -70,6 +70,31 @@ def test_no_key_at_its_default(path):
         assert parser.get_default(key) != value, key
 
 
+def test_the_recipes_of_a_run_speak_of_one_revision(recipes):
+    models = ["base=org/model", "craft=runs/tiny/model"]
+    recipes("candidates", model_name_or_path="org/model", model_revision="v1")
+    recipes("craft", model_name_or_path="org/model", model_revision="v1")
+    recipes("evaluate", models=models, run_dir="DELETE")
+    for changes, message in (
+        ({}, "evaluate.yaml: model_revision of org/model is missing, and in candidates.yaml it is v1"),
+        (
+            {"model_revision": "v2"},
+            "evaluate.yaml: model_revision of org/model is v2, and in candidates.yaml it is v1",
+        ),
+        ({"model_revision": "v1"}, None),
+    ):
+        recipes("evaluate", **changes)
+        if message is None:
+            specs = RunRecipes.load(recipes.folder).evaluation.model_specs
+            assert specs["base"].whole == ("org/model", "v1") and specs["craft"].whole[1] is None
+        else:
+            with pytest.raises(UsageError, match=message):
+                RunRecipes.load(recipes.folder)
+    recipes("craft", model_revision="v2")
+    with pytest.raises(UsageError, match="craft.yaml: model_revision of org/model is v2"):
+        RunRecipes.load(recipes.folder)
+
+
 @pytest.mark.parametrize(("family", "steps"), [("sdxl", 200), ("sd15", 120)])
 def test_values_of_the_paper(family, steps):
     folder = ROOT / "recipes" / family

@@ -142,6 +142,59 @@ class TestEndpoint:
             assert ended == [Path("runs/whole/prompts", name).read_bytes() for name in ("groups.jsonl", "stage.json")]
 
 
+def test_an_answer_that_cannot_be_read_stops_no_run(recipe, capsys):
+    """Whatever a server sends once, the next run with a healthy one goes on."""
+    odd = {"content": [{"type": "image_url", "image_url": "x"}]}, {"content": "a red apple \ud83c"}, {"content": 3}
+    with ChatServer(
+        lambda n, prompt, body: (200, {}, json.dumps({"choices": [{"message": odd[n % 3]}]}).encode())
+    ) as server:
+        path = recipe(server, num_prompts=2, expander_max_retries=0, expander_max_attempts=2, expander_concurrency=1)
+        assert main(["expand", "--config", path]) in (1, 2)
+        assert "Traceback" not in capsys.readouterr().err
+        server.behave = lambda number, prompt, body: answer(prompt)
+        assert main(["expand", "--config", path]) == 0
+    assert len(load_groups(RUN / "prompts" / "groups.jsonl")) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "p.jsonl",
+            b'{"prompt": "a red apple \\ud83c"}',
+            "p.jsonl, line 1: not JSON (half of a surrogate pair, U+D83C).",
+        ),
+        ("p.txt", b"a fox\nb\0\n", "p.txt, line 2: a NUL character"),
+        (
+            "p.csv",
+            b"prompt;style\na fox;x\n",
+            "p.csv, line 1: no column 'prompt'. Its columns are separated by semicolons",
+        ),
+        (
+            "p.json",
+            b'{"prompt": "a"}\n{"prompt": "b"}\n',
+            "p.json, line 2: not JSON (Extra data). If each line holds an",
+        ),
+    ],
+)
+def test_prompts_that_are_no_text(recipes, capsys, name, content, message):
+    Path(name).write_bytes(content)
+    assert main(["expand", "--config", str(recipes("candidates", num_prompts="DELETE")), "--prompts", name]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"craft: error: {message}") and err.count("\n") == 1, err
+
+
+def test_in_the_home_folder(recipes, monkeypatch, tmp_path):
+    """Also with a mark at the beginning, and separators of lines that end no prompt."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "p.TXT").write_bytes("\ufeffa red apple on\u2028a table\r\na green frog\r\n".encode())
+    path = recipes("candidates", prompts="~/p.TXT", num_prompts="DELETE", output_dir="~/run")
+    assert main(["expand", "--config", str(path)]) == 0
+    groups = load_groups(tmp_path / "home" / "run" / "prompts" / "groups.jsonl")
+    assert [group.prompt for group in groups] == ["a red apple on a table", "a green frog"] and not Path("~").exists()
+
+
 def test_what_was_left_out_is_told_and_kept(recipes, capsys, tiny):
     benchmark = str(tiny / "prompts" / "tiny-hpd-train.jsonl")
     Path("some.txt").write_text("".join(json.loads(line)["prompt"] + "\n" for line in open(benchmark).readlines()[:5]))

@@ -25,6 +25,7 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 
 from craft_trl import CraftTrainer
+from craft_trl.candidates.generation import load_pipeline
 from craft_trl.cli.main import main as craft
 from craft_trl.errors import UsageError
 from craft_trl.scripts.export import ExportArguments, main
@@ -32,6 +33,7 @@ from craft_trl.trainer.checkpoints import unpack_single_file
 from craft_trl.trainer.export import assert_equal
 
 from ..helpers import config, make_dataset
+from ..models import edit, linked, renamed
 from ..pipelines import make_pipeline
 
 
@@ -87,6 +89,45 @@ def test_single_file(pipelines, tmp_path, family):
     for part in ("unet", "vae", "text_encoder", *(["text_encoder_2"] if family == "sdxl" else [])):
         assert_equal(getattr(source, part).state_dict(), getattr(pipeline, part).state_dict(), part)
     np.testing.assert_allclose(draw(source), draw(pipeline), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, set()),
+        ({"prediction_type": "v_prediction"}, {"v_pred"}),
+        ({"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}, {"v_pred", "ztsnr"}),
+    ],
+)
+def test_a_single_file_says_what_it_predicts(pipelines, tmp_path, settings, expected):
+    """As empty tensors, by which other tools know it, and we do: the pipeline beside it agrees, or there is an error."""
+    folder = linked(pipelines / "sd", tmp_path / "source")
+    edit(folder, "scheduler/scheduler_config.json", **settings)
+    main(ExportArguments(model="source", format="single-file", output="source/model.safetensors"))
+    tensors = load_file(tmp_path / "source" / "model.safetensors")
+    assert {name for name in tensors if not name.count(".")} == expected
+    assert all(tensors[name].numel() == 0 for name in expected)
+    scheduler = load_pipeline("source/model.safetensors").scheduler
+    assert settings.items() <= dict(scheduler.config).items()
+    edit(folder, "scheduler/scheduler_config.json", prediction_type="epsilon", rescale_betas_zero_snr=False)
+    if expected:
+        with pytest.raises(UsageError, match="its v_pred says that prediction_type is v_prediction"):
+            load_pipeline("source/model.safetensors")
+
+
+def test_half_precision_only(pipelines, tmp_path):
+    """Of a variant, the other formats have what they have of a folder without."""
+    folder = linked(pipelines / "sd", tmp_path / "source")
+    renamed(folder, "model.safetensors", "model.fp16.safetensors")
+    for format, output in (("diffusers", "again"), ("single-file", "model.safetensors")):
+        main(ExportArguments(model="source", format=format, output=output))
+    assert (tmp_path / "again" / "text_encoder" / "model.safetensors").is_file()
+    pipeline = StableDiffusionPipeline.from_pretrained(pipelines / "sd")
+    again = StableDiffusionPipeline.from_pretrained(tmp_path / "again")
+    assert_equal(pipeline.unet.state_dict(), again.unet.state_dict(), "unet")
+    assert "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight" in load_file(
+        "model.safetensors"
+    )
 
 
 def test_single_file_of_the_full_unets(benchmark_train):

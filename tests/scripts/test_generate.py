@@ -15,16 +15,22 @@
 """Which settings make a pool another one, and which only ask for more of it."""
 
 import dataclasses
+import json
 import shutil
 import subprocess
 import sys
 import textwrap
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from craft_trl.candidates.config import CandidatesConfig, SamplingConfig
+from craft_trl.candidates.sizes import image_size, native_size
 from craft_trl.errors import UsageError
-from craft_trl.scripts.generate import begin, make_parser, make_stage
+from craft_trl.rewards.config import ScoringConfig
+from craft_trl.scripts.expand import main as expand
+from craft_trl.scripts.generate import begin, check, main, make_parser, make_stage
 
 
 def parse(tiny, **options) -> CandidatesConfig:
@@ -63,12 +69,14 @@ def test_every_setting(tiny, model, vae):
         "width": (128, "sampling.width was 64, is now 128"),
         "dtype": ("bfloat16", 'sampling.dtype was "float32", is now "bfloat16"'),
         "vae_name_or_path": (vae, "sampling.vae_name_or_path was null"),
+        "reward_dtype": ("bfloat16", "rewards.hpsv2 was"),
     }  # fmt: skip
     same = {
         "prompts": tiny / "prompts" / "tiny-hpd-train.jsonl", "num_prompts": 5, "num_variants": 1, "seed": 7,
         "group_seeds": "distinct", "seed_by": "prompt", "filter_level": "image", "filter_rewards": "hpsv2", "generate_all": True,
         "target_groups": 3, "scale_rewards": "none", "reward_weights": "1 2 3", "advantage_eps": 1.0,
         "batch_size": 3, "torch_compile": True, "num_processes": 2, "templates": "a{prompt}",
+        "reward_device": "offload",
     }  # fmt: skip
     make_stage(parse(tiny)).begin()
     for name, case in other.items():
@@ -78,7 +86,10 @@ def test_every_setting(tiny, model, vae):
     for name, value in same.items():
         assert make_stage(parse(tiny, **{name: value})).difference() is None, name
     # An option that is in neither list has not been thought about.
-    assert {field.name for field in dataclasses.fields(SamplingConfig)} <= {*other, *same}
+    assert {field.name for part in (SamplingConfig, ScoringConfig) for field in dataclasses.fields(part)} <= {
+        *other,
+        *same,
+    }
 
 
 def test_a_pool_in_use_is_not_set_aside(tiny):
@@ -117,3 +128,54 @@ def test_a_pool_in_use_is_not_set_aside(tiny):
 def test_mistakes(tiny, options, message):
     with pytest.raises(UsageError, match=message):
         parse(tiny, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reward_device": "cuda"}, "reward_device is cuda, and there is no CUDA device here: leave it at auto"),
+        ({"reward_device": "gpu"}, "invalid choice: 'gpu'"),
+        ({"reward_dtype": "half"}, "invalid choice: 'half'"),
+        (
+            {"reward_dtype": "float16", "rewards": "mine=math:sqrt"},
+            "reward_dtype is float16, but mine choose their precision themselves: leave it out",
+        ),
+    ],
+)
+def test_mistakes_of_rewards(tiny, options, message):
+    with pytest.raises(UsageError, match=message):
+        check(parse(tiny, **options))
+
+
+def test_room_on_the_disk(tiny, vae, monkeypatch):
+    """For images of the model's own size, a PNG of 1.6 bytes a pixel, and as many as early rejection leaves."""
+    asked = []
+    monkeypatch.setattr("craft_trl.scripts.generate.check_writable", lambda folder, size=0: asked.append(size))
+    monkeypatch.setattr("craft_trl.scripts.generate.draw", lambda *args, **kwargs: None)
+    config = parse(tiny, num_prompts=5)
+    expand(config)
+    for size, pixels in (((64, 64), 64 * 64), ((None, None), 64 * 64), ((None, 128), 64 * 128)):
+        config.height, config.width = size
+        asked.clear()
+        shutil.rmtree("runs/tiny/pool", ignore_errors=True)
+        main(config)
+        assert asked[-1] == pytest.approx(5 * 3 * pixels * 1.6)
+
+
+def test_size_of_a_model(tiny, tmp_path):
+    """From its configuration, as its pipeline has it."""
+    assert native_size(str(tiny / "pipeline")) == (64, 64)
+    copy = shutil.copytree(tiny / "pipeline", tmp_path / "model")
+    for sample_size, size in ((64, (256, 256)), ([96, 32], (384, 128))):
+        path = copy / "unet" / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"sample_size": sample_size}))
+        assert native_size(str(copy)) == size
+    # A single file has the size that lies beside it, else that of its architecture.
+    names = {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(1)}
+    save_file(names, copy / "m.safetensors")
+    assert native_size(str(copy / "m.safetensors")) == (384, 128)
+    (copy / "model_index.json").unlink()
+    assert native_size(str(copy / "m.safetensors")) == (512, 512)
+    save_file(names | {"conditioner.embedders.0.weight": torch.ones(1)}, copy / "m.safetensors")
+    assert native_size(str(copy / "m.safetensors")) == (1024, 1024)
+    assert image_size(SamplingConfig(height=8), str(tiny / "pipeline")) == (8, 64)

@@ -15,14 +15,19 @@
 """`craft train`: what it refuses before the model is loaded, and how it resumes a checkpoint that is named."""
 
 import json
+import os
 import shutil
+import weakref
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 
+from craft_trl import CraftTrainer
 from craft_trl.cli.main import main
+from craft_trl.scripts.train import main as main_of_train
+from craft_trl.scripts.train import make_parser
 
 from ..helpers import make_dataset
 from ..pipelines import make_pipeline
@@ -68,6 +73,43 @@ def test_a_checkpoint_that_is_none(refuses, folder, tmp_path):
     refuses(
         "checkpoint-1: it is not a complete checkpoint", "--resume_from_checkpoint", str(tmp_path / "checkpoint-1")
     )
+
+
+def test_a_checkpoint_without_the_state_of_the_optimizer(refuses, folder, tmp_path, capsys):
+    shutil.copytree(folder / "run", tmp_path / "other")
+    checkpoint = tmp_path / "other" / "checkpoint-2"
+    (checkpoint / "optimizer.pt").unlink()
+    (checkpoint / "scheduler.pt").unlink()
+    refuses("other/checkpoint-2 has no state of optimizer", "--resume_from_checkpoint", str(checkpoint))
+
+
+def test_a_run_of_such_checkpoints_starts_again_and_says_so(folder, tmp_path, capsys):
+    arguments = ["--save_steps", "1", "--save_only_model"]
+    assert train(folder, tmp_path / "again", *arguments) == 0
+    record = json.loads((tmp_path / "again" / "stage.json").read_text())
+    (tmp_path / "again" / "stage.json").write_text(json.dumps({**record, "finished": False}))
+    capsys.readouterr()
+    assert train(folder, tmp_path / "again", *arguments) == 0
+    out = capsys.readouterr().out
+    assert "again/checkpoint-2 has no state of optimizer and schedule (save_only_model): training starts again." in out
+    assert "goes on from" not in out
+    name = "unet/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "again" / name).read_bytes() == (folder / "run" / name).read_bytes()
+
+
+def test_memory_is_given_back(folder, tmp_path):
+    """The next stage of a run finds none of the model in its memory."""
+    models = []
+
+    class Watched(CraftTrainer):
+        def __init__(self, *arguments, **settings):
+            super().__init__(*arguments, **settings)
+            models.append(weakref.ref(self.model))
+
+    argv = ["--model_name_or_path", str(folder / "model"), "--dataset_name", str(folder / "dataset"), "--use_cpu"]
+    argv += ["--output_dir", str(tmp_path / "out"), "--max_steps", "1", "--save_strategy", "no", "--bf16", "true"]
+    main_of_train(*make_parser().parse_args_and_config(argv), trainer_class=Watched)
+    assert [model() for model in models] == [None]
 
 
 def test_a_checkpoint_of_another_run(refuses, folder):
@@ -120,6 +162,20 @@ def test_a_dataset_of_another_model(refuses, folder):
         (["--torch_compile"], "use compile_blocks instead"),
         (["--model_name_or_path", "model.safetensors"], "Model model.safetensors: there is no such file"),
         (["--train_prompt", "both"], "train_prompt"),
+        (
+            ["--num_train_epochs", "5"],
+            "num_train_epochs is not supported, got 5.0: max_steps says how long training is",
+        ),
+        (["--neftune_noise_alpha", "5"], "neftune_noise_alpha is not supported, got 5.0"),
+        (["--use_liger_kernel"], "use_liger_kernel is not supported, got True"),
+        (["--lr_scheduler_type", "cosine_with_min_lr"], "lr_scheduler_type cosine_with_min_lr: One of min_lr or"),
+        (
+            ["--use_peft", "--lora_target_modules", "q_proj"],
+            "this model has no 'q_proj'. There are, among others, to_q",
+        ),
+        (["--lora_r", "8"], "have no effect without use_peft: set that too"),
+        (["--use_peft", "--lora_r", "0"], "lora_r must be at least 1, got 0"),
+        (["--seed", "-1"], "seed must be from 0 to 4294967295, got -1"),
     ],
 )
 def test_settings(refuses, arguments, message):
@@ -137,3 +193,20 @@ def test_settings(refuses, arguments, message):
 def test_datasets(refuses, tmp_path, change, message):
     change(make_dataset()).save_to_disk(str(tmp_path / "changed"))
     refuses(message, "--dataset_name", str(tmp_path / "changed"))
+
+
+def test_memory_in_one_piece(monkeypatch):
+    """Set before the GPU is used, and not against what the user says."""
+    for said, expected in (
+        ({}, "expandable_segments:True"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, "backend:native"),
+    ):
+        monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+        for name, value in said.items():
+            monkeypatch.setenv(name, value)
+        make_parser()
+        assert os.environ["PYTORCH_CUDA_ALLOC_CONF"] == expected
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF")
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "backend:native")
+    make_parser()
+    assert "PYTORCH_CUDA_ALLOC_CONF" not in os.environ

@@ -131,6 +131,26 @@ class TestTraining:
         saved = StableDiffusionXLPipeline.from_pretrained(tmp_path / "out").unet.state_dict()
         assert all(torch.equal(saved[name], after[name]) for name in after)
 
+    @pytest.mark.parametrize("lora", [False, True])
+    @pytest.mark.parametrize("mode", ["module", "autocast"])
+    def test_before_the_first_update_the_model_is_the_reference(self, make_trainer, lora, mode):
+        """To the bit, in whatever precision: every logit is 0 and the loss is log 2, at any beta."""
+        peft_config = LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights="gaussian") if lora else None
+        settings = {"bf16": True, "bf16_mode": mode, "learning_rate": 0.0, "max_steps": 1, "weight_decay": 0.0}
+        trainer = make_trainer(peft_config, **settings)
+        logits = []
+        monitored = trainer.predict_reference
+
+        def predict_reference(images):
+            logits.append(monitored(images).float() - trainer.predict(trainer.model, images).float())
+            return monitored(images)
+
+        trainer.predict_reference = predict_reference
+        trainer.train()
+        assert logits and not any(value.any() for value in logits)
+        (loss,) = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        assert loss == pytest.approx(math.log(2), abs=1e-6)
+
     def test_adapter(self, make_trainer):
         """Switched off, the adapter leaves the reference model: no second copy in memory."""
         trainer = make_trainer(LoraConfig(r=2, target_modules=["to_q", "to_v"]), max_steps=2, learning_rate=1e-2)

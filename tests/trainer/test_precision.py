@@ -139,6 +139,40 @@ class TestBfloat16:
             config(tmp_path, bf16_mode="pure")
 
 
+class OnACPU(CraftTrainer):
+    """Under fp16 without accelerate's autocast and scaler, which it (1.15) refuses on a CPU: the tests have those of PyTorch."""
+
+    def _build_accelerator_args(self, **kwargs):
+        return super()._build_accelerator_args(**kwargs) | {"mixed_precision": "no"}
+
+
+class TestFloat16:
+    """A frozen base in float16 under an adapter in float32, autocast, and a scaled loss: what fp16 is on a GPU."""
+
+    def test_gradient_of_an_adapter(self, source, make_trainer, tmp_path):
+        reference = gradient(make_trainer("a", lora=True))
+        torch.manual_seed(0)
+        lora = LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights="gaussian")
+        trainer = OnACPU(source, config(tmp_path, "b", fp16=True), make_dataset(), None, lora)
+        assert {p.dtype for p in trainer.model.parameters() if not p.requires_grad} == {torch.float16}
+        assert {p.dtype for p in trainer.trainable_parameters()} == {torch.float32}
+
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+        optimizer = torch.optim.AdamW(trainer.trainable_parameters(), lr=1e-3, weight_decay=0.0)
+        before = weights(trainer)
+        with torch.autocast("cpu", torch.float16):
+            loss = trainer.compute_loss(trainer.model, stack(trainer, range(6)))
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        half = torch.cat([p.grad.flatten() for p in trainer.trainable_parameters()])
+        assert half.dtype == torch.float32 and not torch.equal(half, reference)
+        assert torch.cosine_similarity(reference, half, dim=0) > 0.998
+        torch.testing.assert_close(half.norm(), reference.norm(), rtol=0.02, atol=0)
+        scaler.step(optimizer)
+        changed = {name for name, value in weights(trainer).items() if not torch.equal(value, before[name])}
+        assert changed == {name for name in before if "lora_B" in name}  # those that are not multiplied by 0 at first
+
+
 class TestCompiledBlocks:
     def test_training(self, make_trainer, monkeypatch):
         # Code generation for a CPU takes minutes: take the graphs that it would get and run them as they are.

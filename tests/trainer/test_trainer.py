@@ -13,10 +13,13 @@
 # limitations under the License.
 
 
+import gc
 import io
 import itertools
 import json
+import math
 import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -28,11 +31,12 @@ from PIL import Image as PILImage
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
-from craft_trl import CraftTrainer
+from craft_trl import CraftTrainer, ImageGenerator, SamplingConfig
 from craft_trl.errors import TrainingDivergedError, UsageError
 from craft_trl.losses import denoising_target, min_snr_weights, per_sample_mse
-from craft_trl.trainer.checkpoints import check_saved, last_complete_checkpoint
-from craft_trl.trainer.training_samples import StepBatches
+from craft_trl.trainer.checkpoints import check_saved, has_training_state, last_complete_checkpoint
+from craft_trl.trainer.precision import compute_in_bfloat16
+from craft_trl.trainer.training_samples import StepBatches, check_shared_memory, needed_micro_batches
 
 from ..helpers import config, make_dataset, stack, weights
 
@@ -114,7 +118,12 @@ class TestTraining:
             trainer = make_trainer(
                 name=str(batch), global_batch_size=8, per_device_train_batch_size=batch, max_steps=3, max_grad_norm=0.0
             )
-            assert len(trainer.get_train_dataloader()) == 3 * -(-8 // batch)
+            # Of the 8 samples of a step at most 6 have a weight, and only those take a place: 3 micro-batches of 2, not 4.
+            assert (
+                len(trainer.get_train_dataloader())
+                == 3 * -(-6 // batch)
+                == 3 * trainer.args.gradient_accumulation_steps
+            )
             trainer.train()
             logs = [entry for entry in trainer.state.log_history if "loss" in entry]
             curves.append([[entry["loss"], entry["denoising_loss"]] for entry in logs])
@@ -196,6 +205,44 @@ class TestTrainingSamples:
         make_trainer(train_prompt="expanded")
         assert first.stat().st_mtime_ns != stamp
 
+    @pytest.mark.parametrize("statistics", [True, False])
+    def test_what_is_trained_on_is_the_inverse_of_decoding(self, tiny, tmp_path, statistics):
+        """Through the decoder of our own drawing, with the VAE's channel statistics of Playground v2.5 and without."""
+        shutil.copytree(tiny / "pipeline", tmp_path / "model")
+        file = tmp_path / "model" / "vae" / "config.json"
+        settings = json.loads(file.read_text())
+        if statistics:
+            settings |= {"scaling_factor": 0.5}
+            settings |= {
+                "latents_mean": [-1.6574, 1.886, -1.383, 2.5155],
+                "latents_std": [8.4927, 5.9022, 6.5498, 5.2299],
+            }
+        file.write_text(json.dumps(settings))
+        trainer = CraftTrainer(str(tmp_path / "model"), config(tmp_path), make_dataset())
+        samples, generator = trainer.train_dataset, ImageGenerator(str(tmp_path / "model"), SamplingConfig())
+        latent = samples.encoded["latent_mean"][:1]
+        seen = samples.scale(latent)
+        if statistics:
+            mean, std = (torch.tensor(settings[name]).view(4, 1, 1) for name in ("latents_mean", "latents_std"))
+            torch.testing.assert_close(seen, (latent - mean) * 0.5 / std)
+        else:  # to the bit what it was before there were any
+            assert torch.equal(seen, (latent - 0.0) * settings["scaling_factor"])
+        pixels, _ = generator._decode(seen)
+        with torch.no_grad():
+            image = generator.pipeline.vae.decode(latent).sample
+        expected = (generator.pipeline.image_processor.denormalize(image)[0] * 255).round().permute(1, 2, 0)
+        assert (pixels.float() - expected).abs().max() <= 1
+
+    def test_workers_need_room(self, make_trainer):
+        sample = make_trainer().train_dataset[0]
+        check_shared_memory(sample, 1)
+        megabytes = sum(value.nbytes for value in sample.values()) / 1e6
+        count = int(shutil.disk_usage("/dev/shm").total / 1e6 / megabytes) + 1
+        with pytest.raises(
+            UsageError, match=r"dataloader_num_workers keeps \d+ MB in /dev/shm, which has \d+ MB free: set"
+        ):
+            check_shared_memory(sample, count)
+
 
 class Stream(list):
     """Weights of a stream's samples, in place of `TrainingSamples`."""
@@ -225,6 +272,24 @@ class TestStepBatches:
             assert len(taken) == max(len(weighted), len(batches))
             sizes = [len(batch) for batch in batches]
             assert 1 <= min(sizes) and max(sizes) <= micro and max(sizes) - min(sizes) <= 1
+
+    @given(data=st.data(), share=st.integers(1, 20), micro=st.integers(1, 20), processes=st.integers(1, 5))
+    def test_micro_batches_are_full(self, data, share, micro, processes):
+        """As many as the fullest step needs: the same in every step and for every process, and none too small."""
+        size = share * processes
+        weights_ = data.draw(st.lists(st.sampled_from([0.0, 1.0]), min_size=2 * size, max_size=2 * size))
+        stream = Stream(weights_)
+        needed = needed_micro_batches(stream, size, micro, processes)
+        parts = [list(StepBatches(stream, size, micro, r, processes, micro_batches=needed)) for r in range(processes)]
+        assert {len(part) for part in parts} == {2 * needed}
+        for step in range(2):
+            batches = [b for part in parts for b in part[step * needed : (step + 1) * needed]]
+            weighted = [k for k in range(step * size, (step + 1) * size) if weights_[k]]
+            taken = [k for batch in batches for k in batch]
+            assert set(weighted) <= set(taken) and taken == sorted(set(taken))
+            assert 1 <= min(map(len, batches)) and max(map(len, batches)) <= micro
+        most = max(sum(w != 0 for w in weights_[s * size : (s + 1) * size]) for s in range(2))
+        assert needed == max(1, math.ceil(most / (micro * processes)))
 
     def test_uneven(self):
         batches = [[len(b) for b in StepBatches(Stream([1.0] * 32), 32, 6, rank, 2)] for rank in range(2)]
@@ -382,6 +447,25 @@ class TestSavingAndResuming:
         (out / "checkpoint-x").mkdir()
         assert last_complete_checkpoint(out) is None
 
+    def test_without_the_state_of_the_optimizer_training_does_not_go_on(self, make_trainer, tmp_path):
+        settings = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1}
+        trainer = make_trainer(save_only_model=True, **settings)
+        with pytest.raises(UsageError, match="There is no complete checkpoint in .*out to go on from"):
+            trainer.train(resume_from_checkpoint=True)
+        trainer.train()
+        checkpoint = last_complete_checkpoint(tmp_path / "out")
+        for wish in (str(checkpoint), True):
+            with pytest.raises(
+                UsageError, match="checkpoint-1 has no state of optimizer and schedule, as under save_only"
+            ):
+                trainer.train(resume_from_checkpoint=wish)
+        for names, whole in ((["optimizer.pt"], False), (["scheduler.pt"], True)):
+            for name in names:
+                (checkpoint / name).touch()
+            assert has_training_state(checkpoint) == whole
+        (checkpoint / "optimizer.pt").unlink()
+        assert not has_training_state(checkpoint)
+
     def test_what_was_saved_is_read_back(self, tmp_path):
         weights_ = {"a": torch.ones(2), "b": torch.full((3,), float("nan"))}
         file = tmp_path / "x.safetensors"
@@ -399,6 +483,28 @@ class TestSavingAndResuming:
         checkpoint = tmp_path / "out" / "checkpoint-1"
         assert UNet2DConditionModel.from_pretrained(checkpoint, subfolder="unet").dtype == torch.float32
         assert not (checkpoint / "vae").exists()
+
+
+class TestMemory:
+    def test_a_model_goes_with_its_trainer(self, make_trainer):
+        trainer = make_trainer(bf16=True, activation_checkpointing=True, max_steps=1)
+        trainer.train()
+        model = weakref.ref(trainer.model)
+        del trainer
+        gc.collect()
+        assert model() is None
+
+    def test_no_closure_keeps_a_module(self, tiny):
+        """Without the garbage collector, which the next stage does not wait for."""
+        unet = UNet2DConditionModel.from_pretrained(tiny / "pipeline", subfolder="unet")
+        compute_in_bfloat16(unet)
+        module = weakref.ref(unet)
+        gc.disable()
+        try:
+            del unet
+            assert module() is None
+        finally:
+            gc.enable()
 
 
 class TestEMA:

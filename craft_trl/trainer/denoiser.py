@@ -1,0 +1,118 @@
+# Copyright 2026 The craft_trl authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The part of a pipeline that is trained, and the adapter that can be trained in its stead."""
+
+import re
+from collections import Counter
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline, ModelMixin
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+
+from ..candidates.generation import load_network
+from ..errors import UsageError
+from ..families import get_family
+from ..sources import first_line
+
+
+def pipeline_class_of(source: str, revision: str | None = None) -> str:
+    """Class name of a pipeline, read from its `model_index.json`."""
+    return DiffusionPipeline.load_config(source, revision=revision)["_class_name"]
+
+
+def denoiser_of(source: str, revision: str | None = None) -> tuple[type[ModelMixin], dict[str, Any]]:
+    """
+    Class of a pipeline's denoiser, and the arguments by which its `from_pretrained` and `load_config` find it.
+
+    Raises:
+        [`UsageError`]: the denoiser takes an input that the training does not give.
+    """
+    index = DiffusionPipeline.load_config(source, revision=revision)
+    name = get_family(index["_class_name"]).DENOISER
+    denoiser_class = getattr(diffusers, index[name][1])
+    part = {"pretrained_model_name_or_path": source, "subfolder": name, "revision": revision}
+    if denoiser_class.load_config(**part).get("time_cond_proj_dim") is not None:
+        raise UsageError(
+            f"{source} is a latent consistency model: its {name} is told the guidance scale (time_cond_proj_dim), and the "
+            "training has none. Train the model that it was distilled from."
+        )
+    return denoiser_class, part
+
+
+def load_denoiser(source: str, revision: str | None = None) -> ModelMixin:
+    """A pipeline's denoiser, in float32."""
+    denoiser_class, part = denoiser_of(source, revision)
+    return load_network(denoiser_class, source, revision=revision, component=part["subfolder"])
+
+
+def lora_config(target_modules: list[str], rank: int = 16, alpha: int | None = None) -> LoraConfig:
+    """
+    Configuration of an adapter.
+
+    Args:
+        target_modules (`list[str]`):
+            Names, or ends of names, of modules. Alone in the list may stand `all-linear`, or a regular expression for whole
+            names.
+        rank (`int`, *optional*, defaults to `16`):
+            Its rank.
+        alpha (`int`, *optional*):
+            Its scale. Defaults to its rank.
+    """
+    first, *others = target_modules
+    # What peft takes as a text, it does not find in a list of one.
+    alone = not others and (first == "all-linear" or re.search(r"[^\w.]", first))
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha or rank,
+        target_modules=first if alone else target_modules,
+        init_lora_weights="gaussian",
+    )
+
+
+def add_adapter(denoiser: ModelMixin, config: PeftConfig) -> PeftModel:
+    """
+    A denoiser with an adapter.
+
+    Raises:
+        [`UsageError`]: the configuration names modules that are not there, or that no adapter can be put on.
+    """
+    names, targets = [name for name, _ in denoiser.named_modules()], config.target_modules
+    for target in () if targets is None or isinstance(targets, str) else sorted(targets):
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            raise UsageError(f"lora_target_modules: this model has no {target!r}. {_examples(denoiser)}")
+    try:
+        return get_peft_model(denoiser, config)
+    except (TypeError, ValueError) as error:
+        message = first_line(error).split(". ")[0].removesuffix(".")
+        raise UsageError(f"lora_target_modules: {message}. {_examples(denoiser)}") from error
+    except re.error as error:
+        raise UsageError(f"lora_target_modules {targets!r} is no regular expression: {error}.") from error
+
+
+def check_adapter(source: str, revision: str | None, config: LoraConfig) -> None:
+    """Raise the [`UsageError`]s of [`add_adapter`] before any weight is loaded."""
+    denoiser_class, part = denoiser_of(source, revision)
+    with torch.device("meta"):
+        add_adapter(denoiser_class.from_config(denoiser_class.load_config(**part)), config)
+
+
+def _examples(denoiser: ModelMixin) -> str:
+    kinds = (torch.nn.Linear, torch.nn.Conv2d)
+    found = (name for name, module in denoiser.named_modules() if isinstance(module, kinds))
+    # The end of the name, without the number of a block; `to_out.0` needs its number.
+    ends = Counter(".".join(re.findall(r"[^.]*[^.\d][^.]*(?:\.\d+)?$", name)) for name in found)
+    return f"There are, among others, {', '.join(end for end, _ in ends.most_common(6))}."
