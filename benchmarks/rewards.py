@@ -42,8 +42,9 @@ from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from craft_trl.quiet import quiet_logs
 from craft_trl.rewards import hpsv2 as our_hpsv2
-from craft_trl.rewards import loading, score, weights
+from craft_trl.rewards import score, weights
 from craft_trl.rewards.aesthetic import Aesthetic, LinearHead
 from craft_trl.rewards.hpsv2 import HPSv2
 from craft_trl.rewards.mps_network import CONFIG as CLIP_H
@@ -86,7 +87,7 @@ def write_weights(folder: Path, size: dict) -> dict[str, Path]:
     (folder / "benchmark.json").write_text(json.dumps(config))
     open_clip.add_model_config(folder / "benchmark.json")
     our_hpsv2.ARCHITECTURE = "benchmark"
-    with loading.quiet():
+    with quiet_logs():
         model = open_clip.create_model("benchmark", load_weights=False)
     checkpoint = {"state_dict": half(model.state_dict())}
     torch.save(checkpoint, folders["hpsv2"] / weights.HPSV2["v2.1"].files[0])
