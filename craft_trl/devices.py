@@ -85,10 +85,9 @@ def on_all_processes(work: Callable[[], T]) -> list[T]:
     An error on one of them ends all: it is raised there, and the others, which would wait for that process until a time limit,
     exit without a word of their own.
     """
-    from accelerate import PartialState
     from accelerate.utils import gather_object
 
-    if PartialState().num_processes == 1:
+    if process_state().num_processes == 1:
         return [work()]
     result, error = None, None
     try:
@@ -106,7 +105,5 @@ def on_all_processes(work: Callable[[], T]) -> list[T]:
 
 def on_main_process(work: Callable[[], T]) -> T:
     """What `work` returns on the main process, for all: see [`on_all_processes`]."""
-    from accelerate import PartialState
-
-    is_main = PartialState().is_main_process
+    is_main = process_state().is_main_process
     return on_all_processes(lambda: work() if is_main else None)[0]

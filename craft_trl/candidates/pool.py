@@ -217,7 +217,7 @@ class CandidatePool:
                 if table is None:
                     continue
                 keys = _keys(table)
-                self.add(keys, {name: table[name].to_numpy() for name in self.rewards}, shard)
+                self.add(keys, {name: table[name].to_pylist() for name in self.rewards}, shard)
                 self.lower_is_better |= _lower_is_better(table) & set(self.rewards)
                 self._shards.add(shard)
                 added += keys

@@ -97,8 +97,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exit_code(lambda: _env(rest))
     script = importlib.import_module(f"..scripts.{command}", package=__package__)
     if command in ("train", "dpo", "evaluate"):
+        from ..scripts.train import CheckedArguments
+
+        checked = {} if command == "evaluate" else {"arguments": CheckedArguments}
+        parser = script.make_parser
         return exit_code(
-            lambda: start(script, rest, script.make_parser(f"craft {command}").parse_args_and_config(args=rest))
+            lambda: start(script, rest, parser(f"craft {command}", **checked).parse_args_and_config(args=rest))
         )
     return run_script(script.main, lambda: script.make_parser(prog=f"craft {command}"), rest)
 

@@ -156,7 +156,7 @@ class RunRecipes:
         for recipe, other, other_revision in named:
             if other == model and other_revision != revision:
                 raise UsageError(
-                    f"{recipe}: model_revision of {model} is {other_revision or 'missing'}, and in {first} it is "
+                    f"{recipe}: model_revision of {model} is {other_revision or 'missing'}, and in {first.name} it is "
                     f"{revision or 'missing'}: the three recipes must speak of one model."
                 )
 

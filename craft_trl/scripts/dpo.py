@@ -42,11 +42,11 @@ def main(
     train.main(train_args, training_args, launch_args, DiffusionDPOTrainer)
 
 
-def make_parser(prog: str | None = None) -> CraftParser:
+def make_parser(prog: str | None = None, arguments: type[TrainArguments] = TrainArguments) -> CraftParser:
     from ..trainer.dpo_config import DiffusionDPOConfig
 
-    return training_parser(DiffusionDPOConfig, prog, "craft_trl.scripts.dpo")
+    return training_parser(DiffusionDPOConfig, prog, "craft_trl.scripts.dpo", arguments)
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_script(main, make_parser))
+    raise SystemExit(run_script(main, lambda: make_parser(arguments=train.CheckedArguments)))

@@ -274,11 +274,24 @@ def describe(summary: dict) -> str:
     return text
 
 
-def make_parser(prog: str | None = None) -> CraftParser:
+@dataclasses.dataclass
+class CheckedArguments(TrainArguments):
+    """
+    [`TrainArguments`] of a training that begins now, so that its model and its dataset must be there. It is found here, since
+    the trainer's configuration, which is made after it, imports most of transformers (5.24).
+    """
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_model(self.model_name_or_path, self.model_revision, train=True)
+        check_dataset(self.dataset_name)
+
+
+def make_parser(prog: str | None = None, arguments: type[TrainArguments] = TrainArguments) -> CraftParser:
     from ..trainer.craft_config import CraftConfig
 
-    return training_parser(CraftConfig, prog)
+    return training_parser(CraftConfig, prog, arguments=arguments)
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_script(main, make_parser))
+    raise SystemExit(run_script(main, lambda: make_parser(arguments=CheckedArguments)))

@@ -117,7 +117,10 @@ class LaunchArguments:
 
 
 def training_parser(
-    config: "type[DiffusionConfig]", prog: str | None = None, script: str = "craft_trl.scripts.train"
+    config: "type[DiffusionConfig]",
+    prog: str | None = None,
+    script: str = "craft_trl.scripts.train",
+    arguments: type[TrainArguments] = TrainArguments,
 ) -> CraftParser:
     """Parser of a training, with this configuration of its trainer, started by this script."""
     # PyTorch reads it when the GPU is first used. The guard loads its judges and drops them again, which would leave memory in
@@ -129,4 +132,4 @@ def training_parser(
     if accelerator() is None:
         # DeepSpeed, where it is installed, is imported with the Trainer, looks for a GPU and warns that there is none.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    return CraftParser([TrainArguments, config, LaunchArguments], prog=prog, launched=script)
+    return CraftParser([arguments, config, LaunchArguments], prog=prog, launched=script)

@@ -21,10 +21,10 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from datasets import Dataset
 from diffusers import DiffusionPipeline
 from safetensors import safe_open
@@ -32,11 +32,15 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 
-from ..devices import on_all_processes, on_main_process
+from ..devices import on_all_processes, on_main_process, process_state
 from ..errors import UsageError
 from ..filtering.images import TrainingImages
 from ..progress import progress_bar
 from .checkpoints import order_metadata
+
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 
 def encode_dataset(
@@ -71,7 +75,7 @@ def encode_dataset(
     """
     if on_main_process(lambda: _holds(path, fingerprint)):
         return
-    state = PartialState()
+    state = process_state()
     parts = [path.with_suffix(f".part-{rank}") for rank in range(state.num_processes)]
     own = parts[state.process_index]
     on_all_processes(lambda: _encode_share(dataset, prompt_column, family, load_frozen, own, state))
@@ -106,7 +110,7 @@ def _encode_share(
     family: ModuleType,
     load_frozen: Callable[[], DiffusionPipeline],
     path: Path,
-    state: PartialState,
+    state: "PartialState",
 ) -> None:
     """Encode this process's share of the images and prompts, neighbours all, so that the shares need only be joined."""
 

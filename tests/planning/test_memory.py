@@ -223,7 +223,7 @@ def planner(folder, model, gpu, **settings) -> Planner:
     ]
     argv += [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     recipes, gpu = RunRecipes.load(folder, argv), find_gpu(gpu)
-    return Planner(recipes, training_profile(recipes, folder, gpu), gpu)
+    return Planner(recipes, training_profile(recipes, gpu), gpu)
 
 
 @pytest.mark.parametrize(("family", "recipe"), [("sdxl", "craft_lora_t4"), ("sd15", "craft_t4")])

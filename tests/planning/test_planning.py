@@ -183,7 +183,7 @@ class TestPlan:
     def test_sums(self, recipes):
         """Hand-worked: images at a given speed, scores at given seconds, and what is spent before the work begins."""
         loaded, gpu = RunRecipes.load(recipes.folder), find_gpu("a100:40")
-        planner = Planner(loaded, training_profile(loaded, recipes.folder, gpu), gpu, pass_rate=0.5)
+        planner = Planner(loaded, training_profile(loaded, gpu), gpu, pass_rate=0.5)
         result = json.loads(json.dumps(planner.plan(price=2.0).to_dict()))
         stages = {stage["name"]: stage for stage in result["stages"]}
         assert list(stages) == ["expand", "generate", "filter", "train", "evaluate"]
