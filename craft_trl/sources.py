@@ -25,7 +25,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock
 from huggingface_hub.constants import HF_HOME
 
 
@@ -145,14 +144,18 @@ def _recall(name: str) -> str | None:
 @contextmanager
 def _alone(name: str) -> Iterator[None]:
     """Inside, no other process makes the digest of this name, where files can be locked."""
-    lock = FileLock(MEMORY / f"{name[:2]}.lock")
-    with suppress(OSError, NotImplementedError):
+    file = None
+    with suppress(OSError, ImportError):  # without locks the digest is made twice, and no more
+        import fcntl  # here: not on Windows
+
         MEMORY.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        file = (MEMORY / f"{name[:2]}.lock").open("ab")
+        fcntl.lockf(file, fcntl.LOCK_EX)
     try:
         yield
     finally:
-        lock.release()
+        if file is not None:
+            file.close()
 
 
 def source_hash(source: str, revision: str | None = None) -> str:
