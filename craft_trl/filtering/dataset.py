@@ -90,7 +90,9 @@ def save_dataset_dict(groups: Sequence[Group], pool: CandidatePool, config: Filt
     train, candidates = _filter(groups, pool, config)
     check_writable(folder, int(1.1 * _expected_bytes(train, pool).sum()))
     folder.mkdir(parents=True)
-    (folder / datasets.config.DATASETDICT_JSON_FILENAME).write_text(json.dumps({"splits": ["train", "candidates"]}))
+    (folder / datasets.config.DATASETDICT_JSON_FILENAME).write_text(
+        json.dumps({"splits": ["train", "candidates"]}), encoding="utf-8"
+    )
     save_pieces(in_pieces(train, pool), folder / "train")
     candidates.save_to_disk(str(folder / "candidates"))
     return train
@@ -200,12 +202,12 @@ def save_pieces(pieces: Iterable[Dataset], folder: Path) -> None:
         (parts[0] / name).rename(folder / name)
     if len(parts) > 1:
         path = folder / datasets.config.DATASET_STATE_JSON_FILENAME
-        state = json.loads(path.read_text())
+        state = json.loads(path.read_text(encoding="utf-8"))
         state |= {
             "_data_files": [{"filename": name} for name in names],
             "_fingerprint": fingerprint(fingerprints)[:16],
         }
-        path.write_text(json.dumps(state, indent=2, sort_keys=True))
+        path.write_text(json.dumps(state, indent=2, sort_keys=True), encoding="utf-8")
     for part in parts:
         shutil.rmtree(part)
 

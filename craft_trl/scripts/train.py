@@ -120,10 +120,7 @@ def check(
     training_args: "DiffusionConfig | None" = None,
 ) -> None:
     """Find what is wrong before any work is done."""
-    single_file = Path(train_args.model_name_or_path).suffix == ".safetensors"
-    if train_args.use_peft and single_file and not train_args.lora_target_modules:
-        raise UsageError("lora_target_modules is missing: a single file does not name its defaults.")
-    check_model(train_args.model_name_or_path, train_args.model_revision, train=True)
+    check_sources(train_args)
     if train_args.held_out_rewards:
         train_args.load_guard_prompts()
     if launch_args is not None and launch_args.accelerate_config is not None:
@@ -132,11 +129,22 @@ def check(
         from ..trainer.training_options import check_available
 
         check_available(training_args)
-    if train_args.lora_target_modules and not single_file:
+    if train_args.lora_target_modules and not is_single_file(train_args):
         from ..trainer.denoiser import check_adapter, lora_config
 
         config = lora_config(train_args.lora_target_modules, train_args.lora_r, train_args.lora_alpha)
         check_adapter(train_args.model_name_or_path, train_args.model_revision, config)
+
+
+def is_single_file(train_args: TrainArguments) -> bool:
+    return Path(train_args.model_name_or_path).suffix == ".safetensors"
+
+
+def check_sources(train_args: TrainArguments) -> None:
+    """Raise a [`UsageError`] unless the model is there and can be trained as it is asked for."""
+    if train_args.use_peft and is_single_file(train_args) and not train_args.lora_target_modules:
+        raise UsageError("lora_target_modules is missing: a single file does not name its defaults.")
+    check_model(train_args.model_name_or_path, train_args.model_revision, train=True)
 
 
 def check_dataset(name: str) -> None:
@@ -283,7 +291,7 @@ class CheckedArguments(TrainArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        check_model(self.model_name_or_path, self.model_revision, train=True)
+        check_sources(self)
         check_dataset(self.dataset_name)
 
 

@@ -37,19 +37,11 @@ def pipeline_class_of(source: str, revision: str | None = None) -> str:
 def denoiser_of(source: str, revision: str | None = None) -> tuple[type[ModelMixin], dict[str, Any]]:
     """
     Class of a pipeline's denoiser, and the arguments by which its `from_pretrained` and `load_config` find it.
-
-    Raises:
-        [`UsageError`]: the denoiser takes an input that the training does not give.
     """
     index = DiffusionPipeline.load_config(source, revision=revision)
     name = get_family(index["_class_name"]).DENOISER
     denoiser_class = getattr(diffusers, index[name][1])
     part = {"pretrained_model_name_or_path": source, "subfolder": name, "revision": revision}
-    if denoiser_class.load_config(**part).get("time_cond_proj_dim") is not None:
-        raise UsageError(
-            f"{source} is a latent consistency model: its {name} is told the guidance scale (time_cond_proj_dim), and the "
-            "training has none. Train the model that it was distilled from."
-        )
     return denoiser_class, part
 
 

@@ -298,7 +298,8 @@ class TestBakeoff:
             ({"candidates": "DELETE"}, "candidates is missing: give it in the recipe or as --candidates"),
             ({"global_batch_size": 3}, "global_batch_size must be even, got 3: a pair is two images"),
             ({"num_prompts": 5000}, "num_prompts must be from 1 to 2000"),
-            ({"num_test_prompts": 0}, "num_prompts must be from 1 to"),
+            ({"num_test_prompts": 0}, "num_test_prompts must be at least 1, got 0"),
+            ({"num_test_prompts": 9999}, "num_prompts must be from 1 to"),
             ({"arm": ["craft"]}, "unknown key 'arm'. Did you mean arms"),
         ],
     )

@@ -311,7 +311,7 @@ def test_from_the_hub(tiny, published, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["sdxl", "sd15", "sdxl_geneval"])
 def test_recipes_of_published_models(tiny, name):
-    (config,) = make_parser().parse_args_and_config(["--config", str(tiny.parent / "published" / f"{name}.yaml")])
+    config, _ = make_parser().parse_args_and_config(["--config", str(tiny.parent / "published" / f"{name}.yaml")])
     specs = list(config.model_specs.values())
     assert specs[0].kind == "pipeline" and {"unet", "pipeline"} <= {spec.kind for spec in specs}
     assert config.prompts in BENCHMARKS

@@ -186,7 +186,7 @@ FILES = {
 def recipes(tiny):
     recipes = RunRecipes.load(tiny)
     recipes.evaluation = dataclasses.replace(recipes.evaluation, models=recipes.evaluation.models[:1])
-    return recipes, training_profile(recipes, tiny, find_gpu("h100"))
+    return recipes, training_profile(recipes, find_gpu("h100"))
 
 
 COMMANDS = ("generate", "train", "evaluate", "plan", "export")

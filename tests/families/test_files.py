@@ -133,7 +133,7 @@ def test_a_comparison_has_the_revision_of_its_base(server, tiny, tmp_path):
     models["base"].check()
     argv = ["--config", str(tiny / "evaluate.yaml"), "--models", "base=org/tiny", "--output_dir", "out"]
     for revision, message in ((["--model_revision", first], None), ([], "an inpainting model")):
-        (config,) = evaluate.make_parser().parse_args_and_config([*argv, *revision])
+        config, _ = evaluate.make_parser().parse_args_and_config([*argv, *revision])
         if message is None:
             evaluate.check(config)
         else:

@@ -117,7 +117,7 @@ def test_undecided_groups_of_the_hubs_configurations(pools):
 
 
 def test_sheet(pools, tmp_path):
-    for pool, signs in zip(pools, ([1, -1], [1, 1]), strict=True):
+    for pool, signs in zip(pools[:2], ([1, -1], [1, 1]), strict=True):
         write_sheet(tmp_path / "sheet.html", GROUPS, pool, FilterConfig())
         page = (tmp_path / "sheet.html").read_text()
         assert json.loads(re.search(r'"signs": (\[.*?\])', page)[1]) == signs

@@ -296,7 +296,7 @@ class TestPage:
 
         from craft_trl.evaluation.report import _run
 
-        assert _run(run)["candidates"]["vetoed"] == 2
+        assert _run(run, run / "model")["candidates"]["vetoed"] == 2
 
         # The content counts: other lines are another filter, the same ones in another order and file are not.
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)

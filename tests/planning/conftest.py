@@ -19,6 +19,8 @@ import json
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 
 # Configurations of stabilityai/stable-diffusion-xl-base-1.0, without their defaults.
@@ -73,7 +75,7 @@ SD15 = {
 
 
 def write_model(folder, tiny, parts, changes):
-    """A folder with all of a model but its weights and its vocabulary."""
+    """A folder with all of a model but its vocabulary and what is in the files of its weights."""
     index = json.loads((tiny / "pipeline" / "model_index.json").read_text()) | changes
     index = {name: entry for name, entry in index.items() if entry is not None}
     (folder / "model_index.json").write_text(json.dumps(index))
@@ -85,6 +87,8 @@ def write_model(folder, tiny, parts, changes):
     for name, settings in parts.items():
         (folder / name).mkdir()
         (folder / name / "config.json").write_text(json.dumps(settings))
+        stem = "model" if name.startswith("text_encoder") else "diffusion_pytorch_model"
+        save_file({"none": torch.zeros(1)}, folder / name / f"{stem}.safetensors")
     return folder
 
 

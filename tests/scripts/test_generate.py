@@ -176,6 +176,7 @@ def test_size_of_a_model(tiny, tmp_path):
     assert native_size(str(copy / "m.safetensors")) == (384, 128)
     (copy / "model_index.json").unlink()
     assert native_size(str(copy / "m.safetensors")) == (512, 512)
-    save_file(names | {"conditioner.embedders.0.weight": torch.ones(1)}, copy / "m.safetensors")
+    embeds_size = {"model.diffusion_model.label_emb.0.0.weight": torch.ones(1)}  # which SDXL alone does
+    save_file(names | embeds_size, copy / "m.safetensors")
     assert native_size(str(copy / "m.safetensors")) == (1024, 1024)
     assert image_size(SamplingConfig(height=8), str(tiny / "pipeline")) == (8, 64)

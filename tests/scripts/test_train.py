@@ -146,7 +146,14 @@ def test_an_adapter_for_a_single_file_needs_its_modules(refuses, tmp_path):
 def test_a_dataset_of_another_model(refuses, folder):
     pool = folder / "pool"
     pool.mkdir()
-    (pool / "stage.json").write_text(json.dumps({"settings": {"model": "another"}}))
+    record = {
+        "stage": "generate",
+        "fingerprint": "f",
+        "finished": True,
+        "summary": {},
+        "settings": {"model": "another"},
+    }
+    (pool / "stage.json").write_text(json.dumps(record))
     try:
         refuses("were drawn by another model: train the model_name_or_path that `craft generate` had")
     finally:

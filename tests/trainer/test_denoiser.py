@@ -85,5 +85,8 @@ def test_a_consistency_model_is_refused(tiny, tmp_path, monkeypatch):
     file = tmp_path / "lcm" / "unet" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"time_cond_proj_dim": 32}))
     monkeypatch.setattr(UNet2DConditionModel, "from_pretrained", None)
-    with pytest.raises(UsageError, match="lcm is a latent consistency model: its unet is told the guidance scale"):
+    with pytest.raises(
+        UsageError,
+        match="its unet is distilled to take the guidance scale as an input .time_cond_proj_dim 32., as those of LCM",
+    ):
         CraftTrainer(str(tmp_path / "lcm"), config(tmp_path), make_dataset())
