@@ -18,7 +18,6 @@ import math
 from pathlib import Path
 
 import torch
-from peft import LoraConfig
 
 from ..candidates.config import CandidatesConfig
 from ..candidates.sizes import PNG_BYTES_PER_PIXEL, image_bytes
@@ -27,6 +26,7 @@ from ..evaluation.config import EvaluationConfig
 from ..evaluation.evaluate import Evaluation
 from ..families.checks import check_model
 from ..rewards import parse_rewards
+from ..trainer.denoiser import lora_config
 from .gpus import GIGA, GPU, TERA
 from .images import Counts, Drawing, Watching
 from .memory import AUTOCAST_ACTIVATIONS, CONTEXT, Profile
@@ -116,7 +116,7 @@ class Planner:
         self.lora = None
         if train.use_peft:
             modules = train.lora_target_modules or meta.family.LORA_TARGET_MODULES
-            self.lora = LoraConfig(r=train.lora_r, target_modules=modules)
+            self.lora = lora_config(modules, train.lora_r)
         self.training, self.trained_parameters = meta.count_training(
             *self.drawing.size, checkpointing=bool(args.activation_checkpointing), lora=self.lora
         )

@@ -74,7 +74,7 @@ def main(config: EvaluationConfig, args: EvaluateArguments | None = None) -> Non
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from ..devices import process_state
+    from ..devices import on_main_process, process_state
     from ..evaluation.evaluate import Evaluation
     from ..evaluation.report import format_table, write_report
 
@@ -88,9 +88,8 @@ def main(config: EvaluationConfig, args: EvaluateArguments | None = None) -> Non
     finished = stage.finished
     state.wait_for_everyone()  # before the main process touches the folder
     if not finished:
-        with state.main_process_first():
-            if state.is_main_process and (message := stage.begin()):
-                say(f"[evaluate] {message}")
+        if message := on_main_process(stage.begin):
+            say(f"[evaluate] {message}")
         with stopwatch(stage, write=state.is_main_process) as watch:
             one_by_one = judges_one_by_one(evaluation)
             if one_by_one:
