@@ -30,7 +30,7 @@ def progress_bar(*args: Any, **kwargs: Any) -> "tqdm.std.tqdm":
     if in_notebook or sys.stderr.isatty():
         return tqdm.auto.tqdm(*args, **kwargs)
     # `delay`: without it, there would be a line of nothing done.
-    return tqdm.std.tqdm(*args, **kwargs, file=_Lines(sys.stderr), mininterval=15, delay=1e-9)
+    return tqdm.std.tqdm(*args, **kwargs, file=_Lines(sys.stderr), mininterval=15, maxinterval=15, delay=1e-9)
 
 
 class _Lines:
