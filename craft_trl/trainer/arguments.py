@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from ..parser import CraftParser
-from ..ranges import Processes, check_ranges
+from ..ranges import Count, Processes, check_ranges
 from .guard_config import GuardConfig
 
 
@@ -63,8 +63,8 @@ class TrainArguments(GuardConfig):
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
     dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
     use_peft: bool = field(default=False, metadata={"help": "Train a LoRA adapter instead of all parameters."})
-    lora_r: int = field(default=16, metadata={"help": "Rank of the adapter."})
-    lora_alpha: int | None = field(default=None, metadata={"help": "Scale of the adapter. Defaults to its rank."})
+    lora_r: Count = field(default=16, metadata={"help": "Rank of the adapter."})
+    lora_alpha: Count | None = field(default=None, metadata={"help": "Scale of the adapter. Defaults to its rank."})
     lora_target_modules: list[str] | None = field(
         default=None,
         metadata={

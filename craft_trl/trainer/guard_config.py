@@ -13,11 +13,13 @@
 # limitations under the License.
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
 
 from ..errors import UsageError
 from ..prompts.benchmarks import load_evaluation_prompts
+from ..ranges import Count, Range, check_ranges
 from ..rewards import parse_rewards
 from ..stages import fingerprint
 from .image_statistics import PICTURE_METRICS
@@ -61,16 +63,21 @@ class GuardConfig:
     guard_prompts: str | None = field(
         default=None, metadata={"help": "Prompts to draw: a file, a dataset on the Hub or a published prompt set."}
     )
-    guard_num_prompts: int = field(default=16, metadata={"help": "Number of prompts, evenly spaced over the file."})
-    guard_num_images_per_prompt: int = field(
+    guard_num_prompts: Count = field(default=16, metadata={"help": "Number of prompts, evenly spaced over the file."})
+    guard_num_images_per_prompt: Count = field(
         default=2, metadata={"help": "Images of each. Two or more show diversity."}
     )
-    guard_steps: int = field(default=25, metadata={"help": "Look every so many steps."})
-    guard_num_inference_steps: int = field(default=25, metadata={"help": "Denoising steps of the guard's images."})
-    guard_guidance_scale: float = field(default=5.0, metadata={"help": "Guidance scale of the guard's images."})
+    guard_steps: Count = field(default=25, metadata={"help": "Look every so many steps."})
+    guard_num_inference_steps: Annotated[int, Range(1, 1000)] = field(
+        default=25, metadata={"help": "Denoising steps of the guard's images."}
+    )
+    guard_guidance_scale: Annotated[float, Range(0, 1000)] = field(
+        default=5.0, metadata={"help": "Guidance scale of the guard's images."}
+    )
     guard_stop: bool = field(default=True, metadata={"help": "Whether to stop, or only to say that one should."})
 
     def __post_init__(self):
+        check_ranges(self)
         if self.held_out_rewards == ["none"]:
             self.held_out_rewards = self.guard_rewards = self.guard_prompts = None
         if not self.held_out_rewards:
@@ -82,14 +89,8 @@ class GuardConfig:
         for spec in parse_rewards([*self.held_out_rewards, *(self.guard_rewards or ())]):
             if spec.name in PICTURE_METRICS:
                 raise UsageError(f"The guard measures {spec.name} itself: give the reward {spec.name!r} another name.")
-        for name, least in (
-            ("guard_num_prompts", 8),  # fewer say nothing about chance
-            ("guard_num_images_per_prompt", 1),
-            ("guard_steps", 1),
-            ("guard_num_inference_steps", 1),
-        ):
-            if getattr(self, name) < least:
-                raise UsageError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+        if self.guard_num_prompts < 8:  # fewer say nothing about chance
+            raise UsageError(f"guard_num_prompts must be at least 8, got {self.guard_num_prompts}.")
 
     def load_guard_prompts(self) -> list[str]:
         """The prompts to draw."""

@@ -20,6 +20,7 @@ import json
 import re
 import shutil
 import weakref
+from pathlib import Path
 
 import pytest
 import yaml
@@ -146,6 +147,7 @@ class TestOptionsOfAccelerate:
 
 @pytest.mark.parametrize("number", ["0", "-1", "1000000"])
 def test_wrong_numbers_of_processes(capsys, recipes, number):
+    Path("runs/tiny/dataset").mkdir(parents=True)  # a training without one would speak of that first
     for command in (["train", "--config", str(recipes("craft"))], ["evaluate", "--config", str(recipes("evaluate"))]):
         assert main([*command, "--num_processes", number]) == 2
         assert re.fullmatch(r"craft: error: num_processes must be .*\n", capsys.readouterr().err)
