@@ -17,7 +17,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test browser
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests -n 3 --dist loadfile --no-loadscope-reorder
 
-# What tests/test_sheet.py drives. Only root can install it, with a network; without it those tests are skipped.
+# What tests/filtering/test_sheet.py drives. Only root can install it, with a network; without it those tests are skipped.
 browser:
 	@if ! command -v chromedriver >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive \

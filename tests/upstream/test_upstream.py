@@ -20,6 +20,8 @@ the code that depends on it.
 """
 
 import inspect
+import subprocess
+import sys
 import types
 
 import diffusers
@@ -176,3 +178,31 @@ def test_diffusers_loads_in_float32(unet, tmp_path):
     unet.half().save_pretrained(tmp_path / "unet")
     assert UNet2DConditionModel.from_pretrained(tmp_path / "unet").dtype == torch.float32
     assert diffusers.__version__ < "1"
+
+
+def _run(code: str) -> str:
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return process.stdout.strip().splitlines()[-1]
+
+
+def test_trainer_utils_imports_peft():
+    """Else `craft_trl/trainer/base_config.py` need not keep it from that any more."""
+    assert _run("import sys, transformers.trainer_utils; print('peft' in sys.modules)") == "True"
+
+
+def test_training_arguments_without_peft():
+    """Peft is imported when a model is compared with its classes, and the comparison is right then."""
+    code = """
+import sys
+from craft_trl.trainer.diffusion_config import DiffusionConfig
+before = "peft" in sys.modules
+import transformers.trainer_utils as trainer_utils, transformers.utils.import_utils as import_utils
+from torch import nn
+plain = trainer_utils._is_peft_model(nn.Linear(2, 2))
+after = "peft" in sys.modules
+from peft import LoraConfig, get_peft_model
+adapted = get_peft_model(nn.Sequential(nn.Linear(2, 2)), LoraConfig(target_modules=["0"]))
+same = trainer_utils.is_peft_available is import_utils.is_peft_available
+print(before, plain, after, trainer_utils._is_peft_model(adapted), same)
+"""
+    assert _run(code) == "False False True True True"
