@@ -191,8 +191,7 @@ def write_recipes(folder: Path, family: str) -> None:
     candidates = {
         "prompts": str(recipes / "prompts.txt"), "num_prompts": 4 if family == "sd15" else 3, "num_variants": 2,
         "templates": ["{prompt}, high quality", "{prompt}, sharp"], "model_name_or_path": model, "rewards": scored,
-        # By chance a variant passes in one of two cases: eight of them do not all fail.
-        "filter_level": "image", "filter_rewards": ["aesthetic"], "output_dir": str(run),
+        "group_seeds": "distinct", "filter_level": "image", "filter_rewards": ["aesthetic"], "output_dir": str(run),
     }  # fmt: skip
     craft = {
         "model_name_or_path": model, "dataset_name": str(run / "dataset"), "output_dir": str(run / "model"),
@@ -265,7 +264,8 @@ def build_rewards(folder: Path, head: Path | None) -> None:
             patch_size=14, projection_dim=768,
         )  # fmt: skip
         CLIPVisionModelWithProjection(config).save_pretrained(path)
-        layers = loading.read(head) if head else LinearHead(768).state_dict()
+        # Of random weights it is the length of a text that scores differ by, and of this head's two signs one likes longer ones.
+        layers = loading.read(head) if head else {name: -value for name, value in LinearHead(768).state_dict().items()}
         save_file(
             {name: value.float().contiguous() for name, value in layers.items()}, path / "aesthetic_head.safetensors"
         )

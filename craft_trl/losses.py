@@ -16,38 +16,17 @@
 The advantage-weighted denoising loss: the second half of CRAFT (https://huggingface.co/papers/2603.18991).
 
 `L = E_{i,j,t,eps} [ I_ij * A_ij * || eps_theta(x_t^(ij), t, c_i) - eps ||^2 ]`: the filter `I` is the choice of the
-dataset's rows, the advantage `A` its column, and the expectation a mean over the batch.
+dataset's rows, the advantage `A` its column, and the expectation a mean over the batch. What stands for `eps`, and how `x_t` is
+made, is the affair of the model's [`noise_process`]: on rectified flow the loss is `A * || v_theta(x_t, t, c) - (eps - x_0) ||^2`.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
-from diffusers import SchedulerMixin
 
 
-def denoising_target(
-    noise_scheduler: SchedulerMixin, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
-) -> torch.Tensor:
-    """
-    What the model is to predict for `noise_scheduler.add_noise(latents, noise, timesteps)`.
-
-    Args:
-        noise_scheduler ([`~diffusers.SchedulerMixin`]):
-            Training noise schedule; its `prediction_type` is `"epsilon"` or `"v_prediction"`.
-        latents (`torch.Tensor` of shape `(B, C, H, W)`):
-            Scaled latents of the images.
-        noise (`torch.Tensor` of shape `(B, C, H, W)`):
-            Standard normal noise.
-        timesteps (`torch.Tensor` of shape `(B,)`, int64):
-            Diffusion steps in `[0, num_train_timesteps)`.
-
-    Returns:
-        `torch.Tensor` of shape `(B, C, H, W)`.
-    """
-    prediction_type = noise_scheduler.config.prediction_type
-    if prediction_type == "epsilon":
-        return noise
-    if prediction_type == "v_prediction":
-        return noise_scheduler.get_velocity(latents, noise, timesteps)
-    raise ValueError(f"prediction_type must be 'epsilon' or 'v_prediction', got {prediction_type!r}.")
+if TYPE_CHECKING:
+    from .noise import NoiseProcess
 
 
 def per_sample_mse(model_pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -55,14 +34,13 @@ def per_sample_mse(model_pred: torch.Tensor, target: torch.Tensor) -> torch.Tens
     return (model_pred.float() - target.float()).square().flatten(1).mean(1)
 
 
-def min_snr_weights(noise_scheduler: SchedulerMixin, timesteps: torch.Tensor, snr_gamma: float) -> torch.Tensor:
+def min_snr_weights(noise_process: "NoiseProcess", timesteps: torch.Tensor, snr_gamma: float) -> torch.Tensor:
     """
-    Min-SNR weight of each sample (https://huggingface.co/papers/2303.09556): `min(SNR(t), gamma) / SNR(t)`, and over
-    `SNR(t) + 1` for v-prediction. Timesteps of shape `(B,)` to weights of shape `(B,)`.
+    Min-SNR weight of each sample (https://huggingface.co/papers/2303.09556): `min(SNR(t), gamma)` on the error of the image,
+    which is over `SNR(t)` on that of the noise, over `SNR(t) + 1` on that of diffusion's velocity, and times `sigma^2` on
+    that of a flow's. Timesteps of shape `(B,)` to weights of shape `(B,)`.
     """
-    alphas_cumprod = noise_scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
-    snr = alphas_cumprod / (1 - alphas_cumprod)
-    return snr.clamp(max=snr_gamma) / (snr + 1 if noise_scheduler.config.prediction_type == "v_prediction" else snr)
+    return noise_process.snr(timesteps).clamp(max=snr_gamma) / noise_process.error_scale(timesteps)
 
 
 def advantage_weighted_loss(

@@ -22,7 +22,7 @@ from PIL import Image as PILImage
 from craft_trl.candidates.groups import make_groups
 
 
-def make_dataset(advantages=(1.0, 0.5, 0.0, -1.0, 2.0, 0.25)):
+def make_dataset(advantages=(1.0, 0.5, 0.0, -1.0, 2.0, 0.25), size=64):
     """Coloured squares, one per advantage, under three prompts."""
     from datasets import Dataset, Features, Image, Value
 
@@ -36,7 +36,7 @@ def make_dataset(advantages=(1.0, 0.5, 0.0, -1.0, 2.0, 0.25)):
     prompts = [("a fox", "a red car", "a star")[i % 3] for i in range(len(advantages))]
     return Dataset.from_dict(
         {
-            "image": [PILImage.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)) for _ in advantages],
+            "image": [PILImage.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)) for _ in advantages],
             "prompt": prompts,
             "expanded_prompt": [f"{prompt}, sharp" for prompt in prompts],
             "advantage": list(advantages),

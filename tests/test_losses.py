@@ -17,13 +17,8 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from craft_trl.losses import (
-    advantage_weighted_loss,
-    advantage_weights,
-    denoising_target,
-    min_snr_weights,
-    per_sample_mse,
-)
+from craft_trl.losses import advantage_weighted_loss, advantage_weights, min_snr_weights, per_sample_mse
+from craft_trl.noise import noise_process
 
 
 @pytest.fixture
@@ -31,24 +26,6 @@ def batch():
     generator = torch.Generator().manual_seed(0)
     latents, noise = torch.randn(2, 3, 4, 8, 8, generator=generator)
     return latents, noise, torch.tensor([1, 500, 999])
-
-
-class TestDenoisingTarget:
-    def test_epsilon(self, batch):
-        latents, noise, timesteps = batch
-        assert denoising_target(DDPMScheduler(), latents, noise, timesteps) is noise
-
-    def test_v_prediction(self, batch):
-        # v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (https://huggingface.co/papers/2202.00512, appendix D)
-        latents, noise, timesteps = batch
-        scheduler = DDPMScheduler(prediction_type="v_prediction")
-        alpha_bar = scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
-        expected = alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * latents
-        torch.testing.assert_close(denoising_target(scheduler, latents, noise, timesteps), expected)
-
-    def test_other_prediction_types_raise(self, batch):
-        with pytest.raises(ValueError, match="'epsilon' or 'v_prediction', got 'sample'"):
-            denoising_target(DDPMScheduler(prediction_type="sample"), *batch)
 
 
 class TestPerSampleMse:
@@ -86,7 +63,7 @@ class TestAdvantageWeightedLoss:
         theta = torch.full((4,), 0.3, requires_grad=True)
         noisy_latents = DDPMScheduler().add_noise(latents, noise, timesteps)
         model_pred = theta.view(1, 4, 1, 1) * noisy_latents
-        losses = per_sample_mse(model_pred, denoising_target(DDPMScheduler(), latents, noise, timesteps))
+        losses = per_sample_mse(model_pred, noise)
         advantage_weighted_loss(losses, advantages, negative_advantages).mean().backward()
 
         weights = advantages.clamp(min=0) if negative_advantages == "zero" else advantages
@@ -101,18 +78,43 @@ class TestAdvantageWeightedLoss:
 
 
 class TestMinSnrWeights:
-    @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-    def test_formula(self, prediction_type):
-        scheduler = DDPMScheduler(prediction_type=prediction_type)
-        timesteps = torch.tensor([0, 300, 999])
-        snr = scheduler.alphas_cumprod[timesteps] / (1 - scheduler.alphas_cumprod[timesteps])
-        assert snr[0] > 5 > snr[2]
-        expected = torch.minimum(snr, torch.tensor(5.0)) / (snr if prediction_type == "epsilon" else snr + 1)
-        torch.testing.assert_close(min_snr_weights(scheduler, timesteps, 5.0), expected)
+    """`min(SNR, gamma)` times the squared error of the image, whatever the model predicts."""
+
+    @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "flow_prediction"])
+    def test_is_a_weight_on_the_error_of_the_image(self, prediction_type, batch):
+        latents, noise, timesteps = (value.double() for value in batch)
+        other = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1)).double()
+        if prediction_type == "flow_prediction":
+            process = noise_process({"_class_name": "FlowMatchEulerDiscreteScheduler"})
+            sigma = (timesteps / 1000).view(-1, 1, 1, 1)
+            signal, amount = 1 - sigma, sigma
+            implied = lambda x, v: x - sigma * v  # noqa: E731
+        else:
+            scheduler = DDPMScheduler(prediction_type=prediction_type)
+            process, timesteps = (
+                noise_process(dict(scheduler.config) | {"_class_name": "DDPMScheduler"}),
+                timesteps.long(),
+            )
+            share = scheduler.alphas_cumprod[timesteps].double().view(-1, 1, 1, 1)
+            signal, amount = share.sqrt(), (1 - share).sqrt()
+            if prediction_type == "epsilon":
+                implied = lambda x, eps: (x - amount * eps) / signal  # noqa: E731
+            else:
+                implied = lambda x, v: signal * x - amount * v  # noqa: E731
+        noisy = signal * latents + amount * noise
+        target = process.target(latents, noise, timesteps).double()
+        torch.testing.assert_close(implied(noisy, target), latents, rtol=1e-5, atol=1e-5)
+
+        errors = (other - target).square().flatten(1).mean(1)
+        image_errors = (implied(noisy, other) - latents).square().flatten(1).mean(1)
+        snr = (signal / amount).square().flatten()
+        expected = snr.clamp(max=5) * image_errors
+        torch.testing.assert_close(min_snr_weights(process, timesteps, 5.0) * errors, expected, rtol=1e-4, atol=1e-6)
 
     def test_is_compute_snr_of_diffusers(self):
         from diffusers.training_utils import compute_snr
 
         scheduler, timesteps = DDPMScheduler(), torch.arange(0, 1000, 37)
         snr = compute_snr(scheduler, timesteps)
-        torch.testing.assert_close(min_snr_weights(scheduler, timesteps, 5.0), snr.clamp(max=5) / snr)
+        process = noise_process(dict(scheduler.config) | {"_class_name": "DDPMScheduler"})
+        torch.testing.assert_close(min_snr_weights(process, timesteps, 5.0), snr.clamp(max=5) / snr)

@@ -23,7 +23,7 @@ from typing import Annotated, Literal
 
 from ..errors import UsageError
 from ..expansion.config import ExpansionConfig
-from ..families.checks import SCHEDULERS
+from ..families.checks import FLOW_SCHEDULERS, SCHEDULERS
 from ..parser import suggest
 from ..prompts.config import PromptsConfig
 from ..ranges import Count, Finite, Pixels, Positive, Processes, Range, Seed, Share, check_ranges
@@ -42,12 +42,15 @@ class SamplingConfig:
         num_inference_steps (`int`, *optional*, defaults to `50`):
             Denoising steps.
         guidance_scale (`float`, *optional*, defaults to `5.0`):
-            Scale of classifier-free guidance; at 1 and below there is none.
+            Scale of guidance, in the sense of the model's pipeline: of classifier-free guidance, where at 1 and below there is
+            none; of FLUX.1-dev and FLUX.2-dev an input of the denoiser; of Z-Image one less than the usual, 0 being none.
         guidance_rescale (`float`, *optional*, defaults to `0.0`):
             How far guidance is scaled back to the contrast of the prediction without it, against overexposure in models
             of zero terminal SNR (https://huggingface.co/papers/2305.08891, section 3.4).
         negative_prompt (`str`, *optional*):
             Negative prompt of every image.
+        max_sequence_length (`int`, *optional*):
+            Tokens of a prompt that are read, of models whose pipelines take it. Defaults to the pipeline's own.
         height (`int`, *optional*):
             Height in pixels. Defaults to the model's own.
         width (`int`, *optional*):
@@ -69,13 +72,16 @@ class SamplingConfig:
     )
     num_inference_steps: Annotated[int, Range(1, 1000)] = field(default=50, metadata={"help": "Denoising steps."})
     guidance_scale: Annotated[float, Range(0, 1000)] = field(
-        default=5.0, metadata={"help": "Scale of classifier-free guidance; at 1 and below there is none."}
+        default=5.0, metadata={"help": "Scale of guidance, in the sense of the model's pipeline."}
     )
     guidance_rescale: Share = field(
         default=0.0,
         metadata={"help": "How far guidance is scaled back to the contrast of the prediction without it."},
     )
     negative_prompt: str | None = field(default=None, metadata={"help": "Negative prompt of every image."})
+    max_sequence_length: Annotated[int, Range(0, 1024)] | None = field(
+        default=None, metadata={"help": "Tokens of a prompt that are read. Defaults to the pipeline's own."}
+    )
     height: Pixels | None = field(default=None, metadata={"help": "Height in pixels. Defaults to the model's own."})
     width: Pixels | None = field(default=None, metadata={"help": "Width in pixels. Defaults to the model's own."})
     dtype: Literal["float32", "float16", "bfloat16"] = field(
@@ -99,10 +105,10 @@ class SamplingConfig:
             if self.scheduler not in known:
                 remedy = suggest(self.scheduler, known, otherwise="diffusers' documentation lists them.")
                 raise UsageError(f"There is no scheduler {self.scheduler!r}. {remedy}")
-            if self.scheduler not in SCHEDULERS:
+            if self.scheduler not in (supported := sorted({*SCHEDULERS, *FLOW_SCHEDULERS})):
                 raise UsageError(
-                    f"scheduler {self.scheduler} is of another noise process than that of the models that are supported. "
-                    f"Of that one are {', '.join(SCHEDULERS)}."
+                    f"scheduler {self.scheduler} is of another noise process than those of the models that are supported. "
+                    f"Of those are {', '.join(supported)}."
                 )
         for name in ("height", "width"):
             value = getattr(self, name)
@@ -122,7 +128,7 @@ class SamplingConfig:
         """The settings that change an image by more than rounding, for fingerprints and tables."""
         rounding = ("batch_size", "torch_compile")
         # Options that came later and are not used are left out: they make no older pool another one.
-        later = {"guidance_rescale": 0.0, "vae_name_or_path": None}
+        later = {"guidance_rescale": 0.0, "vae_name_or_path": None, "max_sequence_length": None}
         settings = {name: value for name, value in asdict(self).items() if name in SamplingConfig.__dataclass_fields__}
         settings = {name: value for name, value in settings.items() if name not in rounding}
         settings = {name: value for name, value in settings.items() if name not in later or value != later[name]}

@@ -12,19 +12,22 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Image generation with any Stable Diffusion or SDXL pipeline, where an image depends on its own seed alone."""
+"""Image generation with the pipeline of any family, where an image depends on its own seed alone."""
 
 import inspect
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import diffusers  # its classes are imported when they are named: all of them take seconds, and a typo should not
 import numpy as np
 import torch
+from diffusers.configuration_utils import FrozenDict
 from PIL import Image
 
 from ..arithmetic import exact_float32
+from ..compilation import compile_blocks
 from ..devices import default_device
 from ..errors import UsageError
 from ..families import get_family
@@ -37,6 +40,8 @@ from ..families.checks import (
     read_header,
 )
 from ..families.files import UNUSED, ModelFiles, find_files
+from ..families.latents import stack
+from ..noise import is_flow
 from ..offloading import Offloaded
 from ..quiet import quiet_bars
 from ..sources import first_line
@@ -49,8 +54,9 @@ class ImageGenerator:
 
     The starting noise of an image comes from a CPU generator of its own seed, prompts and images go through the text
     encoders and the denoiser in batches of one size (the last one is filled up with copies), and through the VAE one by
-    one: so an image is the same bit for bit whatever it is batched with. Each prompt is encoded once, and the negative
-    prompt too.
+    one: so an image is the same bit for bit whatever it is batched with, where all texts are of one length (of those of
+    Qwen-Image and Z-Image, which are as long as the longest of a batch, up to rounding). Each prompt is encoded once, and the
+    negative prompt too.
 
     An image with values that are no numbers, or with all pixels alike (16 bits overflow to black), is drawn again in
     float32, by itself, with one part of the pipeline after the other in float32 and the text encoders out of the way.
@@ -68,7 +74,7 @@ class ImageGenerator:
             Where to run. Defaults to the GPU if there is one.
     """
 
-    num_prompts = 512  # that are remembered, of about 0.3 MB each for SDXL in 16 bits
+    remembered_bytes = 256e6  # of prompts' conditioning: 800 prompts of SDXL in 16 bits, 60 of FLUX
 
     def __init__(
         self,
@@ -84,15 +90,17 @@ class ImageGenerator:
         self.pipeline = model
         self.family = get_family(type(model).__name__)
         if config.vae_name_or_path is not None:
-            model.vae = load_network(diffusers.AutoencoderKL, config.vae_name_or_path, dtype)
-        if model.vae.dtype == torch.float16 and model.vae.config.force_upcast:
+            model.vae = load_network(getattr(diffusers, self.family.vae), config.vae_name_or_path, dtype)
+        if model.vae.dtype == torch.float16 and model.vae.config.get("force_upcast"):
             cast(model.vae, torch.float32)  # as the pipeline of SDXL does for every batch
         model.to(device or default_device())
         model.set_progress_bar_config(disable=True)
         if config.scheduler is not None:
             model.scheduler = make_scheduler(config.scheduler, model.scheduler.config)
         if config.torch_compile:
-            getattr(model, self.family.DENOISER).compile_repeated_blocks(fullgraph=True)
+            compile_blocks(getattr(model, self.family.denoiser), self.family.repeated_blocks)
+        own = self.family.size(getattr(model, self.family.denoiser).config, model.vae.config)
+        self.height, self.width = config.height or own[0], config.width or own[1]
         self.encoded: dict[str, dict[str, torch.Tensor]] = {}  # conditioning of prompts, the oldest first
         self.negative: dict[str, torch.Tensor] | None = None
 
@@ -116,7 +124,7 @@ class ImageGenerator:
     def _draw(self, prompts: Sequence[str], seeds: Sequence[int], size: int) -> list[Image.Image]:
         """A batch of images, with broken ones drawn again in float32."""
         pixels, broken = self._decode_all(self._denoise(prompts, seeds, size))
-        dtype = str(getattr(self.pipeline, self.family.DENOISER).dtype).removeprefix("torch.")
+        dtype = str(getattr(self.pipeline, self.family.denoiser).dtype).removeprefix("torch.")
         images = []
         for i, image in enumerate(pixels):
             drawn_in = dtype
@@ -139,7 +147,7 @@ class ImageGenerator:
         card on which 16 bits fit need not hold all of it twice as wide.
         """
         parts = {k: part for k, part in self.pipeline.components.items() if isinstance(part, torch.nn.Module)}
-        denoiser, vae = parts.pop(self.family.DENOISER), parts.pop("vae")
+        denoiser, vae = parts.pop(self.family.denoiser), parts.pop("vae")
         kept = self.encoded, self.negative
         self.encoded, self.negative = {}, None
         try:
@@ -162,67 +170,62 @@ class ImageGenerator:
             self.encoded, self.negative = kept
 
     def _decode_all(self, latents: torch.Tensor) -> tuple[np.ndarray, list[bool]]:
-        """Pixels of shape `(N, H, W, 3)` of latents of shape `(N, 4, H/8, W/8)`, and which of the images are broken."""
+        """Pixels of shape `(N, H, W, 3)` of what the pipeline returned for N images, and which of them are broken."""
         pixels, broken = zip(*(self._decode(latent) for latent in latents.split(1)), strict=True)
         return torch.stack(pixels).cpu().numpy(), torch.stack(broken).tolist()
 
     def _denoise(self, prompts: Sequence[str], seeds: Sequence[int], size: int) -> torch.Tensor:
-        """Latents of shape `(N, 4, H/8, W/8)`."""
+        """The latents of the images as the pipeline returns them, of shape `(N, ...)`."""
         filled = [*range(len(prompts))] + [len(prompts) - 1] * (size - len(prompts))
-        conditioning = self._encode(prompts, size)
+        positive, negative = self._encode(prompts, size)
+        arguments = self.family.arguments(
+            {name: values[filled] for name, values in positive.items()},
+            {name: values.expand(size, *values.shape[1:]) for name, values in negative.items()},
+            self.config.guidance_scale,
+        )
+        if self.family.guidance_rescale:
+            arguments["guidance_rescale"] = self.config.guidance_rescale
         # Every step is one call of the denoiser on the images with and without their prompt together.
         output = self.pipeline(
-            **{name: values[filled] for name, values in conditioning.items()},
+            **arguments,
             generator=[torch.Generator().manual_seed(int(seeds[i])) for i in filled],
             num_inference_steps=self.config.num_inference_steps,
-            guidance_scale=self.config.guidance_scale,
-            guidance_rescale=self.config.guidance_rescale,
-            height=self.config.height,
-            width=self.config.width,
+            height=self.height,
+            width=self.width,
             output_type="latent",
         )
         return output.images[: len(prompts)]
 
-    def _encode(self, prompts: Sequence[str], size: int) -> dict[str, torch.Tensor]:
-        """The pipeline's arguments for prompts and the negative prompt, each of shape `(N, ...)`."""
+    def _encode(self, prompts: Sequence[str], size: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Conditioning of prompts, each of shape `(N, ...)`, and that of the negative prompt, of shape `(1, ...)`."""
+        length = self.config.max_sequence_length
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.encoded]
         if missing:
-            encoded = self.family.encode_prompts(self.pipeline, missing + missing[-1:] * (size - len(missing)))
+            encoded = self.family.encode_prompts(self.pipeline, missing + missing[-1:] * (size - len(missing)), length)
             for i, prompt in enumerate(missing):
                 self.encoded[prompt] = {name: values[i].clone() for name, values in encoded.items()}
         if self.negative is None:
             negative = self.config.negative_prompt
             self.negative = (
-                self.family.encode_empty_prompt(self.pipeline)
+                self.family.encode_empty_prompt(self.pipeline, length)
                 if negative is None
-                else self.family.encode_prompts(self.pipeline, [negative])
+                else self.family.encode_prompts(self.pipeline, [negative], length)
             )
-        conditioning = {
-            name: torch.stack([self.encoded[prompt][name] for prompt in prompts]) for name in self.negative
-        }
-        conditioning |= {
-            f"negative_{name}": values.expand(len(prompts), *values.shape[1:])
-            for name, values in self.negative.items()
-        }
-        for prompt in list(self.encoded)[: -self.num_prompts]:
+        conditioning = {name: stack([self.encoded[prompt][name] for prompt in prompts]) for name in self.negative}
+        one = sum(value.nbytes for value in self.encoded[prompts[0]].values())
+        for prompt in list(self.encoded)[: -max(size, int(self.remembered_bytes / one))]:
             del self.encoded[prompt]
-        return conditioning
+        return conditioning, self.negative
 
     def _decode(self, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Pixels of shape `(H, W, 3)`, uint8, of a latent image of shape `(1, 4, H/8, W/8)`, and whether they are broken.
+        Pixels of shape `(H, W, 3)`, uint8, of a latent image of shape `(1, ...)`, and whether they are broken.
 
         The pipelines decode a whole batch, copies included, which takes several times the memory for no more speed, and
         turn what is no number into black.
         """
-        vae = self.pipeline.vae
-        latent = latent.to(vae.dtype)
-        mean, std = (
-            torch.tensor(values, device=latent.device, dtype=latent.dtype).view(1, -1, 1, 1) if values else default
-            for values, default in ((vae.config.latents_mean, 0.0), (vae.config.latents_std, 1.0))
-        )
-        latent = latent * std / vae.config.scaling_factor + mean
-        image = vae.decode(latent, return_dict=False)[0]
+        latent = latent.to(self.pipeline.vae.dtype)
+        image = self.family.decode_latents(self.pipeline, latent, self.height, self.width)
         image = self.pipeline.image_processor.denormalize(image)[0].float()
         pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
         return pixels, ~image.isfinite().all() | (pixels.amin((0, 1)) == pixels.amax((0, 1))).all()
@@ -265,12 +268,19 @@ def make_scheduler(name: str, config: dict) -> "diffusers.SchedulerMixin":
     # Latents reach far beyond [-1, 1]. Schedulers of pixel-space origin clip by default, and another scheduler's config
     # need not say otherwise: without this DDIM turns every image into noise.
     overrides = {"clip_sample": False} if "clip_sample" in parameters else {}
+    if is_flow(config):  # solvers of diffusion that also solve flows have other names for it
+        shift = config.get("shift") or config.get("flow_shift") or 1.0
+        flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift, "shift": shift}
+        overrides |= {name: value for name, value in flow.items() if name in parameters}
     return scheduler_class.from_config(config, **overrides)
 
 
 @quiet_bars()
 def load_pipeline(
-    source: str, dtype: torch.dtype = torch.float32, revision: str | None = None, without: Collection[str] = ()
+    source: str,
+    dtype: torch.dtype | dict[str, torch.dtype] = torch.float32,
+    revision: str | None = None,
+    without: Collection[str] = (),
 ) -> "diffusers.DiffusionPipeline":
     """
     Pipeline of a Hub id, a folder or a single `.safetensors` file, that returns images as the model draws them.
@@ -284,12 +294,12 @@ def load_pipeline(
     Args:
         source (`str`):
             Hub id, folder or single `.safetensors` file.
-        dtype (`torch.dtype`, *optional*, defaults to `torch.float32`):
-            Precision of all networks.
+        dtype (`torch.dtype` or `dict[str, torch.dtype]`, *optional*, defaults to `torch.float32`):
+            Precision of all networks, or of components by name and of the others as `"default"`.
         revision (`str`, *optional*):
             Revision on the Hub.
         without (`Collection[str]`, *optional*):
-            Components to leave out, of a folder or a Hub id.
+            Components to leave out, of a folder or a Hub id. Of a denoiser the `config` is there, which pipelines ask for sizes.
     """
     path = Path(source)
     if path.suffix == ".safetensors":
@@ -305,7 +315,7 @@ def load_pipeline(
     if getattr(pipeline, "watermark", None) is not None:
         pipeline.watermark = None  # it is in every candidate
     for name, part in pipeline.components.items() if files is not None else ():
-        if name.startswith("tokenizer") and part is not None:
+        if name.startswith("tokenizer") and hasattr(part, "model_max_length"):
             part.model_max_length = files.model_max_length(name, part.model_max_length)
     return pipeline
 
@@ -341,11 +351,12 @@ def _check_whole(source: str, network: torch.nn.Module) -> None:
 
 
 def _load_folder(
-    files: ModelFiles, dtype: torch.dtype, revision: str | None, without: Collection[str]
+    files: ModelFiles, dtype: torch.dtype | dict, revision: str | None, without: Collection[str]
 ) -> "diffusers.DiffusionPipeline":
     check_configuration(files)
-    # A safety checker blackens candidates, which a model would be trained on.
-    options = {name: None for name in (*UNUSED, *without) if name in files.index}
+    # A safety checker blackens candidates, which a model would be trained on. What an index says is not there, such as the
+    # third text encoder of a Stable Diffusion 3, `from_pretrained` (diffusers 0.42) misses unless it is told so.
+    options = {name: None for name in files.index if name in (*UNUSED, *without) or files.index[name] == [None, None]}
     if "safety_checker" in options:
         options["requires_safety_checker"] = False  # or diffusers warns that there is none
     try:
@@ -354,6 +365,10 @@ def _load_folder(
         )
     except (OSError, ValueError) as error:
         raise UsageError(f"Model {files.source} cannot be loaded: {first_line(error)}") from error
+    denoiser = get_family(files.index["_class_name"]).denoiser
+    if denoiser in without:
+        config = FrozenDict(files.json(f"{denoiser}/config.json"))
+        setattr(pipeline, denoiser, SimpleNamespace(config=config, dtype=pipeline.vae.dtype))
     for name, paths in files.read_weights().items():
         network = getattr(pipeline, name)
         held = sum(len(read_header(path).shapes) for path in paths)

@@ -17,7 +17,7 @@
 import json
 from pathlib import Path
 
-from ..families import DENOISERS
+from ..families import get_family
 from ..families.checks import is_sdxl_file, read_header
 from .config import SamplingConfig
 
@@ -63,8 +63,5 @@ def native_size(source: str, revision: str | None = None) -> tuple[int, int]:
             file = Path(hf_hub_download(source, name, revision=revision))
         return json.loads(file.read_text(encoding="utf-8"))
 
-    index = read("model_index.json")
-    sample_size = read(f"{next(name for name in DENOISERS if name in index)}/config.json")["sample_size"]
-    factor = 2 ** (len(read("vae/config.json")["block_out_channels"]) - 1)
-    height, width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
-    return height * factor, width * factor
+    family = get_family(read("model_index.json")["_class_name"])
+    return family.size(read(f"{family.denoiser}/config.json"), read("vae/config.json"))

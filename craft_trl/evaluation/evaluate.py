@@ -116,7 +116,7 @@ class Evaluation:
         }
         with self.state.main_process_first():  # what must be downloaded is downloaded once
             for spec in there.values():
-                spec.check(self.config.vae_name_or_path)
+                spec.check(self.config)
         for name, spec in there.items():
             if spec.kind == "results":
                 self.earlier_results(name)

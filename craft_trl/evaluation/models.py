@@ -32,6 +32,7 @@ from peft import get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from ..candidates.config import SamplingConfig
 from ..candidates.generation import load_network, load_pipeline
 from ..errors import UsageError
 from ..families import get_family
@@ -53,10 +54,10 @@ class Model(ModelSpec):
     A [`ModelSpec`] with what it names: its files, found and checked, and the pipeline made of them.
     """
 
-    def check(self, vae: str | None = None) -> None:
+    def check(self, drawing: SamplingConfig | None = None) -> None:
         """
-        Raise a [`UsageError`] unless the model is there and, if it is a part, fits the base model, and so does `vae`, the
-        Hub id or folder of another VAE. It loads no network, but downloads what it must look into: the configuration of a
+        Raise a [`UsageError`] unless the model is there and, if it is a part, fits the base model, and it can be drawn
+        from as `drawing` says. It loads no network, but downloads what it must look into: the configuration of a
         denoiser, and the file of a state dict or adapter.
         """
         whole = self.kind in ("pipeline", "results")
@@ -64,13 +65,13 @@ class Model(ModelSpec):
             raise UsageError(
                 f"Model {self.name}: a {self.kind} goes into a base that is a folder or on the Hub, and {self.base} is a file."
             )
-        check_model(*self.whole, vae)
+        check_model(*self.whole, drawing)
         if whole:
             return
         if self.kind == "lora":
             self.attach(self.empty_pipeline())
             return
-        if self.family.DENOISER != self.kind:
+        if self.family.denoiser != self.kind:
             raise UsageError(f"Model {self.name}: a {self.base_class.__name__} has no {self.kind}.")
         if self.path.is_file():
             given = {key: value.shape for key, value in self.state_dict().items()}
@@ -113,16 +114,16 @@ class Model(ModelSpec):
 
     @property
     def denoiser_class(self) -> type[nn.Module]:
-        return getattr(diffusers, self.base_files.components[self.family.DENOISER][1])
+        return getattr(diffusers, self.base_files.components[self.family.denoiser][1])
 
     def empty_denoiser(self) -> nn.Module:
         """The base model's denoiser without weights."""
-        return _on_meta(self.denoiser_class, self.base_files.json(f"{self.family.DENOISER}/config.json"))
+        return _on_meta(self.denoiser_class, self.base_files.json(f"{self.family.denoiser}/config.json"))
 
     def empty_pipeline(self) -> DiffusionPipeline:
         """The base model's pipeline without weights, and with nothing but what an adapter can be for."""
         parts = {name: None for name in (*self.base_files.components, *UNUSED) if name in self.base_files.index}
-        parts[self.family.DENOISER] = self.empty_denoiser()
+        parts[self.family.denoiser] = self.empty_denoiser()
         for name, (_, class_name) in self.base_files.networks.items():
             if name.startswith("text_encoder"):
                 network_class = getattr(transformers, class_name)
@@ -209,8 +210,8 @@ class Model(ModelSpec):
         what = f"Model {self.name}: {self.source} is not a LoRA for {self.base}"
         # Before anything of diffusers reads the file: what it cannot use it drops, with a warning at most.
         names = [name for name in read_header(self.path, self.source).shapes if not name.endswith(".alpha")]
-        if not any(name.startswith(f"{self.family.DENOISER}.") for name in self.lora_state_dict()[0]):
-            raise UsageError(f"{what}: it has nothing for a {self.family.DENOISER}.")
+        if not any(name.startswith(f"{self.family.denoiser}.") for name in self.lora_state_dict()[0]):
+            raise UsageError(f"{what}: it has nothing for a {self.family.denoiser}.")
         try:
             # diffusers and peft warn of what does not fit and go on without it, or log the error that they raise.
             with quiet_logs(logging.ERROR):

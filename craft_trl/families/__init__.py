@@ -14,31 +14,44 @@
 
 
 """
-Model families: all that differs between Stable Diffusion, SDXL and what comes after them.
+Model families: all that differs between Stable Diffusion, SDXL, Stable Diffusion 3, FLUX and what comes after them.
 
-A family is a module with the same few names: `PIPELINE`, the diffusers pipeline class it is for; `DENOISER`, the
-component that is trained; `LORA_TARGET_MODULES`; `REPEATED_BLOCKS`, the classes of which it is built over and over, for
-regional compilation; and the functions `encode_prompts`, `encode_empty_prompt`,
-`image_conditioning` and `predict`. Nothing outside this package may assume a UNet, four latent channels or a prompt of 77 tokens.
+A family is a subclass of [`Family`] in a module of `pipelines/`, found by being there. Nothing outside this package names a
+model, or assumes a UNet, four latent channels, a prompt of 77 tokens or integer timesteps.
 """
 
 import importlib
-from types import ModuleType
+import pkgutil
 
 from ..errors import UsageError
+from . import pipelines
+from .family import Family
 
 
-# Class name of the pipeline -> module. Imported when a model is there: naming families costs no import of PyTorch.
-FAMILIES = {
-    "StableDiffusionPipeline": "stable_diffusion",
-    "StableDiffusionXLPipeline": "stable_diffusion_xl",
-}
+def _find() -> dict[str, Family]:
+    modules = (
+        importlib.import_module(f"{pipelines.__name__}.{m.name}") for m in pkgutil.iter_modules(pipelines.__path__)
+    )
+    families = [
+        value()
+        for module in modules
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Family) and value.__module__ == module.__name__
+    ]
+    return {name: family for family in families for name in family.pipelines}
+
+
+# Class name of a pipeline -> its family.
+FAMILIES: dict[str, Family] = _find()
 # Components that are trained, in any family.
-DENOISERS = ("unet",)
+DENOISERS = ("unet", "transformer")
 
 
-def get_family(pipeline_class: str) -> ModuleType:
+def get_family(pipeline_class: str) -> Family:
     """Family of a pipeline, by its class name as `model_index.json` has it."""
     if pipeline_class not in FAMILIES:
-        raise UsageError(f"A {pipeline_class} is not supported. Supported are {', '.join(FAMILIES)}.")
-    return importlib.import_module(f".{FAMILIES[pipeline_class]}", __name__)
+        raise UsageError(
+            f"A {pipeline_class} is not supported. Supported are {', '.join(sorted(FAMILIES))}; another one is a file in "
+            "craft_trl/families/pipelines, see the documentation's page on families."
+        )
+    return FAMILIES[pipeline_class]

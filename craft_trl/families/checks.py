@@ -22,13 +22,19 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
 from ..errors import UsageError
 from ..sources import first_line
-from . import DENOISERS, FAMILIES
+from . import DENOISERS, Family, get_family
 from .files import VOCABULARIES, ModelFiles, find_files
+
+
+if TYPE_CHECKING:
+    from ..candidates.config import SamplingConfig
+    from ..trainer.diffusion_config import DiffusionConfig
 
 
 # Schedulers of DDPM's noise process: betas and discrete steps, which `DDPMScheduler` adds noise by in training. Not those
@@ -40,7 +46,14 @@ SCHEDULERS = (
     "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LCMScheduler", "LMSDiscreteScheduler", "PNDMScheduler",
     "SASolverScheduler", "TCDScheduler", "UniPCMultistepScheduler",
 )  # fmt: skip
-PREDICTION_TYPES = ("epsilon", "v_prediction")  # as craft_trl.losses knows them
+PREDICTION_TYPES = ("epsilon", "v_prediction")  # as craft_trl.noise knows them
+# Schedulers of rectified flow, the last two where their configuration says so.
+FLOW_SCHEDULERS = (
+    "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "DPMSolverMultistepScheduler",
+    "UniPCMultistepScheduler",
+)  # fmt: skip
+# What the names of checkpoints say that were distilled to draw in a few steps, where no configuration does.
+DISTILLED = re.compile(r"turbo|schnell|lightning|hyper|sprint|lcm|distill|dmd|[-_]flash", re.IGNORECASE)
 # What a UNet takes besides noisy latents is told by the number of its channels.
 CHANNELS = {5: "a depth-to-image model", 7: "an upscaler", 8: "an instruct-pix2pix model", 9: "an inpainting model"}
 # Weights that mean nothing without a scale or a table beside them, in ComfyUI's, bitsandbytes' and others' formats.
@@ -55,7 +68,12 @@ UNET_PARAMETER = re.compile(
 V_PREDICTION, ZERO_SNR = "v_pred", "ztsnr"
 
 
-def check_model(source: str, revision: str | None = None, vae: str | None = None, train: bool = False) -> None:
+def check_model(
+    source: str,
+    revision: str | None = None,
+    drawing: "SamplingConfig | None" = None,
+    train: "DiffusionConfig | bool" = False,
+) -> None:
     """
     Raise a [`UsageError`] unless `source` is a model that is drawn from, trained and judged rightly.
 
@@ -64,22 +82,96 @@ def check_model(source: str, revision: str | None = None, vae: str | None = None
             Folder of a pipeline, a single `.safetensors` file, or a pipeline on the Hub (or in its cache).
         revision (`str`, *optional*):
             Revision on the Hub.
-        vae (`str`, *optional*):
-            Folder or Hub id of another VAE to draw with.
-        train (`bool`, *optional*, defaults to `False`):
-            Whether the model is to be trained, which not every model is that can be drawn from.
+        drawing ([`SamplingConfig`], *optional*):
+            How it is to be drawn from.
+        train (`bool` or [`DiffusionConfig`], *optional*, defaults to `False`):
+            Whether the model is to be trained, which not every model is that can be drawn from, and how.
     """
     if revision is not None and Path(source).exists():
         raise UsageError(f"model_revision {revision}: {source} is here and not on the Hub: leave it out.")
     if Path(source).suffix == ".safetensors":
-        channels = check_single_file(read_header(Path(source)), train)
+        channels = check_single_file(read_header(Path(source)), bool(train))
+        beside = Path(source).parent
+        files = find_files(str(beside)) if (beside / "model_index.json").is_file() else None
     else:
         files = find_files(source, revision)
-        channels = check_configuration(files, train)
+        channels = check_configuration(files, bool(train))
         for path in itertools.chain.from_iterable(files.read_weights().values()):
             check_weights(source, read_header(path, source))
-    if vae is not None:
-        check_vae(vae, channels)
+    if drawing is not None and drawing.vae_name_or_path is not None:
+        family = get_family(files.index["_class_name"] if files else "StableDiffusionPipeline")
+        check_vae(drawing.vae_name_or_path, family, channels)
+    if files is not None and drawing is not None:
+        check_drawing(files, drawing)
+    if files is not None and train and not isinstance(train, bool):
+        check_training(files, train)
+
+
+def check_drawing(files: ModelFiles, config: "SamplingConfig") -> None:
+    """Raise a [`UsageError`] unless a pipeline can be drawn from in this way, and ignores none of it."""
+    family = get_family(files.index["_class_name"])
+    denoiser, vae = files.json(f"{family.denoiser}/config.json"), files.json("vae/config.json")
+    what = f"of a {files.index['_class_name']}"
+    multiple = family.size_multiple(vae)
+    for name in ("height", "width"):
+        value = getattr(config, name)
+        if value is not None and value % multiple:
+            raise UsageError(f"{name} {what} must be a multiple of {multiple}, got {value}.")
+    if not family.takes_guidance(denoiser, files.index) and config.guidance_scale > 1:
+        raise UsageError(
+            f"guidance_scale {config.guidance_scale}: {files.source} was distilled to draw without guidance, set it to 1."
+        )
+    if config.negative_prompt is not None and family.calls(config.guidance_scale) == 1:
+        raise UsageError(
+            f"negative_prompt {config.negative_prompt!r}: guidance_scale {config.guidance_scale:g} {what} leads away from "
+            "nothing, leave it out."
+        )
+    if config.guidance_rescale and not family.guidance_rescale:
+        raise UsageError(f"guidance_rescale {config.guidance_rescale}: the {files.index['_class_name']} has none.")
+    check_sequence_length(family, what, config.max_sequence_length)
+    if config.scheduler is not None:
+        known = SCHEDULERS if family.noise == "diffusion" else FLOW_SCHEDULERS[: 1 if family.own_sigmas else None]
+        if config.scheduler not in known:
+            raise UsageError(
+                f"scheduler {config.scheduler} is of another noise process than that {what}. Of that one are "
+                f"{', '.join(known)}."
+            )
+
+
+def check_training(files: ModelFiles, args: "DiffusionConfig") -> None:
+    """Raise a [`UsageError`] unless a pipeline's denoiser can be trained in this way, and ignores none of it."""
+    family = get_family(files.index["_class_name"])
+    denoiser = files.json(f"{family.denoiser}/config.json")
+    what = f"of a {files.index['_class_name']}"
+    name = Path(files.source).name
+    if not args.train_distilled and (DISTILLED.search(name) or family.is_distilled(denoiser, files.index)):
+        raise UsageError(
+            f"{files.source} seems to be distilled to draw in a few steps, which training on noised images undoes: train the "
+            "model it was made from, or set train_distilled: true."
+        )
+    for option in ("timestep_sampling", "timestep_shift"):
+        if family.noise == "diffusion" and (value := getattr(args, option)) is not None:
+            raise UsageError(f"{option} {value}: it is for models of flow matching, and this one is of diffusion.")
+    embedded = family.no_guidance is None and family.takes_guidance(denoiser, files.index)
+    if embedded and args.train_guidance_scale is None:
+        raise UsageError(
+            f"train_guidance_scale is missing: the guidance_scale {what} is an input of its denoiser. Set it to that which the "
+            "images were drawn with."
+        )
+    if not embedded and args.train_guidance_scale is not None:
+        raise UsageError(f"train_guidance_scale {args.train_guidance_scale}: the denoiser {what} has no such input.")
+    if not embedded and args.proportion_empty_prompts and family.no_guidance is None:
+        raise UsageError(
+            "proportion_empty_prompts: this model has no guidance that the empty prompt is for, set it to 0."
+        )
+    check_sequence_length(family, what, args.max_sequence_length)
+
+
+def check_sequence_length(family: Family, what: str, length: int | None) -> None:
+    if length is not None and family.max_sequence_length is None:
+        raise UsageError(
+            f"max_sequence_length {length}: the text encoders {what} read as much as their tokenizers say."
+        )
 
 
 @dataclass(frozen=True)
@@ -126,8 +218,10 @@ def check_configuration(files: ModelFiles, train: bool = False) -> int:
     """Raise a [`UsageError`] unless the parts of a pipeline are there and of a known kind; return the latents' channels."""
     what = f"Model {files.source}:"
     class_name = files.index["_class_name"]
-    if class_name not in FAMILIES:
-        raise UsageError(f"{what} A {class_name} is not supported. Supported are {', '.join(FAMILIES)}.")
+    try:
+        family = get_family(class_name)
+    except UsageError as error:
+        raise UsageError(f"{what} {error}") from error
     for name, (library, part) in files.components.items():
         if library not in ("diffusers", "transformers"):
             raise UsageError(f"{what} its {name} is a {part} of {library}, code of its own that is not run.")
@@ -137,18 +231,20 @@ def check_configuration(files: ModelFiles, train: bool = False) -> int:
                 raise UsageError(f"{what} {name}/tokenizer.json is missing, and so are vocab.json and merges.txt.")
     encoders = [name for name in files.components if name.startswith("text_encoder")]
     tokenizers = [name.replace("text_encoder", "tokenizer") for name in encoders or ["text_encoder"]]
-    denoiser = next((name for name in DENOISERS if name in files.components), DENOISERS[0])
+    denoiser = family.denoiser
     for name in (denoiser, "vae", "scheduler", *(encoders or ["text_encoder"]), *tokenizers):
         if name not in files.components:
             raise UsageError(f"{what} it has no {name}.")
-    if reason := foreign_scheduler(files.json("scheduler/scheduler_config.json")):
+    if reason := foreign_scheduler(files.json("scheduler/scheduler_config.json"), family.noise):
         raise UsageError(f"{what} {reason}")
     configs = {name: files.json(f"{name}/config.json") for name in files.networks}
     for name, config in configs.items():
         if config.get("quantization_config"):
             raise UsageError(f"{what} its {name} is quantised, and only whole weights are trained and compared.")
-    channels = check_autoencoder(files.source, configs["vae"], files.components["vae"][1])
-    if files.components[denoiser][1] == "UNet2DConditionModel":
+    channels = check_autoencoder(family, files.source, configs["vae"], files.components["vae"][1])
+    if denoiser == "transformer":
+        check_transformer(what, family, configs[denoiser], channels)
+    elif files.components[denoiser][1] == "UNet2DConditionModel":
         check_unet(what, configs[denoiser], channels, [configs[name] for name in encoders])
         if train and (size := configs[denoiser].get("time_cond_proj_dim")):
             raise UsageError(
@@ -158,10 +254,20 @@ def check_configuration(files: ModelFiles, train: bool = False) -> int:
     return channels
 
 
-def foreign_scheduler(config: Mapping) -> str | None:
-    """Why a scheduler's configuration does not describe a noise process that is drawn and trained rightly, if so."""
+def foreign_scheduler(config: Mapping, noise: str = "diffusion") -> str | None:
+    """
+    Why a scheduler's configuration does not describe the noise process that a family was trained on, `"diffusion"` or `"flow"`,
+    so that it is not drawn or trained rightly; `None` if it does.
+    """
     name = config.get("_class_name")
     prediction_type = config.get("prediction_type", "epsilon")  # older configurations do not name it
+    if noise == "flow":
+        if name in FLOW_SCHEDULERS and (name.startswith("FlowMatch") or prediction_type == "flow_prediction"):
+            return None
+        return (
+            f"its scheduler is {name} with prediction_type {prediction_type}, which is no flow matching, as models of its class "
+            f"are made for. Supported are {', '.join(FLOW_SCHEDULERS)}, the latter two with flow_prediction."
+        )
     flow = config.get("use_flow_sigmas") or config.get("timestep_type", "discrete") != "discrete"
     if name not in SCHEDULERS or flow:
         return (
@@ -178,6 +284,16 @@ def foreign_scheduler(config: Mapping) -> str | None:
                 f"its scheduler_config.json does not give {' and '.join(missing)}, so its noise process is not known."
             )
     return None
+
+
+def check_transformer(what: str, family: Family, config: Mapping, channels: int) -> None:
+    """Raise a [`UsageError`] unless a transformer takes the latents of its VAE and nothing besides."""
+    wanted, taken = channels * family.packing, config.get("in_channels", channels * family.packing)
+    if taken != wanted:
+        raise UsageError(
+            f"{what} its transformer takes {taken} channels, and the latents have {wanted}. Models that take an image, a mask or "
+            "a control besides are not supported."
+        )
 
 
 def check_unet(what: str, config: Mapping, channels: int, encoders: list[Mapping]) -> None:
@@ -212,18 +328,18 @@ def check_channels(what: str, taken: int, made: int, channels: int) -> None:
         raise UsageError(f"{what} a unet with {made} output channels is not supported, latents have {channels}.")
 
 
-def check_autoencoder(source: str, config: Mapping, class_name: str | None) -> int:
-    """Raise a [`UsageError`] unless a VAE is one that encodes and decodes as all here expects; return its channels."""
-    if class_name != "AutoencoderKL":
-        raise UsageError(f"Model {source}: its VAE is of class {class_name}. Supported is AutoencoderKL.")
-    return config.get("latent_channels", 4)
+def check_autoencoder(family: Family, source: str, config: Mapping, class_name: str | None) -> int:
+    """Raise a [`UsageError`] unless a VAE is one that encodes and decodes as its family expects; return its channels."""
+    if class_name != family.vae:
+        raise UsageError(f"Model {source}: its VAE is of class {class_name}. Supported is {family.vae}.")
+    return family.latent_channels(config)
 
 
-def check_vae(source: str, channels: int) -> None:
-    """Raise a [`UsageError`] unless `source` is the folder or Hub id of a VAE for latents of that many channels."""
+def check_vae(source: str, family: Family, channels: int) -> None:
+    """Raise a [`UsageError`] unless `source` is the folder or Hub id of a VAE of a family, for latents of that many channels."""
     files = find_files(source)
     config = files.json("config.json")
-    if (got := check_autoencoder(source, config, config.get("_class_name"))) != channels:
+    if (got := check_autoencoder(family, source, config, config.get("_class_name"))) != channels:
         raise UsageError(
             f"vae_name_or_path {source}: it is for latents of {got} channels, the model's have {channels}."
         )

@@ -90,8 +90,9 @@ class ModelFiles:
             return f" It is an adapter, which goes onto a model: `craft evaluate` takes it as NAME=lora:{self.source}."
         if "config.json" in self.names:
             class_name = self.json("config.json").get("_class_name") or "part of a model"
-            hint = f" `craft evaluate` takes a denoiser as NAME={DENOISERS[0]}:{self.source}."
-            return f" It is a {class_name} alone." + (hint if "UNet" in class_name else "")
+            kind = next((name for name in DENOISERS if name in class_name.lower()), None)
+            hint = f" `craft evaluate` takes a denoiser as NAME={kind}:{self.source}." if kind else ""
+            return f" It is a {class_name} alone.{hint}"
         files = sorted(name for name in self.names if name.endswith(".safetensors") and "/" not in name)
         return f" A single file is named itself, such as {self.folder / files[0]}." if files else ""
 
@@ -185,11 +186,12 @@ class ModelFiles:
     def model_max_length(self, tokenizer: str, stated: int) -> int:
         """
         How many tokens of a text the model reads: as many as its tokenizer states, and no more than its text encoder
-        has positions. A tokenizer that states nothing has 1e30, and 77 is the default of `CLIPTextConfig`.
+        has positions. A tokenizer that states nothing has 1e30, and 77 is the default of `CLIPTextConfig`; T5's positions are
+        relative.
         """
-        text_encoder = tokenizer.replace("tokenizer", "text_encoder")
-        positions = self.json(f"{text_encoder}/config.json").get("max_position_embeddings", 77)
-        return min(stated, positions)
+        config = self.json(f"{tokenizer.replace('tokenizer', 'text_encoder')}/config.json")
+        is_clip = config.get("model_type", "clip_text_model").startswith("clip")
+        return min(stated, config.get("max_position_embeddings", 77 if is_clip else stated))
 
 
 def find_files(source: str, revision: str | None = None) -> ModelFiles:

@@ -140,10 +140,10 @@ class Watching:
 
         judges = parse_rewards([*(config.guard_rewards or ()), *(config.held_out_rewards or ())])
         networks = [network for spec in judges for network in reward_networks(spec)]
-        frozen = meta.parameters() - meta.parameters(meta.family.DENOISER)
+        frozen = meta.parameters() - meta.parameters(meta.family.denoiser)
         # Of either kind the guidance may be off; a batch with it takes twice the memory.
         batch = 2 * min(args.per_device_train_batch_size, LARGEST_BATCH)
-        drawing = meta.weights() - meta.weights(meta.family.DENOISER)
+        drawing = meta.weights() - meta.weights(meta.family.denoiser)
         drawing += max(batch * counts.denoising.activations, counts.decoding.activations)
         judging = 4.0 * sum(network.parameters for network in networks)
         judging += 4.0 * RewardModel.batch_size * max((network.activations for network in networks), default=0)

@@ -161,7 +161,7 @@ def sampling_memory(
     """
     guided = 2 if config.guidance_scale > 1 else 1
     # The text encoders wait in the memory of the host meanwhile, and values are twice as wide, see `ImageGenerator`.
-    redrawing = 4 * meta.parameters(meta.family.DENOISER) + meta.weights("vae") + 2 * guided * denoising.activations
+    redrawing = 4 * meta.parameters(meta.family.denoiser) + meta.weights("vae") + 2 * guided * denoising.activations
     networks = {spec.name: (spec, reward_networks(spec)) for spec in specs}
     width = {
         name: BYTES[config.reward_dtype] if config.is_rounded(spec) else 4 for name, (spec, _) in networks.items()

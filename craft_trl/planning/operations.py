@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 
 import diffusers
 import torch
@@ -35,7 +34,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from ..candidates.config import SamplingConfig
 from ..errors import UsageError
-from ..families import get_family
+from ..families import Family, get_family
 from ..families.files import find_files
 from ..losses import per_sample_mse
 from ..rewards import RewardSpec
@@ -156,7 +155,7 @@ class MetaPipeline:
                 )
         files = find_files(source, revision)
         index = files.index
-        self.family: ModuleType = get_family(index["_class_name"])
+        self.family: Family = get_family(index["_class_name"])
         components: dict[str, object] = {}
         for name, entry in index.items():
             if name.startswith("_") or not isinstance(entry, (list, tuple)):
@@ -179,15 +178,15 @@ class MetaPipeline:
                     module = component_class(component_class.config_class.from_pretrained(origin, **where))
             # Not the classes' own `to`, which warns that weights that were loaded can be rounded. There are none.
             components[name] = nn.Module.to(module, dtype).eval().requires_grad_(False)
-        if dtype == torch.float16 and components["vae"].config.force_upcast:
+        if dtype == torch.float16 and components["vae"].config.get("force_upcast"):
             nn.Module.to(components["vae"], torch.float32)
         options = {"requires_safety_checker": False} if "safety_checker" in components else {}
         self.pipeline = getattr(diffusers, index["_class_name"])(**components, **options)
         for name, part in components.items():
-            if name.startswith("tokenizer") and part is not None:
+            if name.startswith("tokenizer") and hasattr(part, "model_max_length"):
                 part.model_max_length = files.model_max_length(name, part.model_max_length)
         self.modules = {name: part for name, part in components.items() if isinstance(part, nn.Module)}
-        self.denoiser: nn.Module = components[self.family.DENOISER]
+        self.denoiser: nn.Module = components[self.family.denoiser]
 
     def parameters(self, *names: str) -> int:
         """Number of parameters of components, by default of all."""
@@ -200,9 +199,7 @@ class MetaPipeline:
 
     def size(self, config: SamplingConfig) -> tuple[int, int]:
         """Height and width of an image in pixels."""
-        sample_size = self.denoiser.config.sample_size
-        sample_size = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
-        height, width = (side * self.pipeline.vae_scale_factor for side in sample_size)
+        height, width = self.family.size(self.denoiser.config, self.pipeline.vae.config)
         return config.height or height, config.width or width
 
     def calls(self, config: SamplingConfig) -> int:

@@ -55,11 +55,11 @@ class Planner:
     def __init__(self, recipes: RunRecipes, profile: Profile, gpu: GPU, pass_rate: float | None = None):
         self.recipes, self.profile, self.gpu = recipes, profile, gpu
         config = recipes.candidates
-        check_model(config.model_name_or_path, config.model_revision, config.vae_name_or_path)
-        check_model(recipes.train.model_name_or_path, recipes.train.model_revision, train=True)
+        check_model(config.model_name_or_path, config.model_revision, config)
+        check_model(recipes.train.model_name_or_path, recipes.train.model_revision, train=recipes.training)
         for spec in recipes.evaluation.model_specs.values():
             if spec.kind == "pipeline" and Path(spec.source) != Path(recipes.training.output_dir):
-                check_model(*spec.whole, recipes.evaluation.vae_name_or_path)
+                check_model(*spec.whole, recipes.evaluation)
         self.odds = simulate(config, pass_rate)
         self.assumed_pass_rate = pass_rate is None
         self.evaluation = Evaluation(recipes.evaluation)
@@ -99,7 +99,7 @@ class Planner:
             return precisions[how]
 
         meta = pipeline(config)
-        self.pipeline_parameters, self.denoiser_parameters = meta.parameters(), meta.parameters(meta.family.DENOISER)
+        self.pipeline_parameters, self.denoiser_parameters = meta.parameters(), meta.parameters(meta.family.denoiser)
         self.drawing = Drawing.of(config, meta, self.rewards)
         same = pipeline(evaluation) is meta and meta.size(evaluation) == self.drawing.size
         self.judging = Drawing.of(evaluation, pipeline(evaluation), specs, self.drawing.counts if same else None)
@@ -115,7 +115,7 @@ class Planner:
         self.watching = Watching.of(self.recipes, meta, counts)
         self.lora = None
         if train.use_peft:
-            modules = train.lora_target_modules or meta.family.LORA_TARGET_MODULES
+            modules = train.lora_target_modules or meta.family.lora_target_modules
             self.lora = lora_config(modules, train.lora_r)
         self.training, self.trained_parameters = meta.count_training(
             *self.drawing.size, checkpointing=bool(args.activation_checkpointing), lora=self.lora

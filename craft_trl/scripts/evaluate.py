@@ -50,7 +50,7 @@ def check(config: EvaluationConfig) -> None:
     config.load_prompts()
     for spec in config.model_specs.values():
         if spec.kind == "pipeline":
-            check_model(*spec.whole, config.vae_name_or_path)
+            check_model(*spec.whole, config)
     check_writable(Path(config.output_dir))
 
 

@@ -67,7 +67,7 @@ def make_stage(config: CandidatesConfig) -> Stage:
 
 def check(config: CandidatesConfig) -> None:
     """Find what is wrong before any work is done."""
-    check_model(config.model_name_or_path, config.model_revision, config.vae_name_or_path)
+    check_model(config.model_name_or_path, config.model_revision, config)
     config.check_scoring(parse_rewards(config.rewards))
 
 

@@ -65,7 +65,7 @@ COSMETIC = {
     "gradient_checkpointing_kwargs", "log_level", "logging_first_step", "logging_steps", "logging_strategy",
     "output_dir", "per_device_eval_batch_size", "per_device_train_batch_size", "project", "push_to_hub", "report_to",
     "resume_from_checkpoint", "run_name", "save_only_model", "save_steps", "save_strategy", "save_total_limit",
-    "torch_compile", "torch_compile_backend", "torch_compile_mode", "trackio_space_id", "use_cpu",
+    "torch_compile", "torch_compile_backend", "torch_compile_mode", "trackio_space_id", "train_distilled", "use_cpu",
     "validation_guidance_scale", "validation_num_inference_steps", "validation_prompts", "validation_steps",
 }  # fmt: skip
 
@@ -120,7 +120,7 @@ def check(
     training_args: "DiffusionConfig | None" = None,
 ) -> None:
     """Find what is wrong before any work is done."""
-    check_sources(train_args)
+    check_sources(train_args, training_args)
     if train_args.held_out_rewards:
         train_args.load_guard_prompts()
     if launch_args is not None and launch_args.accelerate_config is not None:
@@ -140,11 +140,11 @@ def is_single_file(train_args: TrainArguments) -> bool:
     return Path(train_args.model_name_or_path).suffix == ".safetensors"
 
 
-def check_sources(train_args: TrainArguments) -> None:
+def check_sources(train_args: TrainArguments, training_args: "DiffusionConfig | None" = None) -> None:
     """Raise a [`UsageError`] unless the model is there and can be trained as it is asked for."""
     if train_args.use_peft and is_single_file(train_args) and not train_args.lora_target_modules:
         raise UsageError("lora_target_modules is missing: a single file does not name its defaults.")
-    check_model(train_args.model_name_or_path, train_args.model_revision, train=True)
+    check_model(train_args.model_name_or_path, train_args.model_revision, train=training_args or True)
 
 
 def check_dataset(name: str) -> None:
@@ -153,14 +153,32 @@ def check_dataset(name: str) -> None:
         raise UsageError(f"Dataset {name}: there is no such folder. `craft filter` makes one.")
 
 
-def check_origin(dataset: Path, model: str) -> None:
-    """Raise a [`UsageError`] if the pool beside a dataset was drawn by another model: CRAFT trains on its own images."""
+def check_origin(dataset: Path, model: str, training_args: "DiffusionConfig") -> None:
+    """
+    Raise a [`UsageError`] if the pool beside a dataset was drawn by another model, or by the model in another way than it is
+    trained in: CRAFT trains on its own images.
+    """
     record = read_record(dataset.parent / "pool")
-    if record is not None and record["settings"]["model"] != model:
+    if record is None:
+        return
+    check_agreement(record["settings"]["sampling"], training_args)
+    if record["settings"]["model"] != model:
         raise UsageError(
             f"The images of {dataset} were drawn by another model: train the model_name_or_path that `craft generate` "
             "had, or generate again."
         )
+
+
+def check_agreement(sampling: dict, training_args: "DiffusionConfig") -> None:
+    """Raise a [`UsageError`] unless a denoiser is trained with the inputs that it drew with, see [`SamplingConfig.sampling`]."""
+    for option, trained in (
+        ("guidance_scale", training_args.train_guidance_scale),
+        ("max_sequence_length", training_args.max_sequence_length),
+    ):
+        drawn = sampling.get(option)
+        if drawn != trained and (option != "guidance_scale" or trained is not None):
+            name = "train_guidance_scale" if option == "guidance_scale" else option
+            raise UsageError(f"{name} is {trained}, and the images are drawn with {option} {drawn}: make them agree.")
 
 
 def check_checkpoint(folder: Path, settings: dict) -> None:
@@ -203,7 +221,7 @@ def main(
         target_modules = train_args.lora_target_modules
         if not target_modules:
             family = get_family(pipeline_class_of(train_args.model_name_or_path, train_args.model_revision))
-            target_modules = family.LORA_TARGET_MODULES
+            target_modules = family.lora_target_modules
         peft_config = lora_config(target_modules, train_args.lora_r, train_args.lora_alpha)
 
     settings = {
@@ -217,7 +235,7 @@ def main(
         settings["lora"] = [peft_config.r, peft_config.lora_alpha, sorted(target_modules)]
     if trainer_class is not CraftTrainer:
         settings["trainer"] = trainer_class._name
-    check_origin(Path(train_args.dataset_name), settings["model"])
+    check_origin(Path(train_args.dataset_name), settings["model"], training_args)
     if training_args.resume_from_checkpoint:
         check_checkpoint(Path(training_args.resume_from_checkpoint), settings)
     stage = Stage("train", training_args.output_dir, settings)

@@ -51,7 +51,7 @@ def copy_frozen(trainer: "DiffusionTrainer", folder: Path) -> None:
         source = Path(DiffusionPipeline.download(trainer.source, **options))
     dtype = str(next(trainer.model.parameters()).dtype).removeprefix("torch.")
     for name, value in trainer.model_index.items():
-        if not isinstance(value, (list, tuple)) or not (source / name).is_dir() or name == trainer.family.DENOISER:
+        if not isinstance(value, (list, tuple)) or not (source / name).is_dir() or name == trainer.family.denoiser:
             continue
         ignore = shutil.ignore_patterns("*.bin", "*.onnx*")
         shutil.copytree(source / name, folder / name, ignore=ignore, dirs_exist_ok=True)

@@ -24,7 +24,6 @@ from ..errors import UsageError
 from ..losses import (
     advantage_weighted_loss,
     advantage_weights,
-    denoising_target,
     min_snr_weights,
     per_sample_mse,
 )
@@ -90,12 +89,12 @@ class CraftTrainer(DiffusionTrainer):
         return_outputs: bool = False,
         num_items_in_batch: int | None = None,
     ) -> torch.Tensor:
-        """`L = mean_k A_k || eps_theta(x_t, t, c) - eps ||^2`, this micro-batch's part of it, a scalar."""
-        target = denoising_target(self.noise_scheduler, inputs["latents"], inputs["noise"], inputs["timesteps"])
+        """`L = mean_k A_k || f_theta(x_t, t, c) - target ||^2`, this micro-batch's part of it, a scalar."""
+        target = self.noise_process.target(inputs["latents"], inputs["noise"], inputs["timesteps"])
         denoising_loss = per_sample_mse(self.predict(model, inputs), target)  # (B,)
         self.log_metric("denoising_loss", denoising_loss, counted=inputs["advantage"] != 0)
         if self.args.snr_gamma is not None:
-            weights = min_snr_weights(self.noise_scheduler, inputs["timesteps"], self.args.snr_gamma)
+            weights = min_snr_weights(self.noise_process, inputs["timesteps"], self.args.snr_gamma)
             denoising_loss = weights * denoising_loss
         return self.batch_mean(
             advantage_weighted_loss(denoising_loss, inputs["advantage"], self.args.negative_advantages)

@@ -39,7 +39,7 @@ def denoiser_of(source: str, revision: str | None = None) -> tuple[type[ModelMix
     Class of a pipeline's denoiser, and the arguments by which its `from_pretrained` and `load_config` find it.
     """
     index = DiffusionPipeline.load_config(source, revision=revision)
-    name = get_family(index["_class_name"]).DENOISER
+    name = get_family(index["_class_name"]).denoiser
     denoiser_class = getattr(diffusers, index[name][1])
     part = {"pretrained_model_name_or_path": source, "subfolder": name, "revision": revision}
     return denoiser_class, part

@@ -60,10 +60,27 @@ class DiffusionConfig(BaseConfig):
         proportion_empty_prompts (`float`, *optional*, defaults to `0.0`):
             Chance that a sample is trained on the empty prompt instead of its own.
 
+        max_sequence_length (`int`, *optional*):
+            Tokens of a prompt that are read, of models whose pipelines take it. Defaults to the pipeline's own. As when the
+            images were drawn.
+        text_encoder_dtype (`"float32"`, `"bfloat16"` or `"float16"`, *optional*):
+            Precision in which prompts are encoded. Defaults to float32 for CLIP's encoders, and to bfloat16 for others,
+            which are several billion parameters.
+        train_guidance_scale (`float`, *optional*):
+            Of models whose denoiser takes the scale of guidance as an input: the one it is trained with, as when the images
+            were drawn.
+        train_distilled (`bool`, *optional*, defaults to `False`):
+            Train a model that was distilled to draw in a few steps, although it will need many again.
+
         > Parameters that control the loss
 
         snr_gamma (`float`, *optional*):
             Min-SNR weighting of the timesteps, usually 5. Defaults to none.
+        timestep_sampling (`"uniform"` or `"logit_normal"`, *optional*):
+            Of flow matching: how the noise levels are distributed before their shift. Defaults to `"uniform"`.
+        timestep_shift (`float`, *optional*):
+            Of flow matching: shift of the noise levels, see [`FlowNoise`]; 1 is none. Defaults to the one that the model's
+            scheduler draws with at the size of the images.
 
         > Parameters that control speed and memory
 
@@ -154,7 +171,38 @@ class DiffusionConfig(BaseConfig):
         metadata={"help": "Chance that a sample is trained on the empty prompt instead of its own."},
     )
 
+    max_sequence_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens of a prompt that are read, as when the images were drawn. Defaults to the pipeline's own."
+        },
+    )
+    text_encoder_dtype: Literal["float32", "bfloat16", "float16"] | None = field(
+        default=None,
+        metadata={
+            "help": "Precision in which prompts are encoded. Defaults to float32 for CLIP and to bfloat16 for others."
+        },
+    )
+    train_guidance_scale: float | None = field(
+        default=None,
+        metadata={
+            "help": "Of models whose denoiser takes the scale of guidance as an input: the one that the images were drawn with."
+        },
+    )
+    train_distilled: bool = field(
+        default=False,
+        metadata={
+            "help": "Train a model that was distilled to draw in a few steps, although it will need many again."
+        },
+    )
+
     # Parameters that control the loss
+    timestep_sampling: Literal["uniform", "logit_normal"] | None = field(
+        default=None, metadata={"help": "Of flow matching: how noise levels are distributed. Defaults to uniform."}
+    )
+    timestep_shift: float | None = field(
+        default=None, metadata={"help": "Of flow matching: shift of the noise levels. Defaults to the model's own."}
+    )
     snr_gamma: float | None = field(
         default=None, metadata={"help": "Min-SNR weighting of the timesteps, usually 5. Defaults to none."}
     )
@@ -227,8 +275,14 @@ class DiffusionConfig(BaseConfig):
             raise error if isinstance(error, UsageError) else UsageError(first_line(error)) from error
         if self.train_prompt not in ("original", "expanded"):
             raise UsageError(f"train_prompt must be 'original' or 'expanded', got {self.train_prompt!r}.")
-        if self.bf16_mode not in ("module", "autocast"):
-            raise UsageError(f"bf16_mode must be 'module' or 'autocast', got {self.bf16_mode!r}.")
+        for name, choices in (
+            ("bf16_mode", ("module", "autocast")),
+            ("timestep_sampling", (None, "uniform", "logit_normal")),
+            ("text_encoder_dtype", (None, "float32", "bfloat16", "float16")),
+        ):
+            if (value := getattr(self, name)) not in choices:
+                said = " or ".join(repr(choice) for choice in choices if choice)
+                raise UsageError(f"{name} must be {said}, got {value!r}.")
         # With several GPUs and no launcher the Trainer would wrap the model in `DataParallel`, which splits every
         # micro-batch anew and is slower than one GPU. Use one; `accelerate launch` uses all.
         if self.n_gpu > 1:

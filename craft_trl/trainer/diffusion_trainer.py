@@ -18,7 +18,7 @@
 import copy
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,11 @@ from typing import Any
 import diffusers
 import torch
 from datasets import Dataset
-from diffusers import DDPMScheduler, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from diffusers.training_utils import EMAModel
 from huggingface_hub import HfApi
 from peft import PeftConfig, PeftModel
+from safetensors import safe_open
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
@@ -37,18 +38,22 @@ from transformers.integrations import TensorBoardCallback, is_deepspeed_zero3_en
 from trl.trainer.base_trainer import _BaseTrainer
 
 from ..candidates.generation import load_pipeline
+from ..compilation import compile_blocks
 from ..devices import on_main_process
 from ..errors import UsageError
 from ..families import get_family
 from ..families.checks import check_model
+from ..families.files import find_files
 from ..filtering.dataset import validate
 from ..hub.cards import FACTS, model_card
 from ..hub.release import model_release
 from ..hub.upload import check_repository, upload
+from ..noise import NoiseProcess, noise_process
 from ..sources import model_hash
 from ..stages import fingerprint
 from .callbacks import DivergenceCallback, EMACallback, ModelFreeTensorBoardCallback, ValidationCallback
 from .checkpoints import (
+    PEFT_PREFIX,
     checkpoint_to_go_on_from,
     copy_frozen,
     load_adapter,
@@ -59,7 +64,6 @@ from .checkpoints import (
     save_weights,
     unpack_single_file,
 )
-from .compilation import compile_blocks
 from .denoiser import add_adapter, load_denoiser
 from .diffusion_config import DiffusionConfig
 from .facts import training_facts
@@ -115,7 +119,7 @@ class DiffusionTrainer(_BaseTrainer):
         optimizers: tuple[torch.optim.Optimizer | None, Any] = (None, None),
     ):
         # Checks, before anything is loaded
-        check_model(model, revision, train=True)
+        check_model(model, revision, train=args)
         check_available(args)
         prompt_column = "prompt" if args.train_prompt == "original" else "expanded_prompt"
         on_main_process(lambda: validate(train_dataset, prompt_column))
@@ -133,7 +137,6 @@ class DiffusionTrainer(_BaseTrainer):
         self.source = model
         self.model_index = DiffusionPipeline.load_config(model, revision=revision)
         self.family = get_family(self.model_index["_class_name"])
-        self.noise_scheduler = DDPMScheduler.from_pretrained(model, subfolder="scheduler", revision=revision)
         trained = denoiser = load_denoiser(model, revision)
         self.bf16_module = is_bfloat16_module(args)
         if args.channels_last:
@@ -143,12 +146,17 @@ class DiffusionTrainer(_BaseTrainer):
             torch.manual_seed(args.seed)  # the Trainer sets it too, but after the adapter has been drawn
             # Not `add_adapter` of diffusers: the Trainer does not recognise that and would save the full weights.
             trained = add_adapter(denoiser, peft_config)
+        for name, parameter in trained.named_parameters():
+            if name.removeprefix(PEFT_PREFIX).startswith(self.family.untrained(denoiser.config)):
+                parameter.requires_grad_(False)
         if args.activation_checkpointing:
             denoiser.enable_gradient_checkpointing(checkpoint_block if self.bf16_module else None)
         # The Trainer calls it by this name, which diffusers' models do not have.
         denoiser.activation_checkpointing_enable = _is_enabled_already
 
         # Data, encoded once
+        options = {"max_sequence_length": args.max_sequence_length, "guidance_scale": args.train_guidance_scale}
+        used = [options] if any(value is not None for value in options.values()) else []
         self.encoded = Path(args.output_dir) / "encoded.safetensors"
         with zero_init_disabled():
             encode_dataset(
@@ -157,13 +165,17 @@ class DiffusionTrainer(_BaseTrainer):
                 family=self.family,
                 load_frozen=lambda: self.load_frozen().to(args.device),
                 path=self.encoded,
-                fingerprint=fingerprint([train_dataset._fingerprint, prompt_column, model_hash(model, revision)]),
+                fingerprint=fingerprint(
+                    [train_dataset._fingerprint, prompt_column, model_hash(model, revision), *used]
+                ),
+                **options,
             )
+        self.noise_process = self._noise_process(args, denoiser.config)
         samples = TrainingSamples(
             self.encoded,
             advantages=weights,
             num_samples=args.max_steps * args.global_batch_size,
-            num_train_timesteps=self.noise_scheduler.config.num_train_timesteps,
+            draw_timestep=self.noise_process.draw,
             seed=args.seed,
             proportion_empty_prompts=args.proportion_empty_prompts,
         )
@@ -178,7 +190,7 @@ class DiffusionTrainer(_BaseTrainer):
             compute_in_bfloat16(denoiser)
             self.accelerator.native_amp = False  # `prepare` wraps the model in autocast wherever `bf16` is set
         if args.compile_blocks:
-            compile_blocks(denoiser, self.family.REPEATED_BLOCKS)
+            compile_blocks(denoiser, self.family.repeated_blocks)
         self._metrics: dict[str, torch.Tensor] = {}
         self.add_callback(DivergenceCallback())
         # Set by the guard: what to save instead of the last weights.
@@ -203,16 +215,30 @@ class DiffusionTrainer(_BaseTrainer):
         return advantages
 
     def predict(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The denoiser's output for the noised latents of a batch, shape `(B, C, H/8, W/8)`."""
-        noisy_latents = self.noise_scheduler.add_noise(inputs["latents"], inputs["noise"], inputs["timesteps"])
+        """What the denoiser says of the noised latents of a batch, shape `(B, C, h, w)`."""
+        noisy_latents = self.noise_process.add(inputs["latents"], inputs["noise"], inputs["timesteps"])
         # Cast here and nowhere else: right for a bfloat16 DeepSpeed module and for float32 parameters.
         dtype = self.model.dtype
         conditioning = {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
         return self.family.predict(model, noisy_latents.to(dtype), inputs["timesteps"], conditioning)
 
     def load_frozen(self) -> DiffusionPipeline:
-        """The pipeline without its denoiser, in float32 on the CPU."""
-        return load_pipeline(self.source, revision=self.revision, without=[self.family.DENOISER])
+        """The pipeline without its denoiser on the CPU: in float32, but for text encoders, see `text_encoder_dtype`."""
+        dtypes = {"default": torch.float32}
+        for name, (_, class_name) in find_files(self.source, self.revision).networks.items():
+            if name.startswith("text_encoder"):
+                # CLIP's are small. Beside them are language models of up to 24 billion parameters.
+                default = "float32" if class_name.startswith("CLIP") else "bfloat16"
+                dtypes[name] = getattr(torch, self.args.text_encoder_dtype or default)
+        return load_pipeline(self.source, dtypes, self.revision, without=[self.family.denoiser])
+
+    def _noise_process(self, args: DiffusionConfig, denoiser: Mapping[str, Any]) -> NoiseProcess:
+        """The noise process of the model, with the shift of its noise levels at the size of the encoded images."""
+        scheduler = find_files(self.source, self.revision).json("scheduler/scheduler_config.json")
+        with safe_open(self.encoded, "pt") as file:
+            height, width = file.get_slice("latent_mean").get_shape()[-2:]
+        log_shift = self.family.log_shift(scheduler, height * width // self.family.patch**2)
+        return noise_process(scheduler, log_shift, args.timestep_sampling, args.timestep_shift)
 
     def batch_mean(self, losses: torch.Tensor) -> torch.Tensor:
         """
@@ -346,17 +372,17 @@ class DiffusionTrainer(_BaseTrainer):
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if isinstance(model, PeftModel):
             pipeline_class = getattr(diffusers, self.model_index["_class_name"])
-            save_adapter(model, state_dict, folder, pipeline_class, self.family.DENOISER)
+            save_adapter(model, state_dict, folder, pipeline_class, self.family.denoiser)
         else:
-            save_weights(model, state_dict, folder / self.family.DENOISER)
+            save_weights(model, state_dict, folder / self.family.denoiser)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         # The Trainer looks for weights at the root of the checkpoint. Under DeepSpeed it loads its own and not these.
         model = self.model if model is None else model
         if isinstance(model, PeftModel):
-            load_adapter(model, Path(resume_from_checkpoint), self.family.DENOISER)
+            load_adapter(model, Path(resume_from_checkpoint), self.family.denoiser)
         else:
-            load_weights(model, Path(resume_from_checkpoint) / self.family.DENOISER)
+            load_weights(model, Path(resume_from_checkpoint) / self.family.denoiser)
 
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None

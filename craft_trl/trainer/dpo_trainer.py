@@ -28,9 +28,10 @@ from torch import nn
 from transformers import TrainerCallback
 
 from ..errors import UsageError
+from ..families.latents import normalise
 from ..filtering.dataset import check_image_column
 from ..filtering.images import TrainingImages
-from ..losses import denoising_target, per_sample_mse
+from ..losses import per_sample_mse
 from .denoiser import load_denoiser
 from .diffusion_trainer import DiffusionTrainer
 from .dpo_config import DiffusionDPOConfig
@@ -76,10 +77,10 @@ class PairSamples(TrainingSamples):
     def __getitem__(self, k: int) -> dict[str, torch.Tensor]:
         sample = super().__getitem__(k)
         row = len(self.advantages) + self.row(k)
-        mean, std = self.encoded["latent_mean"][row], self.encoded["latent_std"][row]  # (C, H/8, W/8)
+        mean, std = self.encoded["latent_mean"][row], self.encoded["latent_std"][row]  # (C, h, w)
         posterior_noise = np.random.default_rng((self.seed, 2, k)).standard_normal(mean.shape, dtype=np.float32)
         latents = mean.float() + std.float() * torch.from_numpy(posterior_noise)
-        return sample | {"rejected_latents": self.scale(latents)}
+        return sample | {"rejected_latents": normalise(latents, self.statistics)}
 
 
 class DiffusionDPOTrainer(DiffusionTrainer):
@@ -129,7 +130,7 @@ class DiffusionDPOTrainer(DiffusionTrainer):
             self.encoded,
             torch.ones(len(train_dataset)),
             samples.num_samples,
-            samples.num_train_timesteps,
+            samples.draw_timestep,
             samples.seed,
             samples.proportion_empty_prompts,
         )
@@ -152,7 +153,7 @@ class DiffusionDPOTrainer(DiffusionTrainer):
         rejected_latents = inputs["rejected_latents"]
         images = {n: torch.cat([v, v]) for n, v in inputs.items() if n != "rejected_latents"}  # (2B, ...)
         images["latents"] = torch.cat([inputs["latents"], rejected_latents])
-        target = denoising_target(self.noise_scheduler, images["latents"], images["noise"], images["timesteps"])
+        target = self.noise_process.target(images["latents"], images["noise"], images["timesteps"])
         errors = per_sample_mse(self.predict(model, images), target)  # (2B,)
         reference_errors = per_sample_mse(self.predict_reference(images), target)
         losses = diffusion_dpo_loss(*errors.chunk(2), *reference_errors.chunk(2), self.args.beta)  # (B,)
@@ -162,7 +163,7 @@ class DiffusionDPOTrainer(DiffusionTrainer):
 
     @torch.no_grad()
     def predict_reference(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """What the reference model predicts, shape `(B, C, H/8, W/8)`."""
+        """What the reference model predicts, shape `(B, C, h, w)`."""
         model = self.accelerator.unwrap_model(self.model)
         if isinstance(model, PeftModel):
             with model.disable_adapter():

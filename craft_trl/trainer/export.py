@@ -54,7 +54,7 @@ def export_pipeline(model: str, output: Path, format: str, dtype: str | None = N
     files = find_files(model)
     pipeline_class = files.index["_class_name"]
     family = get_family(pipeline_class)
-    held = files.weights(family.DENOISER, "diffusers")
+    held = files.weights(family.denoiser, "diffusers")
     # Without a dtype diffusers loads everything in float32, whatever is in the files.
     dtype = dtype or stored_dtype(files.folder / held.get(files.variant, held.get(None))[0])
     pipeline = DiffusionPipeline.from_pretrained(model, dtype=dtype, variant=files.variant, use_safetensors=True)

@@ -75,8 +75,8 @@ def compute_in_bfloat16(module: nn.Module) -> None:
         return tensor.to(torch.bfloat16)
 
     def is_feature_map(value: Any) -> bool:
-        # Timesteps and micro-conditioning, of one or two dimensions, are embedded in float32 before they are cast.
-        return torch.is_tensor(value) and value.is_floating_point() and value.ndim > 2
+        # Timesteps, of one dimension, are embedded in float32 before they are cast. Micro-conditioning is integers.
+        return torch.is_tensor(value) and value.is_floating_point() and value.ndim > 1
 
     @functools.wraps(function)
     def bfloat16_forward(*args, **kwargs) -> Any:

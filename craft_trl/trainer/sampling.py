@@ -70,23 +70,36 @@ def sample(
             cast(part, torch.bfloat16 if trainer.bf16_module else denoiser.dtype)
     pipeline.to(trainer.args.device)
     # After the cast, which would take the denoiser's float32 parameters with it.
-    pipeline.register_modules(**{trainer.family.DENOISER: denoiser.eval()})
+    pipeline.register_modules(**{trainer.family.denoiser: denoiser.eval()})
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.vae.enable_slicing()  # decodes one image at a time, as several take several times the memory
+    if pipeline.vae.dtype == torch.float16 and pipeline.vae.config.get("force_upcast"):
+        cast(pipeline.vae, torch.float32)  # as [`ImageGenerator`] does
+    family, length = trainer.family, trainer.args.max_sequence_length
     latent_size = trainer.train_dataset.encoded["latent_mean"].shape[-2:]
-    height, width = (side * pipeline.vae_scale_factor for side in latent_size)
+    height, width = (side * family.pixels_per_latent(pipeline.vae.config) for side in latent_size)
+    negative = family.encode_empty_prompt(pipeline, length)
     own, images = filled[trainer.args.process_index * share :][:share], []
     # A batch that the training has room for. Each is a call of the denoiser, whose parameters ZeRO-3 gathers every time.
     size = min(trainer.args.per_device_train_batch_size, LARGEST_BATCH)
     for start in range(0, share, size):
         batch = own[start : start + size]
-        images += pipeline(
-            [prompt for prompt, _ in batch],
+        positive = family.encode_prompts(pipeline, [prompt for prompt, _ in batch], length)
+        latents = pipeline(
+            **family.arguments(
+                positive,
+                {name: value.expand(len(batch), *value.shape[1:]) for name, value in negative.items()},
+                guidance_scale,
+            ),
             num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
             height=height,
             width=width,
             generator=[torch.Generator().manual_seed(seed) for _, seed in batch],
+            output_type="latent",
         ).images
+        for latent in latents.to(pipeline.vae.dtype).split(
+            1
+        ):  # one at a time, as several take several times the memory
+            pixels = family.decode_latents(pipeline, latent, height, width)
+            images += pipeline.image_processor.postprocess(pixels, output_type="pil")
     model.train(was_training)
     return gather_object(images)[: len(wanted)]

@@ -20,7 +20,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,6 +33,8 @@ from torch.utils.data import Sampler
 
 from ..devices import on_all_processes, on_main_process, process_state
 from ..errors import UsageError
+from ..families import Family
+from ..families.latents import normalise, stack
 from ..filtering.images import TrainingImages
 from ..progress import progress_bar
 from .checkpoints import order_metadata
@@ -46,10 +47,12 @@ if TYPE_CHECKING:
 def encode_dataset(
     dataset: Dataset,
     prompt_column: str,
-    family: ModuleType,
+    family: Family,
     load_frozen: Callable[[], DiffusionPipeline],
     path: Path,
     fingerprint: str,
+    max_sequence_length: int | None = None,
+    guidance_scale: float | None = None,
 ) -> None:
     """
     Encode all images and prompts into a safetensors file, unless it is there with this fingerprint.
@@ -64,21 +67,26 @@ def encode_dataset(
             Rows with `image` and the prompt.
         prompt_column (`str`):
             Column of the prompt to train on.
-        family (`ModuleType`):
-            Model family, see [`families`].
+        family ([`Family`]):
+            Model family.
         load_frozen (`Callable[[], DiffusionPipeline]`):
             Loads the VAE and the text encoders. They are dropped before this function returns.
         path (`Path`):
             File to write.
         fingerprint (`str`):
-            What identifies dataset and model.
+            What identifies dataset, model and the options below.
+        max_sequence_length (`int`, *optional*):
+            Tokens of a prompt that are read. Defaults to the pipeline's own.
+        guidance_scale (`float`, *optional*):
+            Scale of a guidance that is an input of the denoiser.
     """
     if on_main_process(lambda: _holds(path, fingerprint)):
         return
     state = process_state()
     parts = [path.with_suffix(f".part-{rank}") for rank in range(state.num_processes)]
     own = parts[state.process_index]
-    on_all_processes(lambda: _encode_share(dataset, prompt_column, family, load_frozen, own, state))
+    options = max_sequence_length, guidance_scale
+    on_all_processes(lambda: _encode_share(dataset, prompt_column, family, load_frozen, own, state, *options))
 
     def join() -> None:
         tensors: dict[str, list[torch.Tensor]] = {}
@@ -88,7 +96,7 @@ def encode_dataset(
         with safe_open(own, "pt") as file:
             metadata = {"fingerprint": fingerprint, **file.metadata()}
         temporary = path.with_suffix(".tmp")
-        save_file({name: torch.cat(values) for name, values in tensors.items()}, temporary, metadata)
+        save_file({name: torch.cat(_of_one_length(values)) for name, values in tensors.items()}, temporary, metadata)
         order_metadata(temporary)
         temporary.replace(path)
         for part in parts:
@@ -104,13 +112,26 @@ def _holds(path: Path, fingerprint: str) -> bool:
         return file.metadata()["fingerprint"] == fingerprint
 
 
+def _of_one_length(parts: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Texts of several processes, `(N, T, ...)`, each as long as the longest of its own, filled up with zeros to the longest of all."""
+    longest = max(part.shape[1:2] for part in parts)
+    return [
+        torch.cat([part, part.new_zeros(len(part), longest[0] - part.shape[1], *part.shape[2:])], dim=1)
+        if part.shape[1:2] < longest
+        else part
+        for part in parts
+    ]
+
+
 def _encode_share(
     dataset: Dataset,
     prompt_column: str,
-    family: ModuleType,
+    family: Family,
     load_frozen: Callable[[], DiffusionPipeline],
     path: Path,
     state: "PartialState",
+    max_sequence_length: int | None,
+    guidance_scale: float | None,
 ) -> None:
     """Encode this process's share of the images and prompts, neighbours all, so that the shares need only be joined."""
 
@@ -118,7 +139,9 @@ def _encode_share(
         return np.array_split(np.arange(count), state.num_processes)[state.process_index].tolist()
 
     pipeline = load_frozen()
-    vae = pipeline.vae
+    vae, denoiser = pipeline.vae, getattr(pipeline, family.denoiser)
+    encode = torch.no_grad()(lambda texts: family.encode_prompts(pipeline, texts, max_sequence_length))
+    encode_empty = torch.no_grad()(lambda: family.encode_empty_prompt(pipeline, max_sequence_length))
     prompts = list(dict.fromkeys(dataset[prompt_column]))
     numbers = {prompt: number for number, prompt in enumerate(prompts)}
     rows: dict[str, list[torch.Tensor]] = {}
@@ -126,28 +149,30 @@ def _encode_share(
     # One at a time: an encoding depends on its image or prompt alone, not on what it was batched with. Each leaves the device
     # at once, where thousands would take the room of the model that is to be trained.
     for number in progress_bar(share(len(prompts)), desc="Encoding prompts", unit="prompt", **shown):
-        for name, value in family.encode_prompts(pipeline, [prompts[number]]).items():
+        for name, value in encode([prompts[number]]).items():
             rows.setdefault(f"prompt/{name}", []).append(value[0].cpu())
     if state.is_last_process:
-        for name, value in family.encode_empty_prompt(pipeline).items():
+        for name, value in encode_empty().items():
             rows.setdefault(f"prompt/{name}", []).append(value[0].cpu())
     images, image_prompts = TrainingImages(dataset), dataset[prompt_column]
     for number in progress_bar(share(len(dataset)), desc="Encoding images", unit="image", **shown):
         image = images[number]
         pixels = pipeline.image_processor.preprocess(image).to(vae.device, vae.dtype)  # (1, 3, H, W) in [-1, 1]
         with torch.no_grad():
-            posterior = vae.encode(pixels).latent_dist
-        rows.setdefault("latent_mean", []).append(posterior.mean[0].cpu())
-        rows.setdefault("latent_std", []).append(posterior.std[0].cpu())
+            mean, std = family.encode_images(pipeline, pixels)
+        rows.setdefault("latent_mean", []).append(mean[0].cpu())
+        rows.setdefault("latent_std", []).append(std[0].cpu())
         rows.setdefault("prompt_index", []).append(torch.tensor(numbers[image_prompts[number]]))
-        for name, value in family.image_conditioning(image.height, image.width).items():
+        given = (image.height, image.width, guidance_scale)
+        for name, value in family.image_conditioning(denoiser.config, *given).items():
             rows.setdefault(f"image/{name}", []).append(value)
-    metadata = {"scaling_factor": str(vae.config.scaling_factor), "shift_factor": str(vae.config.shift_factor or 0.0)}
-    for name in ("latents_mean", "latents_std"):
-        if vae.config.get(name) is not None:
-            metadata[name] = json.dumps(list(vae.config[name]))
+    metadata = {name: json.dumps(value) for name, value in family.latent_statistics(vae).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: torch.stack(values).contiguous() for name, values in rows.items()}, path, metadata)
+    # Texts of different lengths are filled up with zeros.
+    stacked = {
+        name: stack(values) if name.startswith("prompt/") else torch.stack(values) for name, values in rows.items()
+    }
+    save_file({name: values.contiguous() for name, values in stacked.items()}, path, metadata)
 
 
 class TrainingSamples(TorchDataset):
@@ -166,8 +191,8 @@ class TrainingSamples(TorchDataset):
             Weight of each row in the loss.
         num_samples (`int`):
             Length of the stream.
-        num_train_timesteps (`int`):
-            Number of diffusion steps.
+        draw_timestep (`Callable[[np.random.Generator], torch.Tensor]`):
+            Draws a timestep, see [`noise_process`].
         seed (`int`):
             Seed of the stream.
         proportion_empty_prompts (`float`, *optional*, defaults to `0.0`):
@@ -179,21 +204,16 @@ class TrainingSamples(TorchDataset):
         path: Path,
         advantages: torch.Tensor,
         num_samples: int,
-        num_train_timesteps: int,
+        draw_timestep: Callable[[np.random.Generator], torch.Tensor],
         seed: int,
         proportion_empty_prompts: float = 0.0,
     ):
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
-        self.scaling_factor, self.shift_factor = float(metadata["scaling_factor"]), float(metadata["shift_factor"])
-        # Of VAEs that have them, such as that of Playground v2.5: mean and deviation of each channel.
-        self.statistics = [
-            torch.tensor(json.loads(metadata[name])).view(-1, 1, 1) if name in metadata else default
-            for name, default in (("latents_mean", 0.0), ("latents_std", 1.0))
-        ]
+        self.statistics = {name: json.loads(value) for name, value in metadata.items() if name != "fingerprint"}
         self.encoded = load_file(path)
         self.advantages = advantages
-        self.num_samples, self.num_train_timesteps, self.seed = num_samples, num_train_timesteps, seed
+        self.num_samples, self.draw_timestep, self.seed = num_samples, draw_timestep, seed
         self.proportion_empty_prompts = proportion_empty_prompts
         self.order: tuple[int, np.ndarray] = (-1, np.empty(0))
 
@@ -207,18 +227,13 @@ class TrainingSamples(TorchDataset):
             self.order = epoch, np.random.default_rng((self.seed, 1, epoch)).permutation(len(self.advantages))
         return int(self.order[1][position])
 
-    def scale(self, latents: torch.Tensor) -> torch.Tensor:
-        """What the VAE encodes, of shape `(C, H/8, W/8)`, as the denoiser sees it: the inverse of what is done before decoding."""
-        mean, std = self.statistics
-        return (latents - self.shift_factor - mean) * self.scaling_factor / std
-
     def __getitem__(self, k: int) -> dict[str, torch.Tensor]:
         row = self.row(k)
         rng = np.random.default_rng((self.seed, 0, k))
-        mean, std = self.encoded["latent_mean"][row], self.encoded["latent_std"][row]  # (C, H/8, W/8)
+        mean, std = self.encoded["latent_mean"][row], self.encoded["latent_std"][row]  # (C, h, w)
         posterior_noise, noise = torch.from_numpy(rng.standard_normal((2, *mean.shape), dtype=np.float32))
         latents = mean.float() + std.float() * posterior_noise
-        timestep = int(rng.integers(self.num_train_timesteps))
+        timestep = self.draw_timestep(rng)
         # The empty prompt is the last one encoded.
         prompt = -1 if rng.random() < self.proportion_empty_prompts else self.encoded["prompt_index"][row]
         conditioning = {
@@ -227,9 +242,9 @@ class TrainingSamples(TorchDataset):
             if "/" in name
         }
         return {
-            "latents": self.scale(latents),
+            "latents": normalise(latents, self.statistics),
             "noise": noise,
-            "timesteps": torch.tensor(timestep),
+            "timesteps": timestep,
             "advantage": self.advantages[row],
             **conditioning,
         }

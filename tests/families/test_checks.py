@@ -132,9 +132,9 @@ FOLDERS = {
     "no vocabulary": (unlink("tokenizer/tokenizer.json"), "tokenizer/tokenizer.json is missing, and so are vocab.json"),
     "own code": (index(unet=["my_unet", "MyUNet"]), "its unet is a MyUNet of my_unet, code of its own that is not run"),
     "own pipeline": (index(_class_name=["pipeline", "Mine"]), "model_index.json does not describe a diffusers pipeline"),
-    "flux": (
-        index(_class_name="FluxPipeline"),
-        "A FluxPipeline is not supported. Supported are StableDiffusionPipeline, StableDiffusionXLPipeline",
+    "wan": (
+        index(_class_name="WanPipeline"),
+        "A WanPipeline is not supported. Supported are .*StableDiffusionPipeline, StableDiffusionXLPipeline",
     ),
     "quantised": (config("unet", quantization_config={"quant_method": "bitsandbytes"}), "its unet is quantised"),
     "scaled fp8": (lambda folder: rewrite(folder, UNET, scaled), r"weights are quantised \(conv_in.scale_weight\)"),
@@ -326,14 +326,14 @@ def test_stable_diffusion_2_does_not_say_what_it_predicts(tmp_path):
 def test_another_vae(tiny, tmp_path):
     model, vae = str(tiny / "pipeline"), tmp_path / "vae"
     shutil.copytree(tiny / "pipeline" / "vae", vae)
-    check_model(model, vae=str(vae))
+    check_model(model, drawing=SamplingConfig(vae_name_or_path=str(vae)))
     edit(tmp_path, "vae/config.json", latent_channels=16)
     with pytest.raises(UsageError, match="it is for latents of 16 channels, the model's have 4"):
-        check_model(model, vae=str(vae))
+        check_model(model, drawing=SamplingConfig(vae_name_or_path=str(vae)))
     edit(tmp_path, "vae/config.json", latent_channels=4)
     (vae / "diffusion_pytorch_model.safetensors").rename(vae / "diffusion_pytorch_model.bin")
     with pytest.raises(UsageError, match="There is diffusion_pytorch_model.bin, and only safetensors are read"):
-        check_model(model, vae=str(vae))
+        check_model(model, drawing=SamplingConfig(vae_name_or_path=str(vae)))
 
 
 def test_a_revision_of_what_is_here(tiny):

@@ -20,7 +20,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from craft_trl import CraftTrainer, ImageGenerator, SamplingConfig
 from craft_trl.errors import UsageError
-from craft_trl.families import get_family, stable_diffusion, stable_diffusion_xl
+from craft_trl.families import get_family
 from craft_trl.losses import per_sample_mse
 
 from ..helpers import config, make_dataset, weights
@@ -42,7 +42,7 @@ def test_generate_train_save_and_load(source, tmp_path):
     ] * 2
 
     trainer = CraftTrainer(str(folder), config(tmp_path, learning_rate=1e-3), make_dataset([1.0] * 4))
-    assert trainer.noise_scheduler.config.prediction_type == prediction_type
+    assert trainer.noise_process.prediction_type == prediction_type
     before = weights(trainer)
     trainer.train()
     after = weights(trainer)
@@ -60,7 +60,7 @@ def test_the_loss_is_the_error_of_what_the_model_predicts(source, tmp_path):
     trainer = CraftTrainer(str(folder), config(tmp_path), make_dataset([1.0] * 4))
     samples = [trainer.train_dataset[k] for k in range(4)]
     batch = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
-    alpha_bar = trainer.noise_scheduler.alphas_cumprod[batch["timesteps"]].view(-1, 1, 1, 1)
+    alpha_bar = trainer.noise_process.scheduler.alphas_cumprod[batch["timesteps"]].view(-1, 1, 1, 1)
     noisy = alpha_bar.sqrt() * batch["latents"] + (1 - alpha_bar).sqrt() * batch["noise"]
     target = batch["noise"]
     if prediction_type == "v_prediction":
@@ -79,7 +79,7 @@ def test_the_loss_is_the_error_of_what_the_model_predicts(source, tmp_path):
 def test_empty_prompt_of_sdxl(tiny, force_zeros):
     pipeline = make_pipeline("sdxl", "epsilon", tiny)
     pipeline.register_to_config(force_zeros_for_empty_prompt=force_zeros)
-    empty = stable_diffusion_xl.encode_empty_prompt(pipeline)
+    empty = get_family("StableDiffusionXLPipeline").encode_empty_prompt(pipeline)
     assert empty["prompt_embeds"].any().item() is not force_zeros
     # As the pipeline itself has it for a missing negative prompt.
     _, negative, _, negative_pooled = pipeline.encode_prompt("a fox")
@@ -90,11 +90,14 @@ def test_empty_prompt_of_sdxl(tiny, force_zeros):
 def test_empty_prompt_of_stable_diffusion(tiny):
     pipeline = make_pipeline("sd", "epsilon", tiny)
     _, negative = pipeline.encode_prompt("a fox", "cpu", 1, True)
-    torch.testing.assert_close(stable_diffusion.encode_empty_prompt(pipeline)["prompt_embeds"], negative)
+    torch.testing.assert_close(
+        get_family("StableDiffusionPipeline").encode_empty_prompt(pipeline)["prompt_embeds"], negative
+    )
 
 
 def test_unknown_family():
     with pytest.raises(
-        UsageError, match="A FluxPipeline is not supported. Supported are StableDiffusionPipeline, Stable"
+        UsageError,
+        match=r"A WanPipeline is not supported\. Supported are .*StableDiffusionPipeline, .*craft_trl/families/pipelines",
     ):
-        get_family("FluxPipeline")
+        get_family("WanPipeline")

@@ -95,7 +95,7 @@ class TestLoss:
         reference = UNet2DConditionModel.from_pretrained(tiny / "pipeline", subfolder="unet")
         latents = torch.cat([batch["latents"], batch["rejected_latents"]])
         noise, timesteps = batch["noise"].repeat(2, 1, 1, 1), batch["timesteps"].repeat(2)
-        noisy = trainer.noise_scheduler.add_noise(latents, noise, timesteps)
+        noisy = trainer.noise_process.add(latents, noise, timesteps)
         added = {"text_embeds": batch["pooled_prompt_embeds"].repeat(2, 1), "time_ids": batch["time_ids"].repeat(2, 1)}
         errors = []
         for unet in (trainer.model, reference):
