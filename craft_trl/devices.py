@@ -103,6 +103,18 @@ def on_all_processes(work: Callable[[], T]) -> list[T]:
     return [result for result, _ in outcomes]
 
 
+def main_process_first(work: Callable[[], T]) -> T:
+    """
+    What `work` returns on this process, done by the main one before the others begin: it downloads, or mends, what the others then
+    find. All must call this; an error ends all, see [`on_all_processes`].
+    """
+    done: list[T] = []
+    is_main = process_state().is_main_process
+    for turn in (is_main, not is_main):
+        on_all_processes(lambda turn=turn: done.append(work()) if turn else None)
+    return done[0]
+
+
 def on_main_process(work: Callable[[], T]) -> T:
     """What `work` returns on the main process, for all: see [`on_all_processes`]."""
     is_main = process_state().is_main_process

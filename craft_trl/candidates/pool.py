@@ -172,7 +172,7 @@ class CandidatePool:
                 table = self._read_whole(shard, [*_KEY, _IMAGE])
                 if table is None:
                     raise UsageError(
-                        f"{shard} is damaged and set aside: run the command that filled {self.folder} again, which makes "
+                        f"{shard} was damaged and is set aside as {shard.with_suffix('.damaged').name}: run the command that filled {self.folder} again, which makes "
                         "its images again, then this one."
                     )
                 rows = {k: image["bytes"] for k, image in zip(_keys(table), table[_IMAGE].to_pylist(), strict=True)}

@@ -35,7 +35,7 @@ from ..candidates.drawing import fill_pool
 from ..candidates.generation import ImageGenerator
 from ..candidates.pool import CandidatePool, Key
 from ..candidates.turns import load_reward
-from ..devices import on_main_process, process_state
+from ..devices import main_process_first, on_main_process, process_state
 from ..errors import UsageError
 from ..expansion import PromptExpander
 from ..progress import progress_bar
@@ -114,9 +114,8 @@ class Evaluation:
             for name, spec in self.models.items()
             if yet_to_come is None or Path(spec.source) != Path(yet_to_come)
         }
-        with self.state.main_process_first():  # what must be downloaded is downloaded once
-            for spec in there.values():
-                spec.check(self.config)
+        # What must be downloaded is downloaded once.
+        main_process_first(lambda: [spec.check(self.config) for spec in there.values()])
         for name, spec in there.items():
             if spec.kind == "results":
                 self.earlier_results(name)
@@ -256,8 +255,8 @@ class Evaluation:
 
     def _load(self, name: str, device: torch.device | str) -> Reward:
         """A judge, ready to score."""
-        with self.state.main_process_first():  # what must be downloaded is downloaded once
-            reward = load_reward(self.specs[name], self.config, device)
+        # What must be downloaded is downloaded once.
+        reward = main_process_first(lambda: load_reward(self.specs[name], self.config, device))
         if isinstance(reward, GenEval):
             reward.metadata = self.prompt_rows
         return reward
@@ -286,10 +285,8 @@ class Evaluation:
     def _open(self, folder: Path, rewards: list[str]) -> CandidatePool:
         """The pool in a folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        with self.state.main_process_first():  # opening a pool sets damaged files aside
-            pool = CandidatePool(folder, rewards)
-        self.state.wait_for_everyone()  # all have seen the same files, before the first one writes
-        return pool
+        # Opening a pool sets damaged files aside. All have seen the same files when this returns, before the first one writes.
+        return main_process_first(lambda: CandidatePool(folder, rewards))
 
     def _share(self, arm: Arm, there: Container[Key]) -> list[Key]:
         """The images of a model that this process is to make, beside those that are there."""

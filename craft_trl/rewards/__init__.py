@@ -184,11 +184,14 @@ def _load_custom(source: str) -> Reward:
         sys.path += [folder] if (missing := folder not in sys.path) else []
         try:
             importlib.invalidate_caches()
-            module = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
+            with _named(repr(source)):
+                module = importlib.import_module(module_name)
+        except UsageError as error:
+            if not isinstance(missing_module := error.__cause__, ModuleNotFoundError):
+                raise
             raise UsageError(
-                f"Reward {source!r}: there is no module {error.name}, neither installed nor in this folder. A file is named by "
-                "its path, ./file.py:attribute."
+                f"Reward {source!r}: there is no module {missing_module.name}, neither installed nor in this folder. A file is "
+                "named by its path, ./file.py:attribute."
             ) from error
         finally:
             if missing:

@@ -40,6 +40,7 @@ def check(recipes: RunRecipes) -> expand.Checked:
     generate.check(recipes.candidates)
     filter_script.check(recipes.candidates)
     train.check(recipes.train, recipes.launch, recipes.training)
+    train.check_agreement(recipes.candidates.sampling(), recipes.training)
     if recipes.push is not None:
         from huggingface_hub import HfApi
 

@@ -24,7 +24,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from ..evaluation.statistics import paired_bootstrap
+from ..evaluation.statistics import holm, paired_bootstrap, paired_p
 
 
 CONFIDENCE = 0.95
@@ -143,9 +143,10 @@ def judge(
     now, base = history[step], history[0]
     held_out = [name for name, role in roles.items() if role == "held_out"]
 
+    words = _words(now, base, [name for name, role in roles.items() if role != "image"], lower_is_better)
     parts = []
     for label, role in (("training", "training"), ("held-out", "held_out")):
-        changes = [_describe(now, base, name, lower_is_better) for name, r in roles.items() if r == role]
+        changes = [_describe(now, base, name, words.get(name, "")) for name, r in roles.items() if r == role]
         parts += [f"{label} {', '.join(changes)}"] if changes else []
     shifts = []
     for name in (name for name, role in roles.items() if role == "image"):
@@ -157,7 +158,7 @@ def judge(
         since = f"step {finding.reference}" if finding.reference else "the base model"
         rising = f" while {' and '.join(finding.rose)} rose" if finding.rose else ""
         parts.append(f"{' and '.join(finding.fell)} fell since {since}{rising}: the rewards are being hacked")
-    elif not any(_change(now, base, name) for name in held_out):
+    elif not any(words[name] for name in held_out):
         parts.append("no held-out change beyond chance")
     unloved = "" if gains[best] > 0 else ", which the held-out judges do not prefer to the base model"
     parts.append(f"best is step {best}{unloved}")
@@ -179,9 +180,18 @@ def _change(now: Scores, then: Scores, name: str, lower_is_better: set[str] = fr
     return "rose" if (interval["delta"] > 0) != (name in lower_is_better) else "fell"
 
 
-def _describe(now: Scores, base: Scores, name: str, lower_is_better: set[str]) -> str:
+def _words(now: Scores, base: Scores, names: list[str], lower_is_better: set[str]) -> dict[str, str]:
+    """What to call the change of each metric: a word where it is beyond chance among all of them together ([`holm`])."""
+    beyond = holm([paired_p(now[name], base[name]) for name in names])
+    rose = [now[name].mean() > base[name].mean() for name in names]
+    return {
+        name: (" better" if up != (name in lower_is_better) else " worse") if certain else ""
+        for name, up, certain in zip(names, rose, beyond, strict=True)
+    }
+
+
+def _describe(now: Scores, base: Scores, name: str, word: str) -> str:
     interval = paired_bootstrap(now[name], base[name])
-    word = {"rose": " better", "fell": " worse", None: ""}[_change(now, base, name, lower_is_better)]
     return f"{name} {interval['delta']:+.3g} [{interval['ci_low']:+.3g}, {interval['ci_high']:+.3g}]{word}"
 
 

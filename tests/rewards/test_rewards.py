@@ -465,6 +465,15 @@ class TestRewardSpec:
             RewardSpec.parse("mine=my_rewards.none:mean").load()
         assert sys.path == before
 
+    def test_own_module_that_fails_when_it_is_imported(self):
+        Path("my_judge.py").write_text("import math\n\nscale = math.sqrt(-1)\n")
+        for source in ("my_judge:mean", "./my_judge.py:mean"):
+            with pytest.raises(UsageError, match=r"failed: ValueError: .*my_judge\.py, line 3\)\.$"):
+                RewardSpec.parse(f"mine={source}").load()
+        Path("my_other.py").write_text("import no_such_library\n")
+        with pytest.raises(UsageError, match="there is no module no_such_library"):
+            RewardSpec.parse("mine=my_other:mean").load()
+
     def test_fingerprint_follows_the_file(self, tmp_path):
         file = tmp_path / "mine.py"
         file.write_text("x = len")

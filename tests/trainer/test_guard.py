@@ -122,6 +122,16 @@ class TestVerdict:
         verdict = judge(history((0, 0), (0, 0)), ROLES, num_measurements=2)
         assert "no held-out change beyond chance" in verdict.sentence
 
+    def test_words_are_beyond_chance_for_all_judges_together(self):
+        """Of 200 runs in which nothing changes, one in twenty at most says of any of its six judges that it is better or worse."""
+        rng, said = np.random.default_rng(0), 0
+        roles = {f"training_{i}": "training" for i in range(3)} | {f"held_out_{i}": "held_out" for i in range(3)}
+        for _ in range(200):
+            history = {step: {name: rng.standard_normal((24, 2)) for name in roles} for step in (0, 10)}
+            sentence = judge(history, roles).sentence
+            said += " better" in sentence or " worse" in sentence
+        assert said <= 16  # 10 expected at most, and 16 by chance once in forty
+
     def test_all_steps_are_worse(self):
         verdict = judge(history((0, 0), (0, -0.2)), ROLES, num_measurements=2)
         assert verdict.sentence.endswith("best is step 10, which the held-out judges do not prefer to the base model.")
