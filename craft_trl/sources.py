@@ -27,6 +27,8 @@ from pathlib import Path
 
 from huggingface_hub.constants import HF_HOME
 
+from .errors import UsageError, out_of_memory
+
 
 ADAPTER = "pytorch_lora_weights.safetensors"  # the file of a LoRA, as diffusers names it
 
@@ -39,6 +41,19 @@ def looks_like_hub_id(source: str) -> bool:
 def first_line(error: Exception) -> str:
     """The first line of what a library says, for an error message of one line."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@contextmanager
+def loading(what: str) -> Iterator[None]:
+    """What a library raises that loads a file of a user's inside, as one line: they have errors of all kinds for a damaged one."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        raise UsageError(f"{what} cannot be loaded: {first_line(error)}") from error
 
 
 def sha256(path: Path) -> str:

@@ -44,7 +44,7 @@ from ..families.latents import stack
 from ..noise import is_flow
 from ..offloading import Offloaded
 from ..quiet import quiet_bars
-from ..sources import first_line
+from ..sources import first_line, loading
 from .config import SamplingConfig
 
 
@@ -334,12 +334,10 @@ def load_network(
     variant = files.variant if component else min(held, key=lambda name: name or "", default=None)
     variant = variant if variant in held else None
     options = {"subfolder": component} if component else {}
-    try:
+    with loading(f"Model {source}"):
         network = network_class.from_pretrained(
             source, dtype=dtype, revision=revision, variant=variant, use_safetensors=True, **options
         )
-    except (OSError, ValueError) as error:
-        raise UsageError(f"Model {source} cannot be loaded: {first_line(error)}") from error
     _check_whole(source, network)
     return network
 
@@ -359,12 +357,10 @@ def _load_folder(
     options = {name: None for name in files.index if name in (*UNUSED, *without) or files.index[name] == [None, None]}
     if "safety_checker" in options:
         options["requires_safety_checker"] = False  # or diffusers warns that there is none
-    try:
+    with loading(f"Model {files.source}"):
         pipeline = diffusers.DiffusionPipeline.from_pretrained(
             files.source, dtype=dtype, revision=revision, variant=files.variant, use_safetensors=True, **options
         )
-    except (OSError, ValueError) as error:
-        raise UsageError(f"Model {files.source} cannot be loaded: {first_line(error)}") from error
     denoiser = get_family(files.index["_class_name"]).denoiser
     if denoiser in without:
         config = FrozenDict(files.json(f"{denoiser}/config.json"))

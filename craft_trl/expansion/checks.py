@@ -26,10 +26,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import UsageError
 from ..families.files import find_files
 from ..prompts.duplicates import normalise
-from ..sources import first_line
+from ..sources import loading
 
 
 if TYPE_CHECKING:
@@ -125,7 +124,7 @@ def load_tokenizers(model: str, revision: str | None = None) -> "list[transforme
     import transformers
 
     path = Path(model)
-    try:
+    with loading(f"Model {model}: its tokenizers"):
         if path.suffix == ".safetensors" and not (path.parent / "model_index.json").is_file():
             return [transformers.AutoTokenizer.from_pretrained("openai/clip-vit-large-patch14")]
         source = str(path.parent) if path.suffix == ".safetensors" else model
@@ -137,8 +136,6 @@ def load_tokenizers(model: str, revision: str | None = None) -> "list[transforme
                 )
                 tokenizers[-1].model_max_length = files.model_max_length(name, tokenizers[-1].model_max_length)
         return tokenizers
-    except OSError as error:
-        raise UsageError(f"Model {model}: its tokenizers cannot be loaded: {first_line(error)}") from error
 
 
 def _numbers(text: str) -> set[int]:

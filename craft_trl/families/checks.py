@@ -235,6 +235,9 @@ def check_configuration(files: ModelFiles, train: bool = False) -> int:
     for name in (denoiser, "vae", "scheduler", *(encoders or ["text_encoder"]), *tokenizers):
         if name not in files.components:
             raise UsageError(f"{what} it has no {name}.")
+    for name in sorted(files.names):  # what no library says in a line: a tokenizer's, above all
+        if name.endswith(".json") and name.partition("/")[0] in files.components and (files.folder / name).is_file():
+            files.json(name)
     if reason := foreign_scheduler(files.json("scheduler/scheduler_config.json"), family.noise):
         raise UsageError(f"{what} {reason}")
     configs = {name: files.json(f"{name}/config.json") for name in files.networks}
