@@ -51,9 +51,7 @@ class Chroma(Family):
 
         def compute_with_mask(block, *inputs):
             nonlocal mask
-            if (
-                len(inputs) == 5
-            ):  # a double-stream block, all of which come first: states, their text, time, positions, mask
+            if len(inputs) == 5:  # a double-stream block, all of which come first: the mask is the last of its inputs
                 mask = inputs[-1]
             elif len(inputs) == 3:
                 inputs = *inputs, mask
