@@ -128,7 +128,7 @@ NoiseProcess = DiffusionNoise | FlowNoise
 
 def is_flow(config: Mapping[str, Any]) -> bool:
     """Whether a scheduler's configuration is of rectified flow."""
-    return config["_class_name"].startswith("FlowMatch") or config.get("prediction_type") == "flow_prediction"
+    return config.get("_class_name", "").startswith("FlowMatch") or config.get("prediction_type") == "flow_prediction"
 
 
 def noise_process(

@@ -96,11 +96,13 @@ class ImageGenerator:
         model.to(device or default_device())
         model.set_progress_bar_config(disable=True)
         if config.scheduler is not None:
-            model.scheduler = make_scheduler(config.scheduler, model.scheduler.config)
+            # One that was not loaded does not name its class, which says whether it is of flow matching.
+            own = {"_class_name": type(model.scheduler).__name__, **model.scheduler.config}
+            model.scheduler = make_scheduler(config.scheduler, own)
         if config.torch_compile:
             compile_blocks(getattr(model, self.family.denoiser), self.family.repeated_blocks)
-        own = self.family.size(getattr(model, self.family.denoiser).config, model.vae.config)
-        self.height, self.width = config.height or own[0], config.width or own[1]
+        height, width = self.family.size(getattr(model, self.family.denoiser).config, model.vae.config)
+        self.height, self.width = config.height or height, config.width or width
         self.encoded: dict[str, dict[str, torch.Tensor]] = {}  # conditioning of prompts, the oldest first
         self.negative: dict[str, torch.Tensor] | None = None
 

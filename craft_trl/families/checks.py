@@ -129,13 +129,11 @@ def check_drawing(files: ModelFiles, config: "SamplingConfig") -> None:
     if config.guidance_rescale and not family.guidance_rescale:
         raise UsageError(f"guidance_rescale {config.guidance_rescale}: the {files.index['_class_name']} has none.")
     check_sequence_length(family, what, config.max_sequence_length)
-    if config.scheduler is not None:
-        known = SCHEDULERS if family.noise == "diffusion" else FLOW_SCHEDULERS[: 1 if family.own_sigmas else None]
-        if config.scheduler not in known:
-            raise UsageError(
-                f"scheduler {config.scheduler} is of another noise process than that {what}. Of that one are "
-                f"{', '.join(known)}."
-            )
+    if config.scheduler is not None and config.scheduler not in (known := schedulers_of(family)):
+        raise UsageError(
+            f"scheduler {config.scheduler} does not draw what a {files.index['_class_name']} has learned. Those that do are "
+            f"{', '.join(known)}."
+        )
 
 
 def check_training(files: ModelFiles, args: "DiffusionConfig") -> None:
@@ -238,7 +236,7 @@ def check_configuration(files: ModelFiles, train: bool = False) -> int:
     for name in sorted(files.names):  # what no library says in a line: a tokenizer's, above all
         if name.endswith(".json") and name.partition("/")[0] in files.components and (files.folder / name).is_file():
             files.json(name)
-    if reason := foreign_scheduler(files.json("scheduler/scheduler_config.json"), family.noise):
+    if reason := foreign_scheduler(files.json("scheduler/scheduler_config.json"), family):
         raise UsageError(f"{what} {reason}")
     configs = {name: files.json(f"{name}/config.json") for name in files.networks}
     for name, config in configs.items():
@@ -257,19 +255,29 @@ def check_configuration(files: ModelFiles, train: bool = False) -> int:
     return channels
 
 
-def foreign_scheduler(config: Mapping, noise: str = "diffusion") -> str | None:
+def schedulers_of(family: Family) -> tuple[str, ...]:
+    """Schedulers that a family's pipeline draws with. Noise levels of the pipeline's own are taken by the first of flow alone."""
+    if family.noise == "diffusion":
+        return SCHEDULERS
+    return FLOW_SCHEDULERS[:1] if family.own_sigmas else FLOW_SCHEDULERS
+
+
+def foreign_scheduler(config: Mapping, family: Family) -> str | None:
     """
-    Why a scheduler's configuration does not describe the noise process that a family was trained on, `"diffusion"` or `"flow"`,
-    so that it is not drawn or trained rightly; `None` if it does.
+    Why a scheduler's configuration does not describe the noise process that a family was trained on, so that it is not drawn or
+    trained rightly; `None` if it does.
     """
     name = config.get("_class_name")
     prediction_type = config.get("prediction_type", "epsilon")  # older configurations do not name it
-    if noise == "flow":
-        if name in FLOW_SCHEDULERS and (name.startswith("FlowMatch") or prediction_type == "flow_prediction"):
+    if family.noise == "flow":
+        known = schedulers_of(family)
+        if name in known and (name.startswith("FlowMatch") or prediction_type == "flow_prediction"):
             return None
+        said = "" if name.startswith("FlowMatch") else f" with prediction_type {prediction_type}"
+        others = ", the latter two with flow_prediction" * (len(known) > 1)
         return (
-            f"its scheduler is {name} with prediction_type {prediction_type}, which is no flow matching, as models of its class "
-            f"are made for. Supported are {', '.join(FLOW_SCHEDULERS)}, the latter two with flow_prediction."
+            f"its scheduler is {name}{said}, and models of its class are made for flow matching, by "
+            f"{' or '.join(known)}{others}."
         )
     flow = config.get("use_flow_sigmas") or config.get("timestep_type", "discrete") != "discrete"
     if name not in SCHEDULERS or flow:

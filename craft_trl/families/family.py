@@ -15,7 +15,7 @@
 
 """What differs between model families, and the defaults of those that differ little."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from . import latents
@@ -179,6 +179,9 @@ class Family:
             height (`int`), width (`int`):
                 Size in pixels.
         """
+        if self.packing > 1:
+            factor = self.pixels_per_latent(pipeline.vae.config)
+            output = latents.unpack(output, height // factor, width // factor)
         return latents.decode(pipeline.vae, output, self.latent_statistics(pipeline.vae))
 
     # Drawing and training
@@ -226,6 +229,20 @@ class Family:
         are: processes that train together must agree on what has a gradient.
         """
         return ()
+
+    def checkpoint_activations(
+        self, denoiser: "torch.nn.Module", function: "Callable[..., torch.Tensor] | None" = None
+    ) -> None:
+        """
+        Let a denoiser compute its blocks anew in the backward pass.
+
+        Args:
+            denoiser (`torch.nn.Module`):
+                The denoiser.
+            function (`Callable`, *optional*):
+                Called with a block and its inputs, in the place of diffusers' own.
+        """
+        denoiser.enable_gradient_checkpointing(function)
 
     def calls(self, guidance_scale: float) -> int:
         """Calls of the denoiser for one image in one step."""

@@ -89,6 +89,15 @@ def unpack(tokens: "torch.Tensor", height: int, width: int) -> "torch.Tensor":
     return squares.permute(0, 3, 1, 4, 2, 5).reshape(b, c // 4, height, width)
 
 
+def positions(height: int, width: int, device: "torch.device") -> "torch.Tensor":
+    """Row and column of each token of [`pack`], beside a zero, `(h/2 w/2, 3)` for latents of this height and width."""
+    import torch
+
+    return torch.cartesian_prod(
+        *(torch.arange(count, device=device).float() for count in (1, height // 2, width // 2))
+    )
+
+
 def stack(rows: "list[torch.Tensor]") -> "torch.Tensor":
     """Texts of one length or several as one batch: shorter ones are filled up with zeros at their end."""
     from torch.nn.utils.rnn import pad_sequence

@@ -150,7 +150,7 @@ class DiffusionTrainer(_BaseTrainer):
             if name.removeprefix(PEFT_PREFIX).startswith(self.family.untrained(denoiser.config)):
                 parameter.requires_grad_(False)
         if args.activation_checkpointing:
-            denoiser.enable_gradient_checkpointing(checkpoint_block if self.bf16_module else None)
+            self.family.checkpoint_activations(denoiser, checkpoint_block if self.bf16_module else None)
         # The Trainer calls it by this name, which diffusers' models do not have.
         denoiser.activation_checkpointing_enable = _is_enabled_already
 
@@ -217,8 +217,9 @@ class DiffusionTrainer(_BaseTrainer):
     def predict(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """What the denoiser says of the noised latents of a batch, shape `(B, C, h, w)`."""
         noisy_latents = self.noise_process.add(inputs["latents"], inputs["noise"], inputs["timesteps"])
-        # Cast here and nowhere else: right for a bfloat16 DeepSpeed module and for float32 parameters.
-        dtype = self.model.dtype
+        # Cast here and nowhere else: right for a bfloat16 DeepSpeed module and for float32 parameters. What computes in bfloat16
+        # is given it, as in drawing: with the latents' dtype, FLUX's pipeline rounds the noise level that it tells the denoiser.
+        dtype = torch.bfloat16 if self.bf16_module else self.model.dtype
         conditioning = {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
         return self.family.predict(model, noisy_latents.to(dtype), inputs["timesteps"], conditioning)
 

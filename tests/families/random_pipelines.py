@@ -21,8 +21,13 @@ import diffusers
 import torch
 from transformers import (
     CLIPTextConfig,
+    CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3Config,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
 )
@@ -87,8 +92,90 @@ def stable_diffusion_3(with_t5: bool = True) -> diffusers.StableDiffusion3Pipeli
     )  # fmt: skip
 
 
+def flux(guidance_embeds: bool = True, **vae_options) -> diffusers.FluxPipeline:
+    transformer = network(
+        diffusers.FluxTransformer2DModel, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
+        num_attention_heads=2, joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=(4, 4, 8),
+        guidance_embeds=guidance_embeds,
+    )  # fmt: skip
+    # FLUX.1-dev shifts its noise levels by an image's size, and schnell does not at all.
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=guidance_embeds)
+    return diffusers.FluxPipeline(
+        transformer=transformer, scheduler=scheduler, vae=vae(**vae_options), text_encoder=clip(CLIPTextModel),
+        text_encoder_2=t5(), tokenizer=tokenizer(32), tokenizer_2=tokenizer(),
+    )  # fmt: skip
+
+
+def chroma() -> diffusers.ChromaPipeline:
+    transformer = network(
+        diffusers.ChromaTransformer2DModel, in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16,
+        num_attention_heads=2, joint_attention_dim=32, axes_dims_rope=(4, 4, 8), approximator_num_channels=8,
+        approximator_hidden_dim=16, approximator_layers=1,
+    )  # fmt: skip
+    return diffusers.ChromaPipeline(
+        transformer=transformer, scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=vae(), text_encoder=t5(), tokenizer=tokenizer(),
+    )  # fmt: skip
+
+
+def qwen_image() -> diffusers.QwenImagePipeline:
+    # The pipeline cuts off the first 34 tokens, which are those of its template: here too, with these words.
+    words = tokenizer(2048)
+    words.add_tokens(
+        "<|im_start|> <|im_end|> system describe image by detailing color shape size texture quantity spatial relationships "
+        "objects background user assistant".split()
+    )
+    torch.manual_seed(0)
+    text = {
+        "vocab_size": len(words), "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 2,
+        "rope_scaling": {"mrope_section": [1, 1, 2], "rope_type": "default", "type": "default"},
+    }  # fmt: skip
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
+    text_encoder = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision)).eval()
+    torch.manual_seed(0)
+    frames = diffusers.AutoencoderKLQwenImage(
+        base_dim=8, z_dim=4, dim_mult=[1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True],
+        latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[2.0, 1.5, 1.0, 2.5],
+    ).eval()  # fmt: skip
+    transformer = network(
+        diffusers.QwenImageTransformer2DModel, in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16,
+        num_attention_heads=2, joint_attention_dim=16, axes_dims_rope=(8, 4, 4),
+    )  # fmt: skip
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02
+    )
+    return diffusers.QwenImagePipeline(
+        transformer=transformer, scheduler=scheduler, vae=frames, text_encoder=text_encoder, tokenizer=words
+    )
+
+
+def z_image() -> diffusers.ZImagePipeline:
+    torch.manual_seed(0)
+    text_encoder = Qwen3Model(
+        Qwen3Config(
+            vocab_size=1024, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=2, max_position_embeddings=512,
+        )
+    ).eval()  # fmt: skip
+    transformer = network(
+        diffusers.ZImageTransformer2DModel, in_channels=4, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2,
+        n_kv_heads=2, cap_feat_dim=16, axes_dims=[8, 4, 4], axes_lens=[1024, 64, 64],
+    )  # fmt: skip
+    # Three levels: an image of 32 pixels is 16 tokens then, and the denoiser fills them up to 32 with one that it has learned.
+    return diffusers.ZImagePipeline(
+        transformer=transformer, scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), vae=vae(levels=3),
+        text_encoder=text_encoder, tokenizer=tokenizer(),
+    )  # fmt: skip
+
+
 # Of a family or of a model in it that is another case: how to make it, and what its pipeline needs to encode a text as we do.
 CASES = {
     "stable_diffusion_3": (stable_diffusion_3, {}),
     "stable_diffusion_3_without_t5": (lambda: stable_diffusion_3(with_t5=False), {}),
+    "flux_dev": (flux, {}),
+    "flux_schnell": (lambda: flux(guidance_embeds=False), {}),
+    "chroma": (chroma, {}),
+    "qwen_image": (qwen_image, {"negative_prompt": [" ", " "]}),
+    "z_image": (z_image, {}),
 }

@@ -64,6 +64,15 @@ def test_says_what_the_pipeline_does(case):
     assert max(errors.values()) < 5e-6, errors
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_rounds_what_the_pipeline_rounds(name):
+    """In bfloat16, in which a noise level of 937.3 is 936, the denoiser is told the same level as in drawing."""
+    made, needs = CASES[name]
+    pipeline = made().to(torch.bfloat16)
+    lengths = length_of(get_family(type(pipeline).__name__))
+    assert check_contract(pipeline, SIZE, SIZE, **lengths, num_inference_steps=7, text_arguments=needs)["predict"] == 0
+
+
 def test_a_training_step_reaches_every_parameter(case):
     _, pipeline, _, _ = case
     family = get_family(type(pipeline).__name__)

@@ -37,6 +37,8 @@ from transformers.trainer import _is_peft_model
 from transformers.utils import find_labels
 from trl.trainer.base_trainer import _BaseTrainer
 
+from ..families import random_pipelines
+
 
 @pytest.fixture
 def unet():
@@ -136,6 +138,30 @@ def test_checkpointing_recomputes_with_the_parameters_of_the_backward_pass(unet)
     output = torch.func.functional_call(unet, copies, inputs).sample
     with pytest.raises(Exception, match="dtype|BFloat16|metadata"):
         output.sum().backward()
+
+
+def test_chroma_forgets_its_mask_when_it_recomputes():
+    """`Chroma.checkpoint_activations`."""
+    inputs = []
+    denoiser = random_pipelines.chroma().transformer
+    denoiser.enable_gradient_checkpointing(lambda block, *given: inputs.append(len(given)) or block(*given))
+    hidden, mask = torch.randn(1, 4, 16), torch.ones(1, 7)
+    denoiser(hidden, torch.randn(1, 3, 32), torch.ones(1), torch.zeros(4, 3), torch.zeros(3, 3), mask)
+    assert inputs == [5, 5, 3, 3]  # of single-stream blocks: states, time and positions
+
+
+def test_chroma_adds_its_mask():
+    """`Chroma.encode_prompts`: a mask of numbers is added to the logits of attention, where one of truth values would mask."""
+    *_, mask, _, _, _ = random_pipelines.chroma().encode_prompt("a fox", max_sequence_length=24)
+    assert mask.dtype == torch.float32 and set(mask.flatten().tolist()) == {0, 1}
+
+
+def test_z_image_writes_into_a_list_of_prompts():
+    """`ZImage.encode_prompts`."""
+    pipeline, prompts = random_pipelines.z_image(), ["a fox"]
+    pipeline.tokenizer.chat_template = "user: {{ messages[0]['content'] }}"
+    pipeline.encode_prompt(prompts, max_sequence_length=24)
+    assert prompts == ["user: a fox"]
 
 
 def test_accelerate_wraps_in_autocast_what_is_bfloat16_already(tmp_path, unet):
