@@ -14,6 +14,7 @@
 
 """The part of a pipeline that is trained, and the adapter that can be trained in its stead."""
 
+import dataclasses
 import re
 from collections import Counter
 from typing import Any
@@ -22,6 +23,7 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import check_target_module_exists
 
 from ..candidates.generation import load_network
 from ..errors import UsageError
@@ -75,9 +77,17 @@ def lora_config(target_modules: list[str], rank: int = 16, alpha: int | None = N
     )
 
 
-def add_adapter(denoiser: ModelMixin, config: PeftConfig) -> PeftModel:
+def add_adapter(denoiser: ModelMixin, config: PeftConfig, untrained: tuple[str, ...] = ()) -> PeftModel:
     """
     A denoiser with an adapter.
+
+    Args:
+        denoiser ([`~diffusers.ModelMixin`]):
+            The denoiser.
+        config ([`~peft.PeftConfig`]):
+            Configuration of the adapter.
+        untrained (`tuple[str, ...]`, *optional*):
+            Where the adapter has nothing to learn, see [`Family.untrained`]: it is not put there.
 
     Raises:
         [`UsageError`]: the configuration names modules that are not there, or that no adapter can be put on.
@@ -86,8 +96,16 @@ def add_adapter(denoiser: ModelMixin, config: PeftConfig) -> PeftModel:
     for target in () if targets is None or isinstance(targets, str) else sorted(targets):
         if not any(name == target or name.endswith(f".{target}") for name in names):
             raise UsageError(f"lora_target_modules: this model has no {target!r}. {_examples(denoiser)}")
+    unused = [name for name in names if untrained and f"{name}.".startswith(untrained)]
+    unused = [name for name in unused if check_target_module_exists(config, name)]  # peft warns of others
     try:
-        return get_peft_model(denoiser, config)
+        if not unused or isinstance(config.exclude_modules, str):
+            return get_peft_model(denoiser, config)
+        excluded = [*(config.exclude_modules or ()), *unused]
+        model = get_peft_model(denoiser, dataclasses.replace(config, exclude_modules=excluded))
+        # What is saved names the modules that it has, and whoever loads it would be warned that there is nothing to exclude.
+        model.peft_config["default"].exclude_modules = config.exclude_modules
+        return model
     except (TypeError, ValueError) as error:
         message = first_line(error).split(". ")[0].removesuffix(".")
         raise UsageError(f"lora_target_modules: {message}. {_examples(denoiser)}") from error

@@ -53,7 +53,6 @@ from ..sources import model_hash
 from ..stages import fingerprint
 from .callbacks import DivergenceCallback, EMACallback, ModelFreeTensorBoardCallback, ValidationCallback
 from .checkpoints import (
-    PEFT_PREFIX,
     checkpoint_to_go_on_from,
     copy_frozen,
     load_adapter,
@@ -145,9 +144,9 @@ class DiffusionTrainer(_BaseTrainer):
             denoiser.requires_grad_(False).to(frozen_dtype(args))
             torch.manual_seed(args.seed)  # the Trainer sets it too, but after the adapter has been drawn
             # Not `add_adapter` of diffusers: the Trainer does not recognise that and would save the full weights.
-            trained = add_adapter(denoiser, peft_config)
-        for name, parameter in trained.named_parameters():
-            if name.removeprefix(PEFT_PREFIX).startswith(self.family.untrained(denoiser.config)):
+            trained = add_adapter(denoiser, peft_config, self.family.untrained(denoiser.config))
+        for name, parameter in denoiser.named_parameters():
+            if name.startswith(self.family.untrained(denoiser.config)):
                 parameter.requires_grad_(False)
         if args.activation_checkpointing:
             self.family.checkpoint_activations(denoiser, checkpoint_block if self.bf16_module else None)

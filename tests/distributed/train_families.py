@@ -27,6 +27,7 @@ from transformers import HfArgumentParser
 from craft_trl import CraftConfig, CraftTrainer
 from craft_trl.errors import exit_code
 from craft_trl.families import get_family
+from craft_trl.families.files import find_files
 from craft_trl.trainer.denoiser import lora_config, pipeline_class_of
 from tests.helpers import make_dataset
 
@@ -34,7 +35,9 @@ from tests.helpers import make_dataset
 def train_all(folder: Path, output: Path) -> None:
     for source in sorted(folder.iterdir()):
         family = get_family(pipeline_class_of(str(source)))
-        embedded = family.no_guidance is None
+        files = find_files(str(source))
+        takes = family.takes_guidance(files.json(f"{family.denoiser}/config.json"), files.index)
+        embedded = family.no_guidance is None and takes
         for kind in ("full", "lora"):
             (args,) = HfArgumentParser(CraftConfig).parse_dict(
                 {
@@ -49,7 +52,7 @@ def train_all(folder: Path, output: Path) -> None:
                     "report_to": "none",
                     "text_encoder_dtype": "float32",
                     "train_distilled": True,
-                    "train_guidance_scale": 2.0 if embedded and "without" not in source.name else None,
+                    "train_guidance_scale": 2.0 if embedded else None,
                     "max_sequence_length": None if family.max_sequence_length is None else 16,
                 }
             )
