@@ -225,6 +225,17 @@ class TestSmokeBuild:
                 main(["--output_dir", str(root / "whole"), "--smoke", "--steps", str(STEPS), *options])
             assert f"other settings ({named})" in capsys.readouterr().err
 
+    def test_in_bfloat16(self, flow_build, tmp_path):
+        root, _, _ = flow_build
+        for name in ("scenes", "latents"):
+            shutil.copytree(root / "whole" / "work" / name, tmp_path / "out" / "work" / name)
+        Program(main, "--output_dir", tmp_path / "out", "--smoke", "--steps", STEPS, "--bf16").finish()
+        logs = [json.loads((folder / "metrics.json").read_text()) for folder in (root / "whole", tmp_path / "out")]
+        single, half = (log["training"]["transformer"]["error_to_teacher"] for log in logs)
+        assert single == pytest.approx(half, rel=1e-2)
+        file = "pipeline/transformer/diffusion_pytorch_model.safetensors"
+        assert (root / "whole" / file).read_bytes() != (tmp_path / "out" / file).read_bytes()
+
     def test_a_transformer_of_another_shape_is_no_start(self, flow_build, capsys, tmp_path):
         root, _, _ = flow_build
         with pytest.raises(SystemExit):
@@ -233,8 +244,8 @@ class TestSmokeBuild:
 
     def test_a_build_starts_from_the_weights_of_another(self, flow_build, tmp_path):
         root, _, _ = flow_build
-        shutil.copytree(root / "whole" / "work" / "scenes", tmp_path / "out" / "work" / "scenes")
-        shutil.copytree(root / "whole" / "work" / "latents", tmp_path / "out" / "work" / "latents")
+        for name in ("scenes", "latents"):
+            shutil.copytree(root / "whole" / "work" / name, tmp_path / "out" / "work" / name)
         settings = ("--smoke", "--steps", "1", "--learning_rate", "1e-30", "--init", root / "whole" / "pipeline")
         Program(main, "--output_dir", tmp_path / "out", *settings).finish()
         file = "pipeline/transformer/diffusion_pytorch_model.safetensors"

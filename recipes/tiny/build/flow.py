@@ -59,6 +59,11 @@ def make_parser() -> argparse.ArgumentParser:
         type=float,
         help=f"Its highest value: it rises for 200 steps and falls by a cosine. Defaults to {FLOW.learning_rate}.",
     )
+    parser.add_argument(
+        "--bf16",
+        action="store_true",
+        help="Train in bfloat16 on a CPU too, as on CUDA: faster where it has instructions for that.",
+    )
     parser.add_argument("--seed", type=int, default=0, help="Seed of the training. The scenes are fixed.")
     parser.add_argument(
         "--num_workers", type=int, default=os.cpu_count() or 1, help="Processes that render. Defaults to one per core."
@@ -126,6 +131,7 @@ def make_settings(options: argparse.Namespace) -> FlowSettings:
         settings,
         run=run,
         learning_rate=options.learning_rate or settings.learning_rate,
+        bfloat16=options.bf16,
         seed=options.seed,
         teacher=digest(options.teacher),
         init=digest(options.init / "transformer") if options.init else None,

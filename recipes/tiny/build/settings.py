@@ -127,6 +127,7 @@ class FlowSettings:
     scenes_held_out: int = 512
     run: Run = Run(10_000, 64)
     learning_rate: float = 1e-3
+    bfloat16: bool = False  # on a CPU too
     seconds_between_checkpoints: float = 180
     seed: int = 0
     # SHA-256 of the weights of the tiny SDXL that teaches, and of the transformer that the training starts from, if any.

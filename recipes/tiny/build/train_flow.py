@@ -210,8 +210,10 @@ def train_flow(
     training_scenes = len(distillation.latents) - settings.scenes_held_out
 
     def loss_function(progress: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        batch = distillation.batch(random_rows(training_scenes, settings.run.batch_size, device), EMPTY_PROMPTS)
-        return (predict(network, batch) - batch.target).square().mean(), {}
+        rows = random_rows(training_scenes, settings.run.batch_size, device)
+        with autocast(device, everywhere=settings.bfloat16):
+            batch = distillation.batch(rows, EMPTY_PROMPTS)
+            return (predict(network, batch) - batch.target).square().mean(), {}
 
     recipe = dataclasses.replace(RECIPE, learning_rate=settings.learning_rate)
     log = fit("transformer", network.parameters(), loss_function, settings.run, recipe, device, checkpoint)

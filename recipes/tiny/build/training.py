@@ -152,9 +152,9 @@ def fit(
     }
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 on CUDA, full precision elsewhere."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+def autocast(device: torch.device, everywhere: bool = False) -> torch.autocast:
+    """bfloat16 on CUDA, full precision elsewhere unless told otherwise."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=everywhere or device.type == "cuda")
 
 
 def load_rows(folder: Path, column: str, rows: slice | np.ndarray, device: torch.device) -> torch.Tensor:
