@@ -62,7 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--bf16",
         action="store_true",
-        help="Train in bfloat16 on a CPU too, as on CUDA: faster where it has instructions for that.",
+        help="Compute in bfloat16 on a CPU too, as on CUDA: faster where it has instructions for that.",
     )
     parser.add_argument("--seed", type=int, default=0, help="Seed of the training. The scenes are fixed.")
     parser.add_argument(
@@ -105,6 +105,9 @@ def main(arguments: list[str] | None = None) -> None:
     if not options.assemble and all((options.output_dir / output).exists() for output in OUTPUTS):
         print(f"{options.output_dir} is complete, nothing to do.")
         return
+
+    # Read when PyTorch is imported: threads that wait for each other sleep soon, instead of slowing a busy machine down.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
     # Imported only now: torch, diffusers and transformers take ten seconds, too long for --help and finished builds.
     import torch

@@ -70,10 +70,10 @@ class FlowBuild(StagedBuild):
 
     def stages(self) -> list[Stage]:
         """All stages in order."""
-        teacher, scenes, count = self.teacher, self.scenes, self.settings.scenes
+        teacher, scenes, settings = self.teacher, self.scenes, self.settings
         return [
-            Stage("work/scenes", lambda out: render_scenes(out, teacher, count, self.num_workers, COLUMNS)),
-            Stage("work/latents", lambda out: encode_latents(out, scenes, teacher, count, self.device)),
+            Stage("work/scenes", lambda out: render_scenes(out, teacher, settings.scenes, self.num_workers, COLUMNS)),
+            Stage("work/latents", lambda out: encode_latents(out, scenes, teacher, settings, self.device)),
             Stage("work/transformer", self._train),
             Stage("pipeline", self._assemble),
             Stage("metrics.json", self._write_report),

@@ -251,11 +251,12 @@ def measure(network: SD3Transformer2DModel, distillation: Distillation, held_out
 
 
 @torch.no_grad()
-def encode_latents(folder: Path, scenes: Path, teacher: Path, count: int, device: torch.device) -> None:
+def encode_latents(folder: Path, scenes: Path, teacher: Path, settings: FlowSettings, device: torch.device) -> None:
     """Encode the scenes with the autoencoder of a tiny SDXL: `latents.npy` of shape `(N, 4, 16, 16)`, float16."""
     vae = AutoencoderKL.from_pretrained(teacher / "vae").to(device)
-    latents = []
-    with progress_bar("encoding scenes", count, "scene") as progress, autocast(device):
+    count, latents = settings.scenes, []
+    precision = autocast(device, everywhere=settings.bfloat16)
+    with progress_bar("encoding scenes", count, "scene") as progress, precision:
         for start in range(0, count, ENCODING_BATCH):
             pixels = to_unit_range(load_rows(scenes, "images", slice(start, start + ENCODING_BATCH), device))
             encoded = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
