@@ -37,7 +37,7 @@ TINY = ROOT / "recipes" / "tiny"
 sys.path.insert(0, str(ROOT))  # `recipes` is not installed under its own name
 
 from recipes.tiny.build import annotators, data, evaluation, networks, reward_networks, training  # noqa: E402
-from recipes.tiny.build.__main__ import claim, main  # noqa: E402
+from recipes.tiny.build.__main__ import SHIPPED_OUTPUTS, main  # noqa: E402
 from recipes.tiny.build.drawing import draw_pair, render  # noqa: E402
 from recipes.tiny.build.prompts import write_prompt_sets  # noqa: E402
 from recipes.tiny.build.sampling import Sampler, seeded_noise  # noqa: E402
@@ -55,7 +55,7 @@ from recipes.tiny.build.scenes import (  # noqa: E402
     violate,
     write,
 )
-from recipes.tiny.build.settings import SHIPPED, SMOKE, Run  # noqa: E402
+from recipes.tiny.build.settings import SHIPPED, SMOKE, Run, claim  # noqa: E402
 from recipes.tiny.build.train_tokenizers import write_tokenizers  # noqa: E402
 from recipes.tiny.build.vocabulary import HEADS, NOUN_ID, OBJECT_COLORS, PAIR_ART_SETS, held_out  # noqa: E402
 from recipes.tiny.inspector import Inspector  # noqa: E402
@@ -352,11 +352,12 @@ class TestTraining:
 
 class TestCommandLine:
     def test_settings_of_a_folder_cannot_change(self, tmp_path):
-        assert claim(tmp_path, SMOKE) is None
-        assert claim(tmp_path, SMOKE) is None
-        assert "other settings (seed)" in claim(tmp_path, dataclasses.replace(SMOKE, seed=1))
-        assert "other settings (networks)" in claim(tmp_path, dataclasses.replace(SMOKE, networks=SHIPPED.networks))
-        assert "not how they were made" in claim(TINY, SHIPPED)
+        assert claim(tmp_path, SMOKE, SHIPPED_OUTPUTS) is None
+        assert claim(tmp_path, SMOKE, SHIPPED_OUTPUTS) is None
+        assert "other settings (seed)" in claim(tmp_path, dataclasses.replace(SMOKE, seed=1), SHIPPED_OUTPUTS)
+        other_networks = dataclasses.replace(SMOKE, networks=SHIPPED.networks)
+        assert "other settings (networks)" in claim(tmp_path, other_networks, SHIPPED_OUTPUTS)
+        assert "not how they were made" in claim(TINY, SHIPPED, SHIPPED_OUTPUTS)
 
     def test_scale(self):
         assert SHIPPED.scaled(0.1).unet == Run(1045, 1024)

@@ -22,12 +22,11 @@ README.md beside this file says what is built and how long it takes.
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 from pathlib import Path
 
-from .settings import SHIPPED, SMOKE, Settings
+from .settings import SHIPPED, SMOKE, claim
 
 
 # What a build is for; once all of it exists the folder `work` may be deleted.
@@ -72,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.scale <= 0:
         parser.error(f"--scale must be positive, got {options.scale}")
     settings = dataclasses.replace((SMOKE if options.smoke else SHIPPED).scaled(options.scale), seed=options.seed)
-    conflict = claim(options.output_dir, settings)
+    conflict = claim(options.output_dir, settings, SHIPPED_OUTPUTS)
     if conflict:
         parser.error(conflict)
     if all((options.output_dir / output).exists() for output in SHIPPED_OUTPUTS):
@@ -93,33 +92,6 @@ def main(arguments: list[str] | None = None) -> None:
         print("No GPU: training at the published size takes days on a CPU.", file=sys.stderr)
     compiled = device.type == "cuda" and not options.no_compile
     Build(options.output_dir, settings, device, options.num_workers, compiled).run()
-
-
-def claim(output_dir: Path, settings: Settings) -> str | None:
-    """Note in the output folder what is built there; an error message if it already holds something else."""
-    wanted = json.loads(json.dumps(dataclasses.asdict(settings)))
-    record = output_dir / "work" / "settings.json"
-    if record.exists():
-        built = json.loads(record.read_text())
-    elif (output_dir / "metrics.json").exists():  # a complete build whose `work` was deleted
-        built = json.loads((output_dir / "metrics.json").read_text())["settings"]
-    elif any((output_dir / output).exists() for output in SHIPPED_OUTPUTS):
-        return (
-            f"{output_dir} holds results but not how they were made (work/settings.json); choose another --output_dir"
-        )
-    else:
-        record.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = record.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(wanted, indent=1) + "\n")
-        unfinished.replace(record)
-        return None
-    different = sorted(name for name in wanted.keys() | built.keys() if wanted.get(name) != built.get(name))
-    if different:
-        return (
-            f"{output_dir} holds a build with other settings ({', '.join(different)}); give the same options as then, "
-            "or choose another --output_dir"
-        )
-    return None
 
 
 if __name__ == "__main__":

@@ -46,6 +46,8 @@ PAIR_SEED = 500_000_000  # pairs follow the scenes, whose seeds are 0, 1, ...
 ROWS_PER_JOB = 500
 SECONDS_TO_WAIT = 600  # for one job; it takes about a second
 LABELS, ASKS = len(HEADS) + len(DEFECTS), 10
+# Folder of the tokenizer of a column, and what it pads with.
+TOKENIZERS = {"tokens": ("tokenizer", "<|endoftext|>"), "words": ("wordpiece", "[PAD]")}
 CAPTION = "S192"  # bytes; the longest captions have about 120 characters
 
 Columns = dict[str, tuple[type | str, tuple[int, ...]]]
@@ -78,9 +80,11 @@ class Job:
     stop: int
 
 
-def render_scenes(folder: Path, tokenizers: Path, count: int, num_workers: int) -> None:
+def render_scenes(
+    folder: Path, tokenizers: Path, count: int, num_workers: int, columns: Columns = SCENE_COLUMNS
+) -> None:
     """Render `count` scenes into `folder`, with captions tokenized by the tokenizers in the folder `tokenizers`."""
-    _render("scenes", scene_row, SCENE_COLUMNS, folder, tokenizers, count, num_workers)
+    _render("scenes", scene_row, columns, folder, tokenizers, count, num_workers)
 
 
 def render_pairs(folder: Path, tokenizers: Path, count: int, num_workers: int) -> None:
@@ -164,14 +168,12 @@ def _run(job: Job) -> int:
     """Render the rows of a job into the files of its folder; returns their number."""
     rows = [job.render_row(index) for index in range(job.start, job.stop)]
     texts = [text for row in rows for text in row["texts"]]
-    tokenized = {
-        "tokens": _tokenize(texts, job.tokenizers / "tokenizer" / "tokenizer.json", "<|endoftext|>"),
-        "words": _tokenize(texts, job.tokenizers / "wordpiece" / "tokenizer.json", "[PAD]"),
-    }
     for column in job.columns:
         target = np.load(job.folder / f"{column}.npy", mmap_mode="r+")
-        if column in tokenized:
-            target[job.start : job.stop] = tokenized[column].reshape(len(rows), -1, CONTEXT_LENGTH)
+        if column in TOKENIZERS:
+            name, padding_token = TOKENIZERS[column]
+            tokenized = _tokenize(texts, job.tokenizers / name / "tokenizer.json", padding_token)
+            target[job.start : job.stop] = tokenized.reshape(len(rows), -1, CONTEXT_LENGTH)
         else:
             target[job.start : job.stop] = [row[column] for row in rows]
         target.flush()

@@ -19,7 +19,7 @@ import sys
 from tqdm import tqdm
 
 
-def progress_bar(name: str, total: int, unit: str) -> tqdm:
+def progress_bar(name: str, total: int, unit: str, done: int = 0) -> tqdm:
     """A bar with rate and time left, redrawn often on a terminal and every half minute in a log file."""
     seconds = 0.2 if sys.stderr.isatty() else 30
-    return tqdm(desc=f"  {name}", total=total, unit=f" {unit}", mininterval=seconds, dynamic_ncols=True)
+    return tqdm(desc=f"  {name}", total=total, initial=done, unit=f" {unit}", mininterval=seconds, dynamic_ncols=True)

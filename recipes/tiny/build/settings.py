@@ -12,10 +12,17 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Every size and count of a build: `SHIPPED` made the published files, `SMOKE` only shows that the code runs."""
+"""
+Every size and count of a build.
+
+`SHIPPED` made the published files and `FLOW` is the full build of the flow model; `SMOKE` and `FLOW_SMOKE` only show
+that the code runs.
+"""
 
 import dataclasses
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,46 @@ class Settings:
         return dataclasses.replace(self, **scaled)
 
 
+@dataclass(frozen=True)
+class FlowSettings:
+    """What a build of the flow model computes, from a tiny SDXL; the defaults are those of the full build."""
+
+    transformer: Transformer = Transformer(192, 5, 6)
+    patch_size: int = 2
+    scenes: int = 60_000
+    scenes_held_out: int = 512
+    run: Run = Run(10_000, 64)
+    learning_rate: float = 1e-3
+    bfloat16: bool = False  # on a CPU too
+    seconds_between_checkpoints: float = 180
+    seed: int = 0
+    # SHA-256 of the weights of the tiny SDXL that teaches, and of the transformer that the training starts from, if any.
+    teacher: str = ""
+    init: str | None = None
+
+    def transformer_config(self, teacher: Path) -> dict:
+        """Arguments of `SD3Transformer2DModel` on the latents and the text of the tiny SDXL in the folder `teacher`."""
+        text, text_2, unet = (
+            json.loads((teacher / part / "config.json").read_text())
+            for part in ("text_encoder", "text_encoder_2", "unet")
+        )
+        return {
+            "sample_size": unet["sample_size"],
+            "patch_size": self.patch_size,
+            "in_channels": unet["in_channels"],
+            "out_channels": unet["in_channels"],
+            "num_layers": self.transformer.layers,
+            "attention_head_dim": self.transformer.width // self.transformer.heads,
+            "num_attention_heads": self.transformer.heads,
+            "joint_attention_dim": text["hidden_size"] + text_2["hidden_size"],
+            "caption_projection_dim": self.transformer.width,
+            # SD3 has the first encoder's pooled text too, which keeps its width.
+            "pooled_projection_dim": text["hidden_size"] + text_2["projection_dim"],
+            "pos_embed_max_size": unet["sample_size"] // self.patch_size,
+            "qk_norm": "rms_norm",  # keeps attention stable at high learning rates
+        }
+
+
 SHIPPED = Settings()
 SMOKE = Settings(
     networks=NetworkSizes(
@@ -159,3 +206,38 @@ SMOKE = Settings(
     report_seeds=2,
     report_hard_negative_scenes=12,
 )
+FLOW = FlowSettings()
+FLOW_SMOKE = FlowSettings(
+    transformer=Transformer(32, 1, 2),
+    scenes=48,
+    scenes_held_out=16,
+    run=Run(6, 8),
+    seconds_between_checkpoints=0,
+)
+
+
+def claim(output_dir: Path, settings: Settings | FlowSettings, outputs: tuple[str, ...]) -> str | None:
+    """Note in the output folder what is built there; an error message if it already holds something else."""
+    wanted = json.loads(json.dumps(dataclasses.asdict(settings)))
+    record = output_dir / "work" / "settings.json"
+    if record.exists():
+        built = json.loads(record.read_text())
+    elif (output_dir / "metrics.json").exists():  # a complete build whose `work` was deleted
+        built = json.loads((output_dir / "metrics.json").read_text())["settings"]
+    elif any((output_dir / output).exists() for output in outputs):
+        return (
+            f"{output_dir} holds results but not how they were made (work/settings.json); choose another --output_dir"
+        )
+    else:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = record.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(wanted, indent=1) + "\n")
+        unfinished.replace(record)
+        return None
+    different = sorted(name for name in wanted.keys() | built.keys() if wanted.get(name) != built.get(name))
+    if different:
+        return (
+            f"{output_dir} holds a build with other settings ({', '.join(different)}); give the same options as then, "
+            "or choose another --output_dir"
+        )
+    return None

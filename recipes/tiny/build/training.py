@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from .checkpoints import Checkpoint, State
 from .data import read_column
 from .progress import progress_bar
 from .settings import Run
@@ -69,6 +70,7 @@ def fit(
     run: Run,
     recipe: Recipe,
     device: torch.device,
+    checkpoint: Checkpoint | None = None,
 ) -> dict:
     """
     Minimise a loss; where the recipe averages the weights, the parameters end up as the average.
@@ -86,6 +88,8 @@ def fit(
             Optimizer and schedule.
         device (`torch.device`):
             Where the parameters are.
+        checkpoint ([`Checkpoint`], *optional*):
+            Where to keep the state of the training, and to go on from if there is one.
 
     Returns:
         `dict`: steps, batch_size, seconds, the watched numbers of the last batch, and the history of the loss as pairs
@@ -100,10 +104,14 @@ def fit(
         fused=device.type == "cuda",
     )
     average = [parameter.detach().clone() for parameter in parameters] if recipe.averaging else []
-    losses, history, watched = [], [], {}
-    started = time.monotonic()
-    with progress_bar(name, run.steps, "step") as progress:
-        for step in range(run.steps):
+    state, watched = State(), {}
+    if checkpoint:
+        state = checkpoint.read(parameters, average, optimizer)
+    started = time.monotonic() - state.seconds
+    with progress_bar(name, run.steps, "step", done=state.done) as progress:
+        for step in range(state.done, run.steps):
+            if checkpoint:
+                torch.manual_seed(checkpoint.seed + step)
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate_at(step, run.steps)
             with autocast(device):
@@ -118,14 +126,19 @@ def fit(
                 with torch.no_grad():
                     torch._foreach_lerp_(average, parameters, 1 - decay)
             if done % RECORD_EVERY == 0 or done == run.steps:
-                losses.append(loss.item())
-                if not math.isfinite(losses[-1]):
-                    raise FloatingPointError(f"The loss of {name} is {losses[-1]} at step {done} of {run.steps}.")
-                progress.set_postfix(loss=f"{losses[-1]:.4f}", refresh=False)
+                state.losses.append(loss.item())
+                if not math.isfinite(state.losses[-1]):
+                    raise FloatingPointError(
+                        f"The loss of {name} is {state.losses[-1]} at step {done} of {run.steps}."
+                    )
+                progress.set_postfix(loss=f"{state.losses[-1]:.4f}", refresh=False)
             if done % HISTORY_EVERY == 0:
-                history.append([done, round(sum(losses) / len(losses), 5)])
-                losses.clear()
+                state.history.append([done, round(sum(state.losses) / len(state.losses), 5)])
+                state.losses.clear()
             progress.update()
+            state.done, state.seconds = done, time.monotonic() - started
+            if checkpoint and checkpoint.due:
+                checkpoint.write(state, parameters, average, optimizer)
     if recipe.averaging:
         with torch.no_grad():
             for parameter, averaged in zip(parameters, average, strict=True):
@@ -133,15 +146,15 @@ def fit(
     return {
         "steps": run.steps,
         "batch_size": run.batch_size,
-        "seconds": round(time.monotonic() - started, 1),
+        "seconds": round(state.seconds, 1),
         **{key: round(value.item(), 4) for key, value in watched.items()},
-        "history": history,
+        "history": state.history,
     }
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 on CUDA, full precision elsewhere."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+def autocast(device: torch.device, everywhere: bool = False) -> torch.autocast:
+    """bfloat16 on CUDA, full precision elsewhere unless told otherwise."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=everywhere or device.type == "cuda")
 
 
 def load_rows(folder: Path, column: str, rows: slice | np.ndarray, device: torch.device) -> torch.Tensor:
