@@ -209,7 +209,7 @@ class ImageGenerator:
             self.negative = (
                 self.family.encode_empty_prompt(self.pipeline, length)
                 if negative is None
-                else self.family.encode_prompts(self.pipeline, [negative], length)
+                else self.family.encode_negative_prompt(self.pipeline, negative, length)
             )
         conditioning = {name: stack([self.encoded[prompt][name] for prompt in prompts]) for name in self.negative}
         one = sum(value.nbytes for value in self.encoded[prompts[0]].values())

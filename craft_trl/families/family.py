@@ -101,11 +101,20 @@ class Family:
         """
         raise NotImplementedError
 
+    def encode_negative_prompt(
+        self, pipeline: "diffusers.DiffusionPipeline", prompt: str, max_sequence_length: int | None = None
+    ) -> "dict[str, torch.Tensor]":
+        """
+        Conditioning of a text that guidance leads away from, each of shape `(1, ...)`. Some pipelines put an instruction before
+        prompts, and none before this.
+        """
+        return self.encode_prompts(pipeline, [prompt], max_sequence_length)
+
     def encode_empty_prompt(
         self, pipeline: "diffusers.DiffusionPipeline", max_sequence_length: int | None = None
     ) -> "dict[str, torch.Tensor]":
         """Conditioning of the empty prompt as the pipeline has it at inference, each of shape `(1, ...)`."""
-        return self.encode_prompts(pipeline, [""], max_sequence_length)
+        return self.encode_negative_prompt(pipeline, "", max_sequence_length)
 
     # Images
 
