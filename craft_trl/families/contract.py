@@ -129,8 +129,8 @@ def check_contract(
     images = family.image_conditioning(denoiser.config, height, width, off)
     conditioning = positive | {name: value.expand(len(PROMPTS), *value.shape) for name, value in images.items()}
     factor = family.pixels_per_latent(pipeline.vae.config)
-    pixels = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)).to(drawn) * 2 - 1
-    mean, std = family.encode_images(pipeline, pixels)
+    pixels = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    mean, std = family.encode_images(pipeline, pixels.to(pipeline.vae.device, pipeline.vae.dtype))
     latents = normalise(mean, family.latent_statistics(pipeline.vae))
     expected = (1, family.latent_channels(pipeline.vae.config), height // factor, width // factor)
     errors["encode"] = float(latents.shape != expected or std.shape != expected or not latents.isfinite().all())
@@ -155,7 +155,9 @@ def check_contract(
     errors["one_by_one"] = max(
         _difference(stack([encoded[name][0] for encoded in alone]), value) for name, value in positive.items()
     )
-    decoded = pipeline.image_processor.postprocess(family.decode_latents(pipeline, drawn, height, width), "pt")
+    decoded = pipeline.image_processor.postprocess(
+        family.decode_latents(pipeline, drawn.to(pipeline.vae.dtype), height, width), "pt"
+    )
     errors["decode"] = _difference(decoded, draw(True, off, "pt"))
     errors["prompts"] = float(not any((value[0] != value[1]).any() for value in positive.values()))
     mu = _log_shift(pipeline, **arguments_of(False, off), height=height, width=width)

@@ -146,6 +146,10 @@ class Family:
         """What height and width must be multiples of, in pixels."""
         return self.pixels_per_latent(vae) * self.patch
 
+    def most_tokens(self, denoiser: Mapping[str, Any]) -> int | None:
+        """Tokens to a side that the denoiser has positions for, from its configuration; `None` where there is no end to them."""
+        return None
+
     def size(self, denoiser: Mapping[str, Any], vae: Mapping[str, Any]) -> tuple[int, int]:
         """Height and width in pixels of the pipeline's own images, from the configurations of denoiser and VAE."""
         side = self.default_sample_size or denoiser["sample_size"]

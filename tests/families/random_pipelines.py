@@ -177,7 +177,7 @@ def sana() -> diffusers.SanaPipeline:
         use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0
     )
     return diffusers.SanaPipeline(
-        transformer=transformer, scheduler=scheduler, vae=autoencoder, text_encoder=gemma(), tokenizer=tokenizer()
+        transformer=transformer, scheduler=scheduler, vae=autoencoder, text_encoder=gemma(), tokenizer=tokenizer(1024)
     )
 
 

@@ -36,6 +36,9 @@ class AuraFlow(Family):
         )
         return {"prompt_embeds": prompt_embeds}
 
+    def most_tokens(self, denoiser):
+        return int(denoiser.get("pos_embed_max_size", 1024) ** 0.5)
+
     def arguments(self, positive, negative, guidance_scale):
         # The pipeline asks for masks and does not look at them.
         mask = positive["prompt_embeds"].new_ones(positive["prompt_embeds"].shape[:2])
@@ -43,4 +46,5 @@ class AuraFlow(Family):
         return super().arguments(positive, negative, guidance_scale) | masks
 
     def predict(self, denoiser, noisy_latents, timesteps, conditioning):
-        return denoiser(noisy_latents, conditioning["prompt_embeds"], timesteps / 1000, return_dict=False)[0]
+        timesteps = (timesteps / 1000).to(noisy_latents.dtype)
+        return denoiser(noisy_latents, conditioning["prompt_embeds"], timesteps, return_dict=False)[0]

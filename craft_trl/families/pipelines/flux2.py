@@ -100,7 +100,7 @@ class Flux2(Family):
         prediction = denoiser(
             noisy_latents.flatten(2).transpose(1, 2),
             prompt_embeds,
-            timesteps / 1000,
+            timesteps.to(noisy_latents.dtype) / 1000,
             img_ids=_positions((1, height, width, 1), device),
             txt_ids=_positions((1, 1, 1, prompt_embeds.shape[1]), device),
             guidance=conditioning.get("guidance"),
