@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.loaders import SD3LoraLoaderMixin
+from huggingface_hub import hf_hub_download
 from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 
 from ..errors import UsageError
@@ -48,9 +49,10 @@ def attach_adapter(pipeline: DiffusionPipeline, source: str | Path) -> None:
         pipeline ([`~diffusers.DiffusionPipeline`]):
             The pipeline.
         source (`str` or `Path`):
-            File of the adapter, or the folder that holds it.
+            File of the adapter, the folder that holds it, or the repository on the Hub.
     """
-    file = Path(source) / ADAPTER if Path(source).is_dir() else Path(source)
+    file = Path(source) if Path(source).exists() else Path(hf_hub_download(str(source), ADAPTER))
+    file = file / ADAPTER if file.is_dir() else file
     if hasattr(pipeline, "load_lora_weights"):
         pipeline.load_lora_weights(file.parent, weight_name=file.name, low_cpu_mem_usage=True)
         return

@@ -28,6 +28,7 @@ from craft_trl.sources import ADAPTER
 from craft_trl.trainer.checkpoints import save_adapter
 
 from .random_pipelines import pixart, sana
+from .test_files import publish, server  # noqa: F401
 
 
 LAYERS = {"pixart": (pixart, "attn1.to_q"), "sana": (sana, "attn2.to_q")}
@@ -75,6 +76,13 @@ def test_put_on_without_weights(adapter):
     pipeline.transformer.to("meta")
     attach_adapter(pipeline, folder)
     assert all(parameter.is_meta for parameter in pipeline.transformer.parameters())
+    assert len(pipeline.transformer.peft_config) == 1
+
+
+def test_put_on_from_the_hub(adapter, server):  # noqa: F811
+    pipeline, folder, _ = adapter
+    publish(server, folder, "org/adapter")
+    attach_adapter(pipeline, "org/adapter")
     assert len(pipeline.transformer.peft_config) == 1
 
 

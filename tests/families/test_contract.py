@@ -109,6 +109,11 @@ def test_draws_trains_saves_and_draws_again(case, adapter, tmp_path):
     if adapter:
         drawn_from = load_pipeline(str(folder))
         attach_adapter(drawn_from, tmp_path / "out")
+        card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+        way = (
+            "pipeline.load_lora_weights(" if hasattr(pipeline, "load_lora_weights") else "\nattach_adapter(pipeline, "
+        )
+        assert f'{way}"{tmp_path / "out"}")\nimage = pipeline(' in card
     else:
         drawn_from = str(tmp_path / "out")
         loaded = getattr(diffusers, type(pipeline).__name__).from_pretrained(

@@ -51,7 +51,9 @@ class Flux2(Family):
     max_sequence_length = 512
 
     def encode_prompts(self, pipeline, prompts, max_sequence_length=None):
-        """`prompt_embeds` of shape `(N, 512, 3 d)`: three hidden layers of a language model of width d, side by side."""
+        """
+        `prompt_embeds` of shape `(N, max_sequence_length, 3 d)`: the states of three layers of a language model of width d.
+        """
         length = self.max_sequence_length if max_sequence_length is None else max_sequence_length
         # transformers (5.24) warns with each prompt of how the pipeline of dev (diffusers 0.42) calls its processor. Delete when
         # the pipeline calls it otherwise.
@@ -60,7 +62,7 @@ class Flux2(Family):
         return {"prompt_embeds": prompt_embeds}
 
     def image_conditioning(self, config, height, width, guidance_scale):
-        """`guidance`, a number, for models to which it is an input."""
+        """`guidance`, a number, of shape `()`, for models to which it is an input."""
         import torch
 
         return {"guidance": torch.tensor(float(guidance_scale))} if config.get("guidance_embeds", True) else {}
@@ -72,7 +74,7 @@ class Flux2(Family):
         return 4 * super().latent_channels(vae)
 
     def latent_statistics(self, vae):
-        """In the precision of the VAE, in which the pipeline has them."""
+        """In the precision of the VAE, in which the pipeline has them: 128 numbers each."""
         mean, variance = vae.bn.running_mean, vae.bn.running_var
         std = (variance + vae.config.batch_norm_eps).sqrt()
         return latents.statistics({}) | {"latents_mean": mean.tolist(), "latents_std": std.tolist()}
@@ -84,6 +86,7 @@ class Flux2(Family):
         return pixel_unshuffle(mean, 2), pixel_unshuffle(std, 2)
 
     def decode_latents(self, pipeline, output, height, width):
+        """This pipeline returns tokens, `(B, H/16 W/16, 128)`, normalised."""
         from torch.nn.functional import pixel_shuffle
 
         factor = self.pixels_per_latent(pipeline.vae.config)
