@@ -55,7 +55,7 @@ class ImageGenerator:
     The starting noise of an image comes from a CPU generator of its own seed, prompts and images go through the text
     encoders and the denoiser in batches of one size (the last one is filled up with copies), and through the VAE one by
     one: so an image is the same bit for bit whatever it is batched with, where all texts are of one length (of those of
-    Qwen-Image and Z-Image, which are as long as the longest of a batch, up to rounding). Each prompt is encoded once, and the
+    Qwen-Image, Z-Image and Lumina 2, which are as long as the longest of a batch, up to rounding). Each prompt is encoded once, and the
     negative prompt too.
 
     An image with values that are no numbers, or with all pixels alike (16 bits overflow to black), is drawn again in
@@ -211,7 +211,7 @@ class ImageGenerator:
             self.negative = (
                 self.family.encode_empty_prompt(self.pipeline, length)
                 if negative is None
-                else self.family.encode_prompts(self.pipeline, [negative], length)
+                else self.family.encode_negative_prompt(self.pipeline, negative, length)
             )
         conditioning = {name: stack([self.encoded[prompt][name] for prompt in prompts]) for name in self.negative}
         one = sum(value.nbytes for value in self.encoded[prompts[0]].values())

@@ -110,13 +110,9 @@ def check_model(
 def check_drawing(files: ModelFiles, config: "SamplingConfig") -> None:
     """Raise a [`UsageError`] unless a pipeline can be drawn from in this way, and ignores none of it."""
     family = get_family(files.index["_class_name"])
-    denoiser, vae = files.json(f"{family.denoiser}/config.json"), files.json("vae/config.json")
+    denoiser = files.json(f"{family.denoiser}/config.json")
     what = f"of a {files.index['_class_name']}"
-    multiple = family.size_multiple(vae)
-    for name in ("height", "width"):
-        value = getattr(config, name)
-        if value is not None and value % multiple:
-            raise UsageError(f"{name} {what} must be a multiple of {multiple}, got {value}.")
+    check_size(files, config.height, config.width)
     if not family.takes_guidance(denoiser, files.index) and config.guidance_scale > 1:
         raise UsageError(
             f"guidance_scale {config.guidance_scale}: {files.source} was distilled to draw without guidance, set it to 1."
@@ -134,6 +130,21 @@ def check_drawing(files: ModelFiles, config: "SamplingConfig") -> None:
             f"scheduler {config.scheduler} does not draw what a {files.index['_class_name']} has learned. Those that do are "
             f"{', '.join(known)}."
         )
+
+
+def check_size(files: ModelFiles, height: int | None, width: int | None) -> None:
+    """Raise a [`UsageError`] unless a pipeline has images of this size in pixels, of which what is `None` is its own."""
+    family = get_family(files.index["_class_name"])
+    denoiser, vae = files.json(f"{family.denoiser}/config.json"), files.json("vae/config.json")
+    what = f"of a {files.index['_class_name']}"
+    multiple, most = family.size_multiple(vae), family.most_tokens(denoiser)
+    for name, value in (("height", height), ("width", width)):
+        if value is not None and value % multiple:
+            raise UsageError(f"{name} {what} must be a multiple of {multiple}, got {value}.")
+        if value is not None and most is not None and value > most * multiple:
+            raise UsageError(
+                f"{name} {what} must be {most * multiple} or less, for which it has positions, got {value}."
+            )
 
 
 def check_training(files: ModelFiles, args: "DiffusionConfig") -> None:

@@ -27,6 +27,8 @@ print(check_contract(load_pipeline("runs/tiny_flow/model"), height=64, width=64)
 ```
 """
 
+import functools
+import inspect
 from typing import Any
 
 import torch
@@ -37,6 +39,7 @@ from .latents import normalise, stack, unpack
 
 
 PROMPTS = ["a fox", "a red car on a table, seen from above"]
+NEGATIVE_PROMPT = "dull"
 
 
 @torch.no_grad()
@@ -71,10 +74,13 @@ def check_contract(
         `dict[str, float]`:
             - `predict`: [`Family.predict`] from what was sampled at every step, against what the scheduler was given;
             - `texts`: images of encoded prompts against those of prompts;
-            - `guided`: the same with guidance;
+            - `guided`: the same with guidance, which changes them where the model takes any;
+            - `negative`: the same with guidance away from a text, where the pipeline takes one;
             - `one_by_one`: prompts encoded one by one against both together;
             - `decode`: [`Family.decode_latents`] against the pipeline's own images;
-            - `encode`: `0` if the latents of an image have the shape of those that are drawn, and are finite numbers.
+            - `encode`: `0` if the latents of an image have the shape of those that are drawn, and are finite numbers;
+            - `prompts`: `0` if what is encoded of two prompts differs;
+            - `shift`: [`Family.log_shift`] against what the scheduler is given for the pipeline's own number of steps.
     """
     family = get_family(type(pipeline).__name__)
     denoiser = getattr(pipeline, family.denoiser)
@@ -83,19 +89,30 @@ def check_contract(
 
     lengths = {} if max_sequence_length is None else {"max_sequence_length": max_sequence_length}
     positive = family.encode_prompts(pipeline, list(PROMPTS), max_sequence_length)
-    negative = family.encode_empty_prompt(pipeline, max_sequence_length)
-    negative = {name: value.expand(len(PROMPTS), *value.shape[1:]) for name, value in negative.items()}
 
-    def draw(texts: bool, scale: float, output_type: str = "latent") -> torch.Tensor:
-        arguments = family.arguments(positive, negative, scale)
-        if texts:
-            arguments = {name: value for name, value in arguments.items() if not _is_conditioning(value)}
-            arguments |= {"prompt": list(PROMPTS)} | lengths | (text_arguments or {})
+    def draw(
+        texts: bool, scale: float, output_type: str = "latent", negative_prompt: str | None = None
+    ) -> torch.Tensor:
+        arguments = arguments_of(texts, scale, negative_prompt)
         seeds = [torch.Generator().manual_seed(number) for number in range(len(PROMPTS))]
         return pipeline(
             **arguments, generator=seeds, num_inference_steps=num_inference_steps, height=height, width=width,
             output_type=output_type,
         ).images  # fmt: skip
+
+    def arguments_of(texts: bool, scale: float, negative_prompt: str | None = None) -> dict[str, Any]:
+        negative = (
+            family.encode_empty_prompt(pipeline, max_sequence_length)
+            if negative_prompt is None
+            else family.encode_negative_prompt(pipeline, negative_prompt, max_sequence_length)
+        )
+        negative = {name: value.expand(len(PROMPTS), *value.shape[1:]) for name, value in negative.items()}
+        arguments = family.arguments(positive, negative, scale)
+        if not texts:
+            return arguments
+        kept = {n: value for n, value in arguments.items() if value is not None and not _is_conditioning(value)}
+        kept |= {"prompt": list(PROMPTS)} | lengths | (text_arguments or {})
+        return kept if negative_prompt is None else kept | {"negative_prompt": [negative_prompt] * len(PROMPTS)}
 
     errors, steps = {}, []
     original = pipeline.scheduler.step
@@ -114,7 +131,7 @@ def check_contract(
     conditioning = positive | {name: value.expand(len(PROMPTS), *value.shape) for name, value in images.items()}
     factor = family.pixels_per_latent(pipeline.vae.config)
     pixels = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    mean, std = family.encode_images(pipeline, pixels.to(drawn.device, pipeline.vae.dtype))
+    mean, std = family.encode_images(pipeline, pixels.to(pipeline.vae.device, pipeline.vae.dtype))
     latents = normalise(mean, family.latent_statistics(pipeline.vae))
     expected = (1, family.latent_channels(pipeline.vae.config), height // factor, width // factor)
     errors["encode"] = float(latents.shape != expected or std.shape != expected or not latents.isfinite().all())
@@ -129,7 +146,14 @@ def check_contract(
         errors["predict"] = max(errors["predict"], _difference(got, wanted))
 
     errors["texts"] = _difference(draw(False, off), drawn)
-    errors["guided"] = _difference(draw(False, guidance_scale), draw(True, guidance_scale))
+    guided = draw(False, guidance_scale)
+    errors["guided"] = _difference(guided, draw(True, guidance_scale))
+    if family.takes_guidance(denoiser.config, pipeline.config) and torch.equal(guided, drawn):
+        errors["guided"] = float("inf")
+    takes_negative = "negative_prompt" in inspect.signature(type(pipeline).__call__).parameters
+    if takes_negative and family.calls(guidance_scale) > 1:
+        drawings = (draw(texts, guidance_scale, negative_prompt=NEGATIVE_PROMPT) for texts in (False, True))
+        errors["negative"] = _difference(*drawings)
     alone = [family.encode_prompts(pipeline, [prompt], max_sequence_length) for prompt in PROMPTS]
     errors["one_by_one"] = max(
         _difference(stack([encoded[name][0] for encoded in alone]), value) for name, value in positive.items()
@@ -137,6 +161,10 @@ def check_contract(
     pixels = family.decode_latents(pipeline, drawn.to(pipeline.vae.dtype), height, width)
     decoded = pipeline.image_processor.postprocess(pixels, "pt")
     errors["decode"] = _difference(decoded, draw(True, off, "pt"))
+    errors["prompts"] = float(not any((value[0] != value[1]).any() for value in positive.values()))
+    mu = _log_shift(pipeline, **arguments_of(False, off), height=height, width=width)
+    tokens = (height // factor) * (width // factor) // family.patch**2
+    errors["shift"] = 0.0 if mu is None else abs(mu - family.log_shift(pipeline.scheduler.config, tokens))
     return errors
 
 
@@ -154,6 +182,27 @@ def unused_parameters(pipeline: DiffusionPipeline, height: int, width: int) -> l
     family.predict(denoiser, latents, timesteps, conditioning).square().mean().backward()
     untrained = family.untrained(denoiser.config)
     return [name for name, p in denoiser.named_parameters() if p.grad is None and not name.startswith(untrained)]
+
+
+class _Told(Exception):
+    pass
+
+
+def _log_shift(pipeline: DiffusionPipeline, **arguments: Any) -> float | None:
+    """`mu` that a pipeline gives its scheduler for its own number of steps, `None` if it gives none."""
+    scheduler = pipeline.scheduler
+
+    @functools.wraps(scheduler.set_timesteps)  # which pipelines look at, for what it takes
+    def set_timesteps(*args, mu: float | None = None, **kwargs):
+        raise _Told(mu)
+
+    scheduler.set_timesteps = set_timesteps
+    try:
+        pipeline(**arguments)
+    except _Told as told:
+        return told.args[0]
+    finally:
+        del scheduler.set_timesteps
 
 
 def _is_conditioning(value: Any) -> bool:

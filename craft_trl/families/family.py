@@ -101,11 +101,20 @@ class Family:
         """
         raise NotImplementedError
 
+    def encode_negative_prompt(
+        self, pipeline: "diffusers.DiffusionPipeline", prompt: str, max_sequence_length: int | None = None
+    ) -> "dict[str, torch.Tensor]":
+        """
+        Conditioning of a text that guidance leads away from, each of shape `(1, ...)`. Some pipelines put an instruction before
+        prompts, and none before this.
+        """
+        return self.encode_prompts(pipeline, [prompt], max_sequence_length)
+
     def encode_empty_prompt(
         self, pipeline: "diffusers.DiffusionPipeline", max_sequence_length: int | None = None
     ) -> "dict[str, torch.Tensor]":
         """Conditioning of the empty prompt as the pipeline has it at inference, each of shape `(1, ...)`."""
-        return self.encode_prompts(pipeline, [""], max_sequence_length)
+        return self.encode_negative_prompt(pipeline, "", max_sequence_length)
 
     # Images
 
@@ -136,6 +145,10 @@ class Family:
     def size_multiple(self, vae: Mapping[str, Any]) -> int:
         """What height and width must be multiples of, in pixels."""
         return self.pixels_per_latent(vae) * self.patch
+
+    def most_tokens(self, denoiser: Mapping[str, Any]) -> int | None:
+        """Tokens to a side that the denoiser has positions for, from its configuration; `None` where there is no end to them."""
+        return None
 
     def size(self, denoiser: Mapping[str, Any], vae: Mapping[str, Any]) -> tuple[int, int]:
         """Height and width in pixels of the pipeline's own images, from the configurations of denoiser and VAE."""

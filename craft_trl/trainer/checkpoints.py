@@ -24,13 +24,14 @@ import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.training_utils import EMAModel
 from huggingface_hub import save_torch_state_dict
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..candidates.generation import load_pipeline
 from ..errors import UsageError
+from ..families.adapters import lora_loader, set_layers
 from ..families.files import find_files
 from ..sources import ADAPTER, content_hash
 
@@ -111,7 +112,7 @@ def save_adapter(
     component: str,
 ) -> None:
     """
-    Write an adapter as `load_lora_weights` of diffusers loads it.
+    Write an adapter as `load_lora_weights` of diffusers loads it, or [`attach_adapter`] for pipelines that have none.
 
     Args:
         model ([`~peft.PeftModel`]):
@@ -133,7 +134,7 @@ def save_adapter(
     # With peft's configuration as metadata: without it the adapter's scale, alpha / r, is taken for 1.
     config = model.peft_config["default"].to_dict()
     parts = {f"{component}_lora_layers": layers, f"{component}_lora_adapter_metadata": config}
-    pipeline_class.save_lora_weights(folder, **parts)
+    lora_loader(pipeline_class).save_lora_weights(folder, **parts)
     order_metadata(folder / ADAPTER)
     check_saved({f"{component}.{name}": value for name, value in layers.items()}, folder / ADAPTER)
 
@@ -142,9 +143,7 @@ def load_adapter(model: PeftModel, folder: Path, component: str) -> None:
     """Load what [`save_adapter`] wrote."""
     layers = load_file(folder / ADAPTER)
     layers = {f"{PEFT_PREFIX}{name.removeprefix(f'{component}.')}": value for name, value in layers.items()}
-    missing = set_peft_model_state_dict(model, layers)
-    if missing.unexpected_keys or any("lora_" in name for name in missing.missing_keys):
-        raise UsageError(f"The adapter in {folder} is not of this model and configuration.")
+    set_layers(model, layers, str(folder))
 
 
 def save_average(ema: EMAModel, folder: Path) -> None:

@@ -42,9 +42,10 @@ from ..compilation import compile_blocks
 from ..devices import on_main_process
 from ..errors import UsageError
 from ..families import get_family
-from ..families.checks import check_model
+from ..families.checks import check_model, check_size
 from ..families.files import find_files
 from ..filtering.dataset import validate
+from ..filtering.images import TrainingImages
 from ..hub.cards import FACTS, model_card
 from ..hub.release import model_release
 from ..hub.upload import check_repository, upload
@@ -136,6 +137,8 @@ class DiffusionTrainer(_BaseTrainer):
         self.source = model
         self.model_index = DiffusionPipeline.load_config(model, revision=revision)
         self.family = get_family(self.model_index["_class_name"])
+        image = TrainingImages(train_dataset)[0]  # all have its size
+        check_size(find_files(model, revision), image.height, image.width)
         trained = denoiser = load_denoiser(model, revision)
         self.bf16_module = is_bfloat16_module(args)
         if args.channels_last:

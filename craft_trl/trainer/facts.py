@@ -44,6 +44,11 @@ def training_facts(trainer: "DiffusionTrainer", dataset_name: str | None = None)
     args = trainer.args
     local = Path(trainer.source).is_dir()
     adapter = getattr(trainer.model, "peft_config", {}).get("default")
+    pipeline_class = trainer.model_index["_class_name"]
+    lora = None
+    if adapter is not None:
+        loader = "diffusers" if hasattr(getattr(diffusers, pipeline_class), "load_lora_weights") else "craft_trl"
+        lora = {"rank": adapter.r, "alpha": adapter.lora_alpha, "loader": loader}
     return {
         "trainer": trainer._name,
         "paper": getattr(trainer, "_paper", None),
@@ -51,8 +56,8 @@ def training_facts(trainer: "DiffusionTrainer", dataset_name: str | None = None)
         # The name of a local folder and no more: its path is nobody's business.
         "base_model": None if local else trainer.source,
         "base_name": Path(trainer.source).name if local else trainer.source,
-        "pipeline": trainer.model_index["_class_name"],
-        "lora": None if adapter is None else {"rank": adapter.r, "alpha": adapter.lora_alpha},
+        "pipeline": pipeline_class,
+        "lora": lora,
         "dataset": dataset_name,
         "rows": len(trainer.train_dataset.advantages),
         "guarded": trainer.best_step is not None and trainer.best_of > 1,

@@ -24,12 +24,21 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    PixtralImageProcessor,
+    PixtralProcessor,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen3Config,
+    Qwen3ForCausalLM,
     Qwen3Model,
     T5Config,
     T5EncoderModel,
+    UMT5Config,
+    UMT5EncoderModel,
 )
 
 from ..conftest import TINY
@@ -169,6 +178,130 @@ def z_image() -> diffusers.ZImagePipeline:
     )  # fmt: skip
 
 
+def gemma(layers: int = 2) -> Gemma2Model:
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=1024, head_dim=8, hidden_size=16, intermediate_size=16, num_attention_heads=2, num_hidden_layers=layers,
+        num_key_value_heads=2, bos_token_id=1022, eos_token_id=1023, pad_token_id=1023,
+    )  # fmt: skip
+    return Gemma2Model(config).eval()
+
+
+def flux2_vae() -> diffusers.AutoencoderKLFlux2:
+    torch.manual_seed(0)
+    made = diffusers.AutoencoderKLFlux2(
+        block_out_channels=(4,), down_block_types=["DownEncoderBlock2D"], up_block_types=["UpDecoderBlock2D"],
+        layers_per_block=1, latent_channels=2, norm_num_groups=1, sample_size=32,
+    ).eval()  # fmt: skip
+    made.bn.running_mean.normal_()
+    made.bn.running_var.uniform_(0.5, 2.0)
+    return made
+
+
+def flux2_transformer(text: int, guidance_embeds: bool) -> diffusers.Flux2Transformer2DModel:
+    return network(
+        diffusers.Flux2Transformer2DModel, in_channels=8, num_layers=1, num_single_layers=2, attention_head_dim=16,
+        num_attention_heads=2, joint_attention_dim=text, axes_dims_rope=[4, 4, 4, 4], guidance_embeds=guidance_embeds,
+    )  # fmt: skip
+
+
+def flux2() -> diffusers.Flux2Pipeline:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
+    text = sizes | {
+        "model_type": "mistral", "vocab_size": 1027, "num_hidden_layers": 30, "num_key_value_heads": 1, "head_dim": 4,
+        "bos_token_id": 1022, "eos_token_id": 1023, "pad_token_id": 1023,
+    }  # fmt: skip
+    vision = sizes | {"model_type": "pixtral", "image_size": 28, "patch_size": 14}
+    config = Mistral3Config(text_config=text, vision_config=vision, image_token_index=1)
+    words = tokenizer()
+    words.chat_template = None
+    words.add_tokens(["[IMG]", "[IMG_BREAK]", "[IMG_END]"])  # which the processor counts
+    processor = PixtralProcessor(
+        PixtralImageProcessor(), words, patch_size=14, chat_template="{{ messages[-1]['content'][0]['text'] }}"
+    )
+    return diffusers.Flux2Pipeline(
+        transformer=flux2_transformer(24, True), vae=flux2_vae(), tokenizer=processor,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        text_encoder=Mistral3ForConditionalGeneration(config).eval(),
+    )  # fmt: skip
+
+
+def flux2_klein(is_distilled: bool = False) -> diffusers.Flux2KleinPipeline:
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=1024, hidden_size=8, intermediate_size=8, num_hidden_layers=27, num_attention_heads=2, head_dim=4,
+        num_key_value_heads=1, max_position_embeddings=512,
+    )  # fmt: skip
+    return diffusers.Flux2KleinPipeline(
+        transformer=flux2_transformer(24, False), vae=flux2_vae(), tokenizer=tokenizer(), is_distilled=is_distilled,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        text_encoder=Qwen3ForCausalLM(config).eval(),
+    )  # fmt: skip
+
+
+def sana() -> diffusers.SanaPipeline:
+    torch.manual_seed(0)
+    autoencoder = diffusers.AutoencoderDC(
+        in_channels=3, latent_channels=4, attention_head_dim=2, encoder_block_types=("ResBlock", "EfficientViTBlock"),
+        decoder_block_types=("ResBlock", "EfficientViTBlock"), encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8), encoder_qkv_multiscales=((), (5,)), decoder_qkv_multiscales=((), (5,)),
+        encoder_layers_per_block=(1, 1), decoder_layers_per_block=(1, 1), downsample_block_type="conv",
+        upsample_block_type="interpolate", decoder_norm_types="rms_norm", decoder_act_fns="silu", scaling_factor=0.41407,
+    ).eval()  # fmt: skip
+    transformer = network(
+        diffusers.SanaTransformer2DModel, in_channels=4, out_channels=4, num_layers=2, num_attention_heads=2,
+        attention_head_dim=8, num_cross_attention_heads=2, cross_attention_head_dim=8, cross_attention_dim=16,
+        caption_channels=16, sample_size=32, timestep_scale=0.5,
+    )  # fmt: skip
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0
+    )
+    return diffusers.SanaPipeline(
+        transformer=transformer, scheduler=scheduler, vae=autoencoder, text_encoder=gemma(), tokenizer=tokenizer(1024)
+    )
+
+
+def pixart(pipeline_class: type = diffusers.PixArtSigmaPipeline, sample_size: int = 32) -> diffusers.DiffusionPipeline:
+    transformer = network(
+        diffusers.PixArtTransformer2DModel, sample_size=sample_size, num_layers=2, attention_head_dim=8,
+        num_attention_heads=3, caption_channels=32, cross_attention_dim=24,
+    )  # fmt: skip
+    return pipeline_class(
+        transformer=transformer, scheduler=diffusers.DPMSolverMultistepScheduler(beta_schedule="linear"),
+        vae=vae(shift_factor=None), text_encoder=t5(), tokenizer=tokenizer(),
+    )  # fmt: skip
+
+
+def lumina2() -> diffusers.Lumina2Pipeline:
+    transformer = network(
+        diffusers.Lumina2Transformer2DModel, sample_size=8, in_channels=16, hidden_size=32, num_layers=2,
+        num_refiner_layers=1, num_attention_heads=2, num_kv_heads=1, multiple_of=16, axes_dim_rope=[8, 4, 4],
+        axes_lens=[128, 32, 32], cap_feat_dim=16,
+    )  # fmt: skip
+    return diffusers.Lumina2Pipeline(
+        transformer=transformer, scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=6.0),
+        vae=vae(16, levels=4), text_encoder=gemma(), tokenizer=tokenizer(),
+    )  # fmt: skip
+
+
+def aura_flow() -> diffusers.AuraFlowPipeline:
+    torch.manual_seed(0)
+    config = UMT5Config(vocab_size=1024, d_model=16, d_kv=8, d_ff=16, num_layers=2, num_heads=2)
+    transformer = network(
+        diffusers.AuraFlowTransformer2DModel, sample_size=16, num_mmdit_layers=1, num_single_dit_layers=1,
+        attention_head_dim=8, num_attention_heads=4, caption_projection_dim=32, joint_attention_dim=16,
+        pos_embed_max_size=256,
+    )  # fmt: skip
+    for name, parameter in transformer.named_parameters():
+        if "norm1" in name:  # of which the gates are made: open enough for an adapter behind them to be seen
+            parameter.data.normal_()
+    return diffusers.AuraFlowPipeline(
+        transformer=transformer, scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=1.73),
+        vae=vae(shift_factor=None), text_encoder=UMT5EncoderModel(config).eval(), tokenizer=tokenizer(),
+    )  # fmt: skip
+
+
 # Of a family or of a model in it that is another case: how to make it, and what its pipeline needs to encode a text as we do.
 CASES = {
     "stable_diffusion_3": (stable_diffusion_3, {}),
@@ -178,4 +311,11 @@ CASES = {
     "chroma": (chroma, {}),
     "qwen_image": (qwen_image, {"negative_prompt": [" ", " "]}),
     "z_image": (z_image, {}),
+    "flux2": (flux2, {}),
+    "flux2_klein": (flux2_klein, {}),
+    "sana": (sana, {}),
+    "pixart_sigma": (pixart, {"clean_caption": False}),
+    "pixart_alpha": (lambda: pixart(diffusers.PixArtAlphaPipeline, 128), {"clean_caption": False}),
+    "lumina2": (lumina2, {}),
+    "aura_flow": (aura_flow, {}),
 }

@@ -82,7 +82,9 @@ def step(trainer):
 
 def test_activation_checkpointing(make_trainer, plain):
     loss, gradient, calls = step(make_trainer(activation_checkpointing=True))
-    assert calls == 2 * plain[2]
+    assert (
+        plain[2] < calls <= 2 * plain[2]
+    )  # diffusers computes all blocks again but for refiners, such as those of Lumina 2
     torch.testing.assert_close(loss, plain[0])
     assert (gradient - plain[1]).norm() < 1e-5 * plain[1].norm()
 
@@ -94,7 +96,9 @@ def test_bfloat16(make_trainer, plain):
     assert torch.cosine_similarity(half[1], plain[1], dim=0) > 0.998
     assert not torch.equal(half[1], plain[1])
     loss, gradient, calls = step(make_trainer(bf16=True, activation_checkpointing=True))
-    assert calls == 2 * plain[2]
+    assert (
+        plain[2] < calls <= 2 * plain[2]
+    )  # diffusers computes all blocks again but for refiners, such as those of Lumina 2
     torch.testing.assert_close(loss, half[0])
     assert (gradient - half[1]).norm() < 1e-5 * half[1].norm()
 

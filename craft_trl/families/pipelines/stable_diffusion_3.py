@@ -40,6 +40,9 @@ class StableDiffusion3(Family):
         )  # fmt: skip
         return {"prompt_embeds": prompt_embeds, "pooled_prompt_embeds": pooled_prompt_embeds}
 
+    def most_tokens(self, denoiser):
+        return denoiser.get("pos_embed_max_size")
+
     def untrained(self, config):
         # The last block makes nothing of the text, and asks it nothing.
         return (f"transformer_blocks.{config['num_layers'] - 1}.attn.add_q_proj.",)
