@@ -16,6 +16,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import diffusers
@@ -25,8 +26,9 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 
 from ..candidates.generation import load_network
 from ..errors import UsageError
-from ..families import get_family
+from ..families import Family, get_family
 from ..sources import first_line
+from .checkpoints import PEFT_PREFIX
 
 
 def pipeline_class_of(source: str, revision: str | None = None) -> str:
@@ -93,6 +95,23 @@ def add_adapter(denoiser: ModelMixin, config: PeftConfig) -> PeftModel:
         raise UsageError(f"lora_target_modules: {message}. {_examples(denoiser)}") from error
     except re.error as error:
         raise UsageError(f"lora_target_modules {targets!r} is no regular expression: {error}.") from error
+
+
+def freeze_untrained(model: torch.nn.Module, family: Family, config: Mapping[str, Any]) -> None:
+    """
+    Freeze the parameters that no output depends on, see [`Family.untrained`].
+
+    Args:
+        model (`torch.nn.Module`):
+            Denoiser, or denoiser with an adapter.
+        family ([`Family`]):
+            Its family.
+        config (`Mapping[str, Any]`):
+            Configuration of the denoiser.
+    """
+    for name, parameter in model.named_parameters():
+        if name.removeprefix(PEFT_PREFIX).startswith(family.untrained(config)):
+            parameter.requires_grad_(False)
 
 
 def check_adapter(source: str, revision: str | None, config: LoraConfig) -> None:

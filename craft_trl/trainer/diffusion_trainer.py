@@ -53,7 +53,6 @@ from ..sources import model_hash
 from ..stages import fingerprint
 from .callbacks import DivergenceCallback, EMACallback, ModelFreeTensorBoardCallback, ValidationCallback
 from .checkpoints import (
-    PEFT_PREFIX,
     checkpoint_to_go_on_from,
     copy_frozen,
     load_adapter,
@@ -64,10 +63,10 @@ from .checkpoints import (
     save_weights,
     unpack_single_file,
 )
-from .denoiser import add_adapter, load_denoiser
+from .denoiser import add_adapter, freeze_untrained, load_denoiser
 from .diffusion_config import DiffusionConfig
 from .facts import training_facts
-from .precision import checkpoint_block, compute_in_bfloat16, frozen_dtype, is_bfloat16_module
+from .precision import checkpoint_block, compute_in_bfloat16, encoding_dtypes, frozen_dtype, is_bfloat16_module
 from .training_options import check_available
 from .training_samples import (
     StepBatches,
@@ -146,9 +145,7 @@ class DiffusionTrainer(_BaseTrainer):
             torch.manual_seed(args.seed)  # the Trainer sets it too, but after the adapter has been drawn
             # Not `add_adapter` of diffusers: the Trainer does not recognise that and would save the full weights.
             trained = add_adapter(denoiser, peft_config)
-        for name, parameter in trained.named_parameters():
-            if name.removeprefix(PEFT_PREFIX).startswith(self.family.untrained(denoiser.config)):
-                parameter.requires_grad_(False)
+        freeze_untrained(trained, self.family, denoiser.config)
         if args.activation_checkpointing:
             denoiser.enable_gradient_checkpointing(checkpoint_block if self.bf16_module else None)
         # The Trainer calls it by this name, which diffusers' models do not have.
@@ -224,12 +221,7 @@ class DiffusionTrainer(_BaseTrainer):
 
     def load_frozen(self) -> DiffusionPipeline:
         """The pipeline without its denoiser on the CPU: in float32, but for text encoders, see `text_encoder_dtype`."""
-        dtypes = {"default": torch.float32}
-        for name, (_, class_name) in find_files(self.source, self.revision).networks.items():
-            if name.startswith("text_encoder"):
-                # CLIP's are small. Beside them are language models of up to 24 billion parameters.
-                default = "float32" if class_name.startswith("CLIP") else "bfloat16"
-                dtypes[name] = getattr(torch, self.args.text_encoder_dtype or default)
+        dtypes = encoding_dtypes(find_files(self.source, self.revision), self.args.text_encoder_dtype)
         return load_pipeline(self.source, dtypes, self.revision, without=[self.family.denoiser])
 
     def _noise_process(self, args: DiffusionConfig, denoiser: Mapping[str, Any]) -> NoiseProcess:
