@@ -165,6 +165,10 @@ class Family:
         """
         return latents.encode(pipeline.vae, pixels)
 
+    def as_returned(self, values: "torch.Tensor") -> "torch.Tensor":
+        """Latents `(B, C, h, w)` in the shape in which the pipeline returns them as `output_type="latent"`."""
+        return latents.pack(values) if self.packing > 1 else values
+
     def decode_latents(
         self, pipeline: "diffusers.DiffusionPipeline", output: "torch.Tensor", height: int, width: int
     ) -> "torch.Tensor":
