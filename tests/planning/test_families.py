@@ -109,3 +109,59 @@ def test_flux_dev(flux):
     meta.cast(encoding_dtypes(meta.files))
     # 9.5 GB of T5 in bfloat16, 0.5 GB of CLIP and 0.3 GB of the VAE in float32
     assert meta.weights("text_encoder", "text_encoder_2", "vae") == pytest.approx(10.35e9, rel=1e-3)
+
+
+@pytest.fixture
+def planned(recipes, tmp_path):
+    """A function that plans the tiny recipes with a small Stable Diffusion 3."""
+    model = tmp_path / "model"
+    CASES["stable_diffusion_3"][0]().save_pretrained(model)
+    recipes("candidates", model_name_or_path=str(model), height=SIZE, width=SIZE, max_sequence_length=20)
+    recipes("evaluate", models=[f"base={model}", "craft=runs/tiny/model"], height=SIZE, width=SIZE, max_sequence_length=20)
+
+    def make(**settings):
+        recipes("craft", model_name_or_path=str(model), max_sequence_length=20, **settings)
+        loaded = RunRecipes.load(recipes.folder)
+        return MetaPipeline(str(model)), Planner(loaded, Profile(1, 0, "bfloat16"), find_gpu("a100:40"), pass_rate=0.5)
+
+    return make
+
+
+def test_memory_and_disk_by_hand(planned):
+    meta, plan = planned(activation_checkpointing=False)
+    transformer, vae, t5 = (meta.parameters(name) for name in ("transformer", "vae", "text_encoder_3"))
+    clip = meta.parameters("text_encoder", "text_encoder_2")
+    assert plan.frozen_bytes == 4 * (vae + clip) + 2 * t5 and plan.text_dtype == torch.bfloat16
+    assert plan.encode_memory == plan.frozen_bytes + meta.count_encoding(SIZE, SIZE).activations
+    # All but what no output depends on: the queries of the last block's text
+    untrained = 32 * 32 + 32
+    assert not plan.adapter and plan.trained_parameters == transformer - untrained
+    assert plan.model_bytes == 4 * transformer + plan.frozen_bytes
+    assert plan.checkpoint_bytes == 4 * 3 * plan.trained_parameters
+    # An image: mean and deviation of four channels, as large as the image. A prompt: 32 tokens of CLIP and 20 of T5, and the
+    # pooled states; and the empty prompt.
+    assert plan.latent_bytes == 2 * 4 * 4 * SIZE * SIZE and plan.prompt_bytes == 4 * (52 * 64 + 64)
+    encoded = plan.kept_images * plan.latent_bytes + (plan.kept_groups + 1) * plan.prompt_bytes
+    assert plan._training_disk() == plan.model_bytes + plan.num_saves * plan.checkpoint_bytes + encoded
+    activations = plan.micro_batch * plan.training.activations
+    static = 18 * plan.trained_parameters + 2 * untrained
+    assert plan._training_memory() == max(static + activations, plan.encode_memory)
+
+
+def test_an_adapter(planned):
+    meta, plan = planned(use_peft=True, lora_r=2, text_encoder_dtype="float32", train_prompt="expanded")
+    # Eight projections of 32 x 32 in each of two blocks, but the last block makes nothing of the text, and asks it nothing.
+    assert plan.adapter and plan.trained_parameters == (8 + 6) * 2 * (32 + 32)
+    assert plan.model_bytes == 4 * plan.trained_parameters and plan.frozen_bytes == meta.weights() - meta.weights("transformer")
+    prompts = plan.kept_images + 1
+    assert plan._training_disk() == plan.model_bytes + plan.num_saves * plan.checkpoint_bytes + (
+        plan.kept_images * plan.latent_bytes + prompts * plan.prompt_bytes
+    )
+
+
+def test_calls_are_said(planned, capsys, recipes):
+    _, plan = planned()
+    assert ", 2 calls x 2" in plan.plan().stages[1].work
+    assert main(["plan", str(recipes.folder), "--gpu", "a100:40", "--candidates.guidance_scale", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "images of 32x32, 2 calls " in said and "2 calls x" not in said
