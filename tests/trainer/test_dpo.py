@@ -180,8 +180,8 @@ class TestPairSamples:
             i = samples.row(k)
             sample = samples[k]
             for name, row in (("latents", i), ("rejected_latents", 3 + i)):
-                mean = samples.encoded["latent_mean"][row] * samples.scaling_factor
-                std = samples.encoded["latent_std"][row] * samples.scaling_factor
+                mean = samples.encoded["latent_mean"][row] * samples.statistics["scaling_factor"]
+                std = samples.encoded["latent_std"][row] * samples.statistics["scaling_factor"]
                 assert ((sample[name] - mean).abs() < 6 * std).all(), (k, name)
             assert all(torch.equal(sample[name], samples[k][name]) for name in sample)
             assert not torch.equal(sample["latents"], sample["rejected_latents"])
