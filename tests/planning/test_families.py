@@ -61,7 +61,9 @@ def test_counts_are_those_of_the_real_work(name, tmp_path):
 
     counts = Counts.of(meta, SIZE, SIZE)
     assert counts.text.flops == operations(lambda: family.encode_prompts(real, ["a prompt"]))
-    inputs = {n: torch.zeros(v.shape, dtype=v.dtype) for n, v in meta.inputs(SIZE, SIZE).items() if n != "conditioning"}
+    inputs = {
+        n: torch.zeros(v.shape, dtype=v.dtype) for n, v in meta.inputs(SIZE, SIZE).items() if n != "conditioning"
+    }
     images = family.image_conditioning(denoiser.config, SIZE, SIZE, 1.0)
     conditioning = expected | {n: v[None] for n, v in images.items()}
     call = (denoiser, inputs["latents"], inputs["timesteps"], conditioning)
@@ -117,7 +119,9 @@ def planned(recipes, tmp_path):
     model = tmp_path / "model"
     CASES["stable_diffusion_3"][0]().save_pretrained(model)
     recipes("candidates", model_name_or_path=str(model), height=SIZE, width=SIZE, max_sequence_length=20)
-    recipes("evaluate", models=[f"base={model}", "craft=runs/tiny/model"], height=SIZE, width=SIZE, max_sequence_length=20)
+    recipes(
+        "evaluate", models=[f"base={model}", "craft=runs/tiny/model"], height=SIZE, width=SIZE, max_sequence_length=20
+    )
 
     def make(**settings):
         recipes("craft", model_name_or_path=str(model), max_sequence_length=20, **settings)
@@ -152,7 +156,9 @@ def test_an_adapter(planned):
     meta, plan = planned(use_peft=True, lora_r=2, text_encoder_dtype="float32", train_prompt="expanded")
     # Eight projections of 32 x 32 in each of two blocks, but the last block makes nothing of the text, and asks it nothing.
     assert plan.adapter and plan.trained_parameters == (8 + 6) * 2 * (32 + 32)
-    assert plan.model_bytes == 4 * plan.trained_parameters and plan.frozen_bytes == meta.weights() - meta.weights("transformer")
+    assert plan.model_bytes == 4 * plan.trained_parameters and plan.frozen_bytes == meta.weights() - meta.weights(
+        "transformer"
+    )
     prompts = plan.kept_images + 1
     assert plan._training_disk() == plan.model_bytes + plan.num_saves * plan.checkpoint_bytes + (
         plan.kept_images * plan.latent_bytes + prompts * plan.prompt_bytes
