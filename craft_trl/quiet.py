@@ -31,28 +31,6 @@ def quiet_logs(level: int = logging.WARNING) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def caught_warnings(name: str) -> Iterator[list[str]]:
-    """What a library's module warns of inside, which is not shown."""
-
-    class Catcher(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            caught.append(record.getMessage())
-
-    caught: list[str] = []
-    logger, catcher = logging.getLogger(name), Catcher(logging.WARNING)
-    before = logger.level, logger.propagate
-    logger.addHandler(catcher)
-    logger.setLevel(logging.WARNING)
-    logger.propagate = False
-    try:
-        yield caught
-    finally:
-        logger.removeHandler(catcher)
-        logger.setLevel(before[0])
-        logger.propagate = before[1]
-
-
-@contextlib.contextmanager
 def quiet_bars() -> Iterator[None]:
     """Keep diffusers and transformers from showing bars while they load a model's parts. Downloads keep theirs."""
     import diffusers.utils.logging

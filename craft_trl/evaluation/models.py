@@ -38,7 +38,7 @@ from ..errors import UsageError
 from ..families import get_family
 from ..families.checks import check_model, read_header
 from ..families.files import ModelFiles, find_files
-from ..quiet import caught_warnings, quiet_logs
+from ..quiet import quiet_logs
 from ..sources import ADAPTER, content_hash, first_line, looks_like_hub_id, model_hash
 from .specs import ModelSpec
 
@@ -46,6 +46,7 @@ from .specs import ModelSpec
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
 # A layer of a LoRA, in kohya's, peft's, XLabs' and diffusers' names; there are two to a module.
 LAYER = re.compile(r"(lora_(A|B|up|down)|lora(_linear_layer|\d)?\.(up|down))\.weight$")
+DOWN = re.compile(r"(lora_(A|down)|lora(_linear_layer|\d)?\.down)\.weight$")  # the first of them, as high as the rank
 
 
 @dataclass(frozen=True)
@@ -188,30 +189,41 @@ class Model(ModelSpec):
                 f"Model {self.name}: {self.source} cannot be read as weights: {first_line(error)}"
             ) from error
 
-    def lora_state_dict(self) -> dict[str, torch.Tensor]:
-        """Tensors of an adapter in diffusers' names; a [`UsageError`] if diffusers drops any of them on the way."""
+    def lora_state_dict(self, tensors: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+        """Tensors of an adapter, or others in their place, in diffusers' names."""
         if not hasattr(self.base_class, "lora_state_dict"):
             raise UsageError(
-                f"Model {self.name}: diffusers puts no LoRA onto a {self.base_class.__name__}. `craft export` and `craft "
-                f"evaluate` take the {self.family.denoiser} as a whole."
+                f"Model {self.name}: diffusers puts no LoRA onto a {self.base_class.__name__}. Name a whole "
+                f"{self.family.denoiser}, as {self.family.denoiser}:SOURCE."
             )
         # UNets' adapters are renamed by the blocks of the UNet.
         options = {"unet_config": self.empty_denoiser().config} if self.family.denoiser == "unet" else {}
+        if tensors is None:
+            options |= {"weight_name": self.path.name, "use_safetensors": True}
+        source = self.path.parent if tensors is None else tensors
         try:
-            with caught_warnings("diffusers.loaders.lora_conversion_utils") as dropped:
-                layers, *_ = self.base_class.lora_state_dict(
-                    self.path.parent,
-                    weight_name=self.path.name,
-                    use_safetensors=True,
-                    return_lora_metadata=True,
-                    **options,
-                )
+            with quiet_logs():
+                layers, *_ = self.base_class.lora_state_dict(source, return_lora_metadata=True, **options)
         except Exception as error:  # diffusers has converters for many formats, which fail in many ways
-            dropped = [str(error)]
-        if dropped:
-            said = " ".join(dropped[0].split())[:300]  # it names the keys that it does not know on a line of their own
-            raise UsageError(f"Model {self.name}: {self.source} cannot be read as a LoRA: {said}")
+            said = " ".join(str(error).split())[:300]  # it names the keys that it does not know on a line of their own
+            raise UsageError(f"Model {self.name}: {self.source} cannot be read as a LoRA: {said}") from error
         return layers
+
+    def lora_tensors_read(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+        """
+        Names of an adapter's tensors of which something is left in diffusers' names. Converters split some, and drop what they do
+        not know without a word: so all are filled with a number of their own, and the numbers looked for.
+        """
+        ranks = {
+            name[: match.start()].rstrip("._"): shapes[name][0] for name in shapes if (match := DOWN.search(name))
+        }
+        numbered = {name: torch.full(shape, float(number)) for number, (name, shape) in enumerate(shapes.items(), 1)}
+        # Not scaled, so that a number stays what it is.
+        numbered |= {n: torch.tensor(float(ranks.get(n[:-6], 1))) for n in shapes if n.endswith(".alpha")}
+        found = set()
+        for value in self.lora_state_dict(numbered).values():
+            found |= {*value.flatten(1)[0].tolist(), *value.flatten(1)[:, 0].tolist()} if value.ndim > 1 else set()
+        return [name for number, name in enumerate(shapes, 1) if number in found and not name.endswith(".alpha")]
 
     def attach(self, pipeline: DiffusionPipeline) -> None:
         """
@@ -220,7 +232,8 @@ class Model(ModelSpec):
         """
         what = f"Model {self.name}: {self.source} is not a LoRA for {self.base}"
         # Before anything of diffusers reads the file: what it cannot use it drops, with a warning at most.
-        names = [name for name in read_header(self.path, self.source).shapes if not name.endswith(".alpha")]
+        shapes = read_header(self.path, self.source).shapes
+        names = [name for name in shapes if not name.endswith(".alpha")]
         self._check_all_read(what, names, [name for name in names if LAYER.search(name)])
         layers, denoiser = self.lora_state_dict(), getattr(pipeline, self.family.denoiser)
         if not any(name.startswith(f"{self.family.denoiser}.") for name in layers):
@@ -230,6 +243,7 @@ class Model(ModelSpec):
                 f"{what}: diffusers does not read the scales of its layers, such as {scale}, for a {self.base_class.__name__}."
             )
         self._check_all_read(what, layers, [name for name in layers if name.split(".")[0] in pipeline.components])
+        self._check_all_read(what, names, self.lora_tensors_read(shapes))
         try:
             # diffusers and peft warn of what does not fit and go on without it, or log the error that they raise.
             with quiet_logs(logging.ERROR):

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from craft_trl import ImageGenerator, SamplingConfig
 from craft_trl.errors import UsageError
 from craft_trl.evaluation.models import Model
-from craft_trl.families import get_family
+from craft_trl.families import FAMILIES, get_family
 from craft_trl.sources import ADAPTER
 from craft_trl.trainer.checkpoints import save_adapter
 from craft_trl.trainer.denoiser import add_adapter, lora_config
@@ -144,3 +144,29 @@ def test_a_part_of_another_family(published, tiny):
         spec(published, f"unet:{tiny / 'pipeline' / 'unet'}").check()
     with pytest.raises(UsageError, match="is not for .*: it lacks"):
         spec(published, f"transformer:{tiny / 'pipeline' / 'unet' / 'diffusion_pytorch_model.safetensors'}").check()
+
+
+@pytest.mark.skipif("FluxPipeline" not in FAMILIES, reason="a family by itself")
+def test_what_a_converter_drops(tmp_path):
+    """Of a file in kohya's names for FLUX, whose query, key and value are one: diffusers splits them, and drops a T5's layers."""
+    pipeline = CASES["flux_dev"][0]()
+    pipeline.save_pretrained(tmp_path / "base")
+    width = pipeline.transformer.inner_dim
+
+    def module(name: str, inputs: int, outputs: int) -> dict[str, torch.Tensor]:
+        shapes = {"lora_down.weight": (2, inputs), "lora_up.weight": (outputs, 2), "alpha": ()}
+        return {f"{name}.{end}": torch.ones(shape) for end, shape in shapes.items()}
+
+    layers = module("lora_unet_double_blocks_0_img_attn_qkv", width, 3 * width)
+    layers |= module("lora_te1_text_model_encoder_layers_0_self_attn_out_proj", 32, 32)
+    model = spec(tmp_path, f"lora:{tmp_path / 'a.safetensors'}")
+    save_file(layers, tmp_path / "a.safetensors")
+    model.check()
+    assert len(scales(model.load().transformer)) == 1
+    for dropped, said in (
+        (module("lora_te2_encoder_block_0_layer_0_SelfAttention_q", 32, 32), "4 of its 6 tensors are read.*lora_te2"),
+        (module("lora_unet_img_in", pipeline.transformer.config.in_channels, width), "8 of its 10.*x_embedder.lora_A"),
+    ):
+        save_file(layers | dropped, tmp_path / "a.safetensors")
+        with pytest.raises(UsageError, match=said):
+            model.check()
