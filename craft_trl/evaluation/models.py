@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 import transformers
 from diffusers import DiffusionPipeline
@@ -189,8 +190,10 @@ class Model(ModelSpec):
                 f"Model {self.name}: {self.source} cannot be read as weights: {first_line(error)}"
             ) from error
 
-    def lora_state_dict(self, tensors: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
-        """Tensors of an adapter, or others in their place, in diffusers' names."""
+    def lora_state_dict(
+        self, tensors: dict[str, torch.Tensor] | None = None
+    ) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+        """Tensors of an adapter, or others in their place, in diffusers' names, and its alphas where they are not among them."""
         if not hasattr(self.base_class, "lora_state_dict"):
             raise UsageError(
                 f"Model {self.name}: diffusers puts no LoRA onto a {self.base_class.__name__}. Name a whole "
@@ -203,11 +206,11 @@ class Model(ModelSpec):
         source = self.path.parent if tensors is None else tensors
         try:
             with quiet_logs():
-                layers, *_ = self.base_class.lora_state_dict(source, return_lora_metadata=True, **options)
+                layers, *others = self.base_class.lora_state_dict(source, return_lora_metadata=True, **options)
         except Exception as error:  # diffusers has converters for many formats, which fail in many ways
             said = " ".join(str(error).split())[:300]  # it names the keys that it does not know on a line of their own
             raise UsageError(f"Model {self.name}: {self.source} cannot be read as a LoRA: {said}") from error
-        return layers
+        return layers, (others[0] or {}) if len(others) > 1 else {}
 
     def lora_tensors_read(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
         """
@@ -221,7 +224,7 @@ class Model(ModelSpec):
         # Not scaled, so that a number stays what it is.
         numbered |= {n: torch.tensor(float(ranks.get(n[:-6], 1))) for n in shapes if n.endswith(".alpha")}
         found = set()
-        for value in self.lora_state_dict(numbered).values():
+        for value in self.lora_state_dict(numbered)[0].values():
             found |= {*value.flatten(1)[0].tolist(), *value.flatten(1)[:, 0].tolist()} if value.ndim > 1 else set()
         return [name for number, name in enumerate(shapes, 1) if number in found and not name.endswith(".alpha")]
 
@@ -235,7 +238,7 @@ class Model(ModelSpec):
         shapes = read_header(self.path, self.source).shapes
         names = [name for name in shapes if not name.endswith(".alpha")]
         self._check_all_read(what, names, [name for name in names if LAYER.search(name)])
-        layers, denoiser = self.lora_state_dict(), getattr(pipeline, self.family.denoiser)
+        (layers, alphas), denoiser = self.lora_state_dict(), getattr(pipeline, self.family.denoiser)
         if not any(name.startswith(f"{self.family.denoiser}.") for name in layers):
             raise UsageError(f"{what}: it has nothing for a {self.family.denoiser}.")
         if scale := next((name for name in layers if name.endswith(".alpha")), None):
@@ -255,10 +258,18 @@ class Model(ModelSpec):
             detail = re.sub(r"\{('[^']+'), .*\}", r"\1 and others", detail)
             raise UsageError(f"{what}: {detail[:300]}") from error
         networks = [part for part in pipeline.components.values() if getattr(part, "peft_config", None)]
-        attached = sum(isinstance(module, BaseTunerLayer) for network in networks for module in network.modules())
+        attached = [
+            module for network in networks for module in network.modules() if isinstance(module, BaseTunerLayer)
+        ]
         wanted = len(layers) // 2
-        if attached != wanted:
-            raise UsageError(f"{what}: {attached} of its {wanted} modules are there.")
+        if len(attached) != wanted:
+            raise UsageError(f"{what}: {len(attached)} of its {wanted} modules are there.")
+        # Where alphas differ, diffusers (0.42) gives the attention of a UNet the one that most modules have. Delete when it does not.
+        got = sorted(float(module.scaling[name] * module.r[name]) for module in attached for name in module.scaling)
+        if len(set(alphas.values())) > 1 and not np.allclose(
+            got, sorted(alphas.values()) if len(alphas) == wanted else 0
+        ):
+            raise UsageError(f"{what}: diffusers reads other scales than it says, which differ from module to module.")
         options = {"save_embedding_layers": False}
         read = [get_peft_model_state_dict(n, adapter_name=a, **options) for n in networks for a in n.peft_config]
         sizes = [sum(value.numel() for part in parts for value in part.values()) for parts in (read, [layers])]

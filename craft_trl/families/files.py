@@ -103,6 +103,14 @@ class ModelFiles:
         return {name: (lib, cls) for name, (lib, cls) in entries.items() if cls is not None and name not in UNUSED}
 
     @property
+    def absent(self) -> dict[str, None]:
+        """
+        Parts that the index says are not there, as arguments of `from_pretrained`: it misses those that a class does not call
+        optional, such as the third text encoder of a Stable Diffusion 3 (diffusers 0.42).
+        """
+        return {name: None for name, value in self.index.items() if value == [None, None]}
+
+    @property
     def networks(self) -> dict[str, tuple[str, str]]:
         """The components that have weights."""
         return {n: part for n, part in self.components.items() if not n.startswith(("tokenizer", "scheduler"))}
