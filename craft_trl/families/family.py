@@ -194,6 +194,10 @@ class Family:
         negative = {f"negative_{name}": values for name, values in negative.items()}
         return {**positive, **negative, "guidance_scale": guidance_scale}
 
+    def text_arguments(self, guidance_scale: float) -> dict[str, Any]:
+        """The pipeline's arguments beside a prompt and its size, with which it draws what it draws with [`arguments`]."""
+        return {"guidance_scale": guidance_scale}
+
     def predict(
         self,
         denoiser: "torch.nn.Module",

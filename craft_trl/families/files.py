@@ -191,15 +191,16 @@ class ModelFiles:
             read[name] = [file for file in files if file.is_file()]
         return read
 
-    def model_max_length(self, tokenizer: str, stated: int) -> int:
+    def model_max_length(self, tokenizer: str, stated: int, asked: int | None = None) -> int:
         """
         How many tokens of a text the model reads: as many as its tokenizer states, and no more than its text encoder
-        has positions. A tokenizer that states nothing has 1e30, and 77 is the default of `CLIPTextConfig`; T5's positions are
-        relative.
+        has positions; other encoders than CLIP's no more than they are asked to. A tokenizer that states nothing has 1e30, and
+        77 is the default of `CLIPTextConfig`; T5's positions are relative.
         """
         config = self.json(f"{tokenizer.replace('tokenizer', 'text_encoder')}/config.json")
         is_clip = config.get("model_type", "clip_text_model").startswith("clip")
-        return min(stated, config.get("max_position_embeddings", 77 if is_clip else stated))
+        read = min(stated, config.get("max_position_embeddings", 77 if is_clip else stated))
+        return read if is_clip or asked is None else min(read, asked)
 
 
 def find_files(source: str, revision: str | None = None) -> ModelFiles:

@@ -25,6 +25,7 @@ import transformers
 import trl
 
 from .. import __version__
+from ..families.files import find_files
 
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def training_facts(trainer: "DiffusionTrainer", dataset_name: str | None = None)
             Hub id of the training data.
     """
     args = trainer.args
+    pipeline_class = getattr(diffusers, trainer.model_index["_class_name"])
     local = Path(trainer.source).is_dir()
     adapter = getattr(trainer.model, "peft_config", {}).get("default")
     return {
@@ -52,6 +54,10 @@ def training_facts(trainer: "DiffusionTrainer", dataset_name: str | None = None)
         "base_model": None if local else trainer.source,
         "base_name": Path(trainer.source).name if local else trainer.source,
         "pipeline": trainer.model_index["_class_name"],
+        # Those that `from_pretrained` must be told of
+        "absent": sorted(
+            find_files(trainer.source, trainer.revision).absent.keys() - {*pipeline_class._optional_components}
+        ),
         "lora": None if adapter is None else {"rank": adapter.r, "alpha": adapter.lora_alpha},
         "dataset": dataset_name,
         "rows": len(trainer.train_dataset.advantages),
