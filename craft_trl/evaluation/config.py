@@ -35,7 +35,8 @@ class EvaluationConfig(SamplingConfig, ScoringConfig):
     Parameters:
         models (`list[str]`):
             Models to compare, see [`ModelSpec`]: `NAME=FOLDER` or `NAME=HUB_ID`, and parts that go into the first one's
-            pipeline, `NAME=unet:SOURCE` and `NAME=lora:SOURCE`. The first is the base that the others are compared with.
+            pipeline, `NAME=unet:SOURCE` or `NAME=transformer:SOURCE`, and `NAME=lora:SOURCE`. The first is the base that the others are
+            compared with.
         model_revision (`str`, *optional*):
             Revision on the Hub of the base, alone and with the parts that go into it.
         templates (`list[str]`, *optional*):
@@ -72,8 +73,8 @@ class EvaluationConfig(SamplingConfig, ScoringConfig):
     models: list[str] = field(
         default=None,
         metadata={
-            "help": "Models to compare: NAME=FOLDER, NAME=HUB_ID, NAME=unet:SOURCE or NAME=lora:SOURCE. The first is the "
-            "base."
+            "help": "Models to compare: NAME=FOLDER, NAME=HUB_ID, NAME=unet:SOURCE, NAME=transformer:SOURCE or "
+            "NAME=lora:SOURCE. The first is the base."
         },
     )
     model_revision: str | None = field(

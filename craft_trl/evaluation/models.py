@@ -16,13 +16,14 @@
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 import transformers
 from diffusers import DiffusionPipeline
@@ -36,16 +37,18 @@ from ..candidates.config import SamplingConfig
 from ..candidates.generation import load_network, load_pipeline
 from ..errors import UsageError
 from ..families import get_family
+from ..families.adapters import attach_adapter, lora_loader
 from ..families.checks import check_model, read_header
-from ..families.files import UNUSED, ModelFiles, find_files
+from ..families.files import ModelFiles, find_files
 from ..quiet import quiet_logs
 from ..sources import ADAPTER, content_hash, first_line, looks_like_hub_id, model_hash
 from .specs import ModelSpec
 
 
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
-# A layer of a LoRA, in kohya's, peft's and diffusers' names; there are two to a module.
-LAYER = re.compile(r"(lora_(A|B|up|down)|lora(_linear_layer)?\.(up|down))\.weight$")
+# A layer of a LoRA, in kohya's, peft's, XLabs' and diffusers' names; there are two to a module.
+LAYER = re.compile(r"(lora_(A|B|up|down)|lora(_linear_layer|\d)?\.(up|down))\.weight$")
+DOWN = re.compile(r"(lora_(A|down)|lora(_linear_layer|\d)?\.down)\.weight$")  # the first of them, as high as the rank
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ class Model(ModelSpec):
 
     def empty_pipeline(self) -> DiffusionPipeline:
         """The base model's pipeline without weights, and with nothing but what an adapter can be for."""
-        parts = {name: None for name in (*self.base_files.components, *UNUSED) if name in self.base_files.index}
+        parts = dict.fromkeys(name for name, entry in self.base_files.index.items() if isinstance(entry, list))
         parts[self.family.denoiser] = self.empty_denoiser()
         for name, (_, class_name) in self.base_files.networks.items():
             if name.startswith("text_encoder"):
@@ -188,19 +191,40 @@ class Model(ModelSpec):
                 f"Model {self.name}: {self.source} cannot be read as weights: {first_line(error)}"
             ) from error
 
-    def lora_state_dict(self) -> tuple[dict[str, torch.Tensor], dict | None, dict | None]:
-        """Tensors of an adapter in diffusers' names, its alphas and its metadata."""
+    def lora_state_dict(
+        self, tensors: dict[str, torch.Tensor] | None = None
+    ) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+        """Tensors of an adapter, or others in their place, in diffusers' names, and its alphas where they are not among them."""
+        # UNets' adapters are renamed by the blocks of the UNet.
+        options = {"unet_config": self.empty_denoiser().config} if self.family.denoiser == "unet" else {}
+        if tensors is None:
+            options |= {"weight_name": self.path.name, "use_safetensors": True}
+        source = self.path.parent if tensors is None else tensors
         try:
-            return self.base_class.lora_state_dict(
-                self.path.parent,
-                weight_name=self.path.name,
-                use_safetensors=True,
-                return_lora_metadata=True,
-                unet_config=self.empty_denoiser().config,
-            )
+            with quiet_logs():
+                layers, *others = lora_loader(self.base_class).lora_state_dict(
+                    source, return_lora_metadata=True, **options
+                )
         except Exception as error:  # diffusers has converters for many formats, which fail in many ways
             said = " ".join(str(error).split())[:300]  # it names the keys that it does not know on a line of their own
             raise UsageError(f"Model {self.name}: {self.source} cannot be read as a LoRA: {said}") from error
+        return layers, (others[0] or {}) if len(others) > 1 else {}
+
+    def lora_tensors_read(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+        """
+        Names of an adapter's tensors of which something is left in diffusers' names. Converters split some, and drop what they do
+        not know without a word: so all are filled with a number of their own, and the numbers looked for.
+        """
+        ranks = {
+            name[: match.start()].rstrip("._"): shapes[name][0] for name in shapes if (match := DOWN.search(name))
+        }
+        numbered = {name: torch.full(shape, float(number)) for number, (name, shape) in enumerate(shapes.items(), 1)}
+        # Not scaled, so that a number stays what it is.
+        numbered |= {n: torch.tensor(float(ranks.get(n[:-6], 1))) for n in shapes if n.endswith(".alpha")}
+        found = set()
+        for value in self.lora_state_dict(numbered)[0].values():
+            found |= {*value.flatten(1)[0].tolist(), *value.flatten(1)[:, 0].tolist()} if value.ndim > 1 else set()
+        return [name for number, name in enumerate(shapes, 1) if number in found and not name.endswith(".alpha")]
 
     def attach(self, pipeline: DiffusionPipeline) -> None:
         """
@@ -209,29 +233,52 @@ class Model(ModelSpec):
         """
         what = f"Model {self.name}: {self.source} is not a LoRA for {self.base}"
         # Before anything of diffusers reads the file: what it cannot use it drops, with a warning at most.
-        names = [name for name in read_header(self.path, self.source).shapes if not name.endswith(".alpha")]
-        if not any(name.startswith(f"{self.family.denoiser}.") for name in self.lora_state_dict()[0]):
+        shapes = read_header(self.path, self.source).shapes
+        names = [name for name in shapes if not name.endswith(".alpha")]
+        self._check_all_read(what, names, [name for name in names if LAYER.search(name)])
+        (layers, alphas), denoiser = self.lora_state_dict(), getattr(pipeline, self.family.denoiser)
+        if not any(name.startswith(f"{self.family.denoiser}.") for name in layers):
             raise UsageError(f"{what}: it has nothing for a {self.family.denoiser}.")
+        if scale := next((name for name in layers if name.endswith(".alpha")), None):
+            raise UsageError(
+                f"{what}: diffusers does not read the scales of its layers, such as {scale}, for a {self.base_class.__name__}."
+            )
+        self._check_all_read(what, layers, [name for name in layers if name.split(".")[0] in pipeline.components])
+        self._check_all_read(what, names, self.lora_tensors_read(shapes))
         try:
             # diffusers and peft warn of what does not fit and go on without it, or log the error that they raise.
             with quiet_logs(logging.ERROR):
-                pipeline.load_lora_weights(self.path.parent, weight_name=self.path.name, low_cpu_mem_usage=True)
+                attach_adapter(pipeline, self.path)
         # A wrong shape, or target modules that are not there, each with an error of its own.
         except Exception as error:
-            # PyTorch names the shapes after its first line.
+            # PyTorch names the shapes after its first line, peft all modules that are not there.
             detail = next((line.strip() for line in str(error).splitlines() if "mismatch" in line), first_line(error))
+            detail = re.sub(r"\{('[^']+'), .*\}", r"\1 and others", detail)
             raise UsageError(f"{what}: {detail[:300]}") from error
         networks = [part for part in pipeline.components.values() if getattr(part, "peft_config", None)]
-        attached = sum(isinstance(module, BaseTunerLayer) for network in networks for module in network.modules())
-        wanted = sum(LAYER.search(name) is not None for name in names) // 2
-        if attached != wanted:
-            raise UsageError(f"{what}: {attached} of its {wanted} modules are there.")
+        attached = [
+            module for network in networks for module in network.modules() if isinstance(module, BaseTunerLayer)
+        ]
+        wanted = len(layers) // 2
+        if len(attached) != wanted:
+            raise UsageError(f"{what}: {len(attached)} of its {wanted} modules are there.")
+        # Where alphas differ, diffusers (0.42) gives the attention of a UNet the one that most modules have. Delete when it does not.
+        got = sorted(float(module.scaling[name] * module.r[name]) for module in attached for name in module.scaling)
+        if len(set(alphas.values())) > 1 and not np.allclose(
+            got, sorted(alphas.values()) if len(alphas) == wanted else 0
+        ):
+            raise UsageError(f"{what}: diffusers reads other scales than it says, which differ from module to module.")
         options = {"save_embedding_layers": False}
-        layers = [get_peft_model_state_dict(n, adapter_name=a, **options) for n in networks for a in n.peft_config]
-        if (read := sum(map(len, layers))) != len(names):
-            other = next((name for name in names if not LAYER.search(name)), names[-1])
+        read = [get_peft_model_state_dict(n, adapter_name=a, **options) for n in networks for a in n.peft_config]
+        sizes = [sum(value.numel() for part in parts for value in part.values()) for parts in (read, [layers])]
+        # FLUX's loader makes layers larger that are smaller than the adapter's, and an adapter that is smaller than they are.
+        if sizes[0] != sizes[1] or getattr(denoiser, "_overwritten_params", None):
+            raise UsageError(f"{what}: its layers are of other sizes.")
+
+    def _check_all_read(self, what: str, names: Collection[str], read: Collection[str]) -> None:
+        if other := next((name for name in names if name not in read), None):
             raise UsageError(
-                f"{what}: {read} of its {len(names)} tensors are read. Not read are those such as {other}."
+                f"{what}: {len(read)} of its {len(names)} tensors are read. Not read are those such as {other}."
             )
 
     def check_architecture(self, given: Mapping[str, torch.Size]) -> None:

@@ -31,8 +31,9 @@ class ModelSpec:
     A model as a recipe names it.
 
     - `NAME=FOLDER` or `NAME=org/name`: a whole pipeline,
-    - `NAME=unet:SOURCE`: the base model's pipeline with another denoiser. `SOURCE` is a folder of diffusers, such as
-      `org/name/unet`, or a state dict, such as `org/name/path/unet.pth`, which is read without executing it,
+    - `NAME=unet:SOURCE`, or `NAME=transformer:SOURCE`: the base model's pipeline with another denoiser. `SOURCE` is a folder
+      of diffusers, such as `org/name/unet`, or a state dict, such as `org/name/path/unet.pth`, which is read without
+      executing it,
     - `NAME=lora:SOURCE`: the base model with an adapter, a folder or a `.safetensors` file, in any format that diffusers
       reads,
     - `NAME=results:FOLDER`: the model of that name in an earlier comparison under the same settings.

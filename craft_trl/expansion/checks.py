@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..families import get_family
 from ..families.files import find_files
 from ..prompts.duplicates import normalise
 from ..sources import loading
@@ -63,7 +64,7 @@ def find_faults(
     What is wrong with a variant of a prompt, each fault as `kind: detail`; empty if nothing is.
 
     - `unchanged`: equal to the prompt but for case and punctuation.
-    - `too long`: more tokens than one of the tokenizers keeps.
+    - `too long`: more tokens than those of the tokenizers keep that keep most.
     - `language`: written in another script, or, as far as function words tell seven European languages apart, in
       another language.
     - `lost number`: a number from 2 on, in digits or, to twelve, as an English word, is not there in either
@@ -97,8 +98,12 @@ def find_faults(
 
 
 def too_long(text: str, tokenizers: "Sequence[transformers.PreTrainedTokenizerBase]") -> str | None:
-    """The fault of a text that one of the tokenizers would cut off."""
-    for tokenizer in tokenizers:
+    """
+    The fault of a text that would be cut off. Where text encoders read different numbers of tokens, as CLIP 77 and T5 hundreds,
+    a text is whole if the one reads it to its end that reads most.
+    """
+    most = max((tokenizer.model_max_length for tokenizer in tokenizers), default=0)
+    for tokenizer in (tokenizer for tokenizer in tokenizers if tokenizer.model_max_length == most):
         # Quiet: a longer text is what this looks for.
         length = len(tokenizer(as_read(text, tokenizer), verbose=False).input_ids)
         if length > tokenizer.model_max_length:
@@ -116,10 +121,13 @@ def as_read(text: str, tokenizer: "transformers.PreTrainedTokenizerBase") -> str
     return TextualInversionLoaderMixin().maybe_convert_prompt(text, tokenizer)
 
 
-def load_tokenizers(model: str, revision: str | None = None) -> "list[transformers.PreTrainedTokenizerBase]":
+def load_tokenizers(
+    model: str, revision: str | None = None, max_sequence_length: int | None = None
+) -> "list[transformers.PreTrainedTokenizerBase]":
     """
     Tokenizers of a pipeline, of which nothing else is downloaded: a folder, a Hub id, or a single `.safetensors` file with
-    the pipeline's configuration beside it. A file without is one of Stable Diffusion or SDXL, which read CLIP's tokens.
+    the pipeline's configuration beside it. A file without is one of Stable Diffusion or SDXL, which read CLIP's tokens. Their
+    `model_max_length` is what the model reads, of other encoders than CLIP's `max_sequence_length`, by default the family's.
     """
     import transformers
 
@@ -129,12 +137,16 @@ def load_tokenizers(model: str, revision: str | None = None) -> "list[transforme
             return [transformers.AutoTokenizer.from_pretrained("openai/clip-vit-large-patch14")]
         source = str(path.parent) if path.suffix == ".safetensors" else model
         files, tokenizers = find_files(source, revision), []
+        if max_sequence_length is None:
+            max_sequence_length = get_family(files.index["_class_name"]).max_sequence_length
         for name in files.components:
             if name.startswith("tokenizer"):
                 tokenizers.append(
                     transformers.AutoTokenizer.from_pretrained(source, subfolder=name, revision=revision)
                 )
-                tokenizers[-1].model_max_length = files.model_max_length(name, tokenizers[-1].model_max_length)
+                tokenizers[-1].model_max_length = files.model_max_length(
+                    name, tokenizers[-1].model_max_length, max_sequence_length
+                )
         return tokenizers
 
 

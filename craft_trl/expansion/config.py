@@ -187,7 +187,12 @@ class ExpansionConfig:
             raise UsageError(f"expander_prices must be two numbers, got {self.expander_prices}.")
 
     def make_expander(
-        self, seed: int, output_dir: str, model: str, revision: str | None = None
+        self,
+        seed: int,
+        output_dir: str,
+        model: str,
+        revision: str | None = None,
+        max_sequence_length: int | None = None,
     ) -> PromptExpander | InstructedExpander:
         """
         The expander of these settings.
@@ -201,8 +206,10 @@ class ExpansionConfig:
                 The image model, whose tokenizers say what is too long.
             revision (`str`, *optional*):
                 Its revision on the Hub.
+            max_sequence_length (`int`, *optional*):
+                Tokens of a prompt that it reads. Defaults to the pipeline's own.
         """
-        tokenizers = load_tokenizers(model, revision)
+        tokenizers = load_tokenizers(model, revision, max_sequence_length)
         if self.expander == "templates":
             return PromptExpander(self.templates, seed, tokenizers)
         common = {

@@ -95,7 +95,7 @@ class InstructedExpander(ABC):
         seed (`int`, *optional*, defaults to `0`):
             Seed, of which each question gets its own, keyed by the prompt: it does not depend on the other prompts.
         tokenizers (`Sequence[PreTrainedTokenizerBase]`, *optional*):
-            Tokenizers of the image model; a variant that one of them would cut off is not taken.
+            Tokenizers of the image model; a variant that would be cut off is not taken, see [`too_long`].
         cache (`str` or `Path`, *optional*):
             `.jsonl` file in which every answer is kept. A question that is in it is not asked again.
 
@@ -126,7 +126,7 @@ class InstructedExpander(ABC):
         self.temperature, self.max_tokens, self.max_attempts, self.seed = temperature, max_tokens, max_attempts, seed
         self.tokenizers = list(tokenizers)
         # Three words make about four tokens of CLIP; two tokens are the marks of beginning and end.
-        limit = min((t.model_max_length for t in self.tokenizers), default=77)
+        limit = max((t.model_max_length for t in self.tokenizers), default=77)
         self.max_words = max(4, min((limit - 2) * 3 // 4, 120))
         self.cache = AnswerCache(cache)
         self.failures: dict[str, list[str]] = {}

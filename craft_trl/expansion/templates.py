@@ -32,7 +32,7 @@ class PromptExpander:
         seed (`int`, *optional*, defaults to `0`):
             Seed of the choice of templates, keyed by the prompt: it does not depend on the other prompts.
         tokenizers (`Sequence[PreTrainedTokenizerBase]`, *optional*):
-            Tokenizers of the image model. If given, a prompt with a variant that one of them would cut off fails.
+            Tokenizers of the image model. If given, a prompt with a variant that would be cut off fails, see [`too_long`].
 
     Attributes:
         failures (`dict[str, list[str]]`): of the last call, the prompts that failed and why.

@@ -178,6 +178,10 @@ class Family:
         """
         return latents.encode(pipeline.vae, pixels)
 
+    def as_returned(self, values: "torch.Tensor") -> "torch.Tensor":
+        """Latents `(B, C, h, w)` in the shape in which the pipeline returns them as `output_type="latent"`."""
+        return latents.pack(values) if self.packing > 1 else values
+
     def decode_latents(
         self, pipeline: "diffusers.DiffusionPipeline", output: "torch.Tensor", height: int, width: int
     ) -> "torch.Tensor":
@@ -205,6 +209,10 @@ class Family:
         """The pipeline's arguments for encoded prompts, for what guidance leads away from, and for its scale."""
         negative = {f"negative_{name}": values for name, values in negative.items()}
         return {**positive, **negative, "guidance_scale": guidance_scale}
+
+    def text_arguments(self, guidance_scale: float) -> dict[str, Any]:
+        """The pipeline's arguments beside a prompt and its size, with which it draws what it draws with [`arguments`]."""
+        return {"guidance_scale": guidance_scale}
 
     def predict(
         self,

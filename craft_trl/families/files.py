@@ -103,6 +103,14 @@ class ModelFiles:
         return {name: (lib, cls) for name, (lib, cls) in entries.items() if cls is not None and name not in UNUSED}
 
     @property
+    def absent(self) -> dict[str, None]:
+        """
+        Parts that the index says are not there, as arguments of `from_pretrained`: it misses those that a class does not call
+        optional, such as the third text encoder of a Stable Diffusion 3 (diffusers 0.42).
+        """
+        return {name: None for name, value in self.index.items() if value == [None, None]}
+
+    @property
     def networks(self) -> dict[str, tuple[str, str]]:
         """The components that have weights."""
         return {n: part for n, part in self.components.items() if not n.startswith(("tokenizer", "scheduler"))}
@@ -183,15 +191,16 @@ class ModelFiles:
             read[name] = [file for file in files if file.is_file()]
         return read
 
-    def model_max_length(self, tokenizer: str, stated: int) -> int:
+    def model_max_length(self, tokenizer: str, stated: int, asked: int | None = None) -> int:
         """
         How many tokens of a text the model reads: as many as its tokenizer states, and no more than its text encoder
-        has positions. A tokenizer that states nothing has 1e30, and 77 is the default of `CLIPTextConfig`; T5's positions are
-        relative.
+        has positions; other encoders than CLIP's no more than they are asked to. A tokenizer that states nothing has 1e30, and
+        77 is the default of `CLIPTextConfig`; T5's positions are relative.
         """
         config = self.json(f"{tokenizer.replace('tokenizer', 'text_encoder')}/config.json")
         is_clip = config.get("model_type", "clip_text_model").startswith("clip")
-        return min(stated, config.get("max_position_embeddings", 77 if is_clip else stated))
+        read = min(stated, config.get("max_position_embeddings", 77 if is_clip else stated))
+        return read if is_clip or asked is None else min(read, asked)
 
 
 def find_files(source: str, revision: str | None = None) -> ModelFiles:

@@ -23,6 +23,7 @@ from typing import Any
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader
 
+from ..families import get_family
 from ..masking import mask_settings
 from ..pages import TEMPLATES
 
@@ -104,7 +105,9 @@ def model_card(
         evaluation=evaluation,
         results=results,
         base_means=base_means,
-        call=pipeline_call(sampling),
+        call=pipeline_call(facts["pipeline"], sampling),
+        # Parts that the pipeline does without. Facts of older trainings do not name them, and have none.
+        absent="".join(f", {name}=None" for name in facts.get("absent", [])),
         sampling=sampling,
         cost=cost,
         data=data,
@@ -167,11 +170,16 @@ def dataset_card(
     return DatasetCard(content)
 
 
-def pipeline_call(sampling: dict[str, Any] | None) -> str:
+def pipeline_call(class_name: str, sampling: dict[str, Any] | None) -> str:
     """Arguments of a pipeline's call after the prompt, as source code."""
-    names = ("num_inference_steps", "guidance_scale", "negative_prompt", "height", "width")
-    given = {name: sampling[name] for name in names if sampling and sampling.get(name) is not None}
-    return "".join(f", {name}={value!r}" for name, value in given.items())
+    if not sampling:
+        return ""
+    given = {"num_inference_steps": sampling.get("num_inference_steps")}
+    if sampling.get("guidance_scale") is not None:
+        given |= get_family(class_name).text_arguments(sampling["guidance_scale"])
+    names = ("negative_prompt", "height", "width", "max_sequence_length")
+    given |= {name: sampling[name] for name in names if sampling.get(name) is not None}
+    return "".join(f", {name}={value!r}" for name, value in given.items() if value is not None)
 
 
 def flat(settings: Any, prefix: str = "") -> list[tuple[str, str]]:

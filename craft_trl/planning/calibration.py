@@ -184,4 +184,5 @@ def training_seconds(
 def encoding_seconds(trainer: CraftTrainer, dataset: Dataset, path: Path) -> float:
     """Seconds of encoding a dataset that the trainer has encoded before, while it got ready."""
     frozen = trainer.load_frozen().to(trainer.args.device)
-    return timed(lambda: encode_dataset(dataset, "prompt", trainer.family, lambda: frozen, path, "again"))[1]
+    options = trainer.args.max_sequence_length, trainer.args.train_guidance_scale
+    return timed(lambda: encode_dataset(dataset, "prompt", trainer.family, lambda: frozen, path, "again", *options))[1]

@@ -40,13 +40,16 @@ class Counts:
     decoding: Count
 
     @classmethod
-    def of(cls, meta: MetaPipeline, height: int, width: int) -> "Counts":
-        return cls(meta.count_text(), meta.count_denoising(height, width), meta.count_decoding(height, width))
+    def of(cls, meta: MetaPipeline, height: int, width: int, max_sequence_length: int | None = None) -> "Counts":
+        return cls(
+            meta.count_text(max_sequence_length),
+            meta.count_denoising(height, width, max_sequence_length),
+            meta.count_decoding(height, width),
+        )
 
-    def flops(self, calls: int, guidance_scale: float) -> float:
-        """Operations of an image with so many calls of the denoiser."""
-        guided = 2 if guidance_scale > 1 else 1
-        return guided * (calls * self.denoising.flops + self.text.flops) + self.decoding.flops
+    def flops(self, steps: int, calls: int) -> float:
+        """Operations of an image in so many steps, of so many calls of the denoiser each."""
+        return calls * (steps * self.denoising.flops + self.text.flops) + self.decoding.flops
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,10 @@ class Drawing:
     Args:
         size (`tuple[int, int]`):
             Height and width of an image.
+        steps (`int`):
+            Steps of an image.
         calls (`int`):
-            Calls of the denoiser for an image, guidance aside.
+            Calls of the denoiser for an image in a step: 2 with guidance, of most models.
         counts ([`Counts`]):
             Work for one image.
         flops (`float`):
@@ -70,6 +75,7 @@ class Drawing:
     """
 
     size: tuple[int, int]
+    steps: int
     calls: int
     counts: Counts
     flops: float
@@ -85,13 +91,15 @@ class Drawing:
         counts: Counts | None = None,
     ) -> "Drawing":
         """The stage of a configuration, with a pipeline of its precision, and work for an image that is counted already."""
-        size, calls = meta.size(config), meta.calls(config)
-        counts = counts or Counts.of(meta, *size)
+        size, steps = meta.size(config), meta.steps(config.num_inference_steps, config.scheduler)
+        calls = meta.family.calls(config.guidance_scale)
+        counts = counts or Counts.of(meta, *size, config.max_sequence_length)
         return cls(
             size=size,
+            steps=steps,
             calls=calls,
             counts=counts,
-            flops=counts.flops(calls, config.guidance_scale),
+            flops=counts.flops(steps, calls),
             score_flops=sum(map(flops, specs)),
             memory=sampling_memory(config, meta, specs, counts.denoising, counts.decoding),
         )
@@ -125,8 +133,11 @@ class Watching:
     memory: float
 
     @classmethod
-    def of(cls, recipes: "RunRecipes", meta: MetaPipeline, counts: Counts) -> "Watching":
-        """What a training's recipe asks for, with its pipeline in the precision that it computes in."""
+    def of(cls, recipes: "RunRecipes", meta: MetaPipeline, counts: Counts, frozen: float) -> "Watching":
+        """
+        What a training's recipe asks for, with its pipeline in the precision that it computes in, and bytes of its frozen
+        parts as they are read.
+        """
         config, args = recipes.train, recipes.training
         looks = images = shows = 0
         if config.held_out_rewards:
@@ -136,11 +147,10 @@ class Watching:
             shows = -(-args.max_steps // args.validation_steps) + 1
 
         def image(steps: int, guidance_scale: float) -> float:
-            return counts.flops(meta.steps(steps), guidance_scale)
+            return counts.flops(meta.steps(steps), meta.family.calls(guidance_scale))
 
         judges = parse_rewards([*(config.guard_rewards or ()), *(config.held_out_rewards or ())])
         networks = [network for spec in judges for network in reward_networks(spec)]
-        frozen = meta.parameters() - meta.parameters(meta.family.denoiser)
         # Of either kind the guidance may be off; a batch with it takes twice the memory.
         batch = 2 * min(args.per_device_train_batch_size, LARGEST_BATCH)
         drawing = meta.weights() - meta.weights(meta.family.denoiser)
@@ -155,7 +165,7 @@ class Watching:
             * len(args.validation_prompts or ())
             * image(args.validation_num_inference_steps, args.validation_guidance_scale),
             judge_flops=looks * images * sum(map(flops, judges)),
-            read=4.0 * ((looks + shows) * frozen + looks * sum(network.parameters for network in networks)),
+            read=(looks + shows) * frozen + 4.0 * looks * sum(network.parameters for network in networks),
             memory=max(drawing, judging if looks else 0.0) if looks or shows else 0.0,
         )
 

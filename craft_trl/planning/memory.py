@@ -159,7 +159,7 @@ def sampling_memory(
         decoding ([`Count`]):
             Decoding an image.
     """
-    guided = 2 if config.guidance_scale > 1 else 1
+    guided = meta.family.calls(config.guidance_scale)
     # The text encoders wait in the memory of the host meanwhile, and values are twice as wide, see `ImageGenerator`.
     redrawing = 4 * meta.parameters(meta.family.denoiser) + meta.weights("vae") + 2 * guided * denoising.activations
     networks = {spec.name: (spec, reward_networks(spec)) for spec in specs}

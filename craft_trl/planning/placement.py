@@ -56,7 +56,8 @@ def offloads(
     except UsageError:
         return True  # a single file without a configuration: what always fits is slower, and no worse
     size = meta.size(config)
-    memory = sampling_memory(config, meta, specs, meta.count_denoising(*size), meta.count_decoding(*size))
+    denoising = meta.count_denoising(*size, config.max_sequence_length)
+    memory = sampling_memory(config, meta, specs, denoising, meta.count_decoding(*size))
     return memory.offloads(config.reward_device, free_memory(num_processes) - CONTEXT)
 
 

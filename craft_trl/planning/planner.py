@@ -27,6 +27,7 @@ from ..evaluation.evaluate import Evaluation
 from ..families.checks import check_model
 from ..rewards import parse_rewards
 from ..trainer.denoiser import lora_config
+from ..trainer.precision import encoding_dtypes
 from .gpus import GIGA, GPU, TERA
 from .images import Counts, Drawing, Watching
 from .memory import AUTOCAST_ACTIVATIONS, CONTEXT, Profile
@@ -102,23 +103,34 @@ class Planner:
         self.pipeline_parameters, self.denoiser_parameters = meta.parameters(), meta.parameters(meta.family.denoiser)
         self.drawing = Drawing.of(config, meta, self.rewards)
         same = pipeline(evaluation) is meta and meta.size(evaluation) == self.drawing.size
+        same = same and evaluation.max_sequence_length == config.max_sequence_length
         self.judging = Drawing.of(evaluation, pipeline(evaluation), specs, self.drawing.counts if same else None)
         self.uncounted = [spec.name for spec in specs if reward_towers(spec) is None]
 
-        module_dtype = torch.float32 if self.profile.dtype == "float32" else torch.bfloat16
-        meta = MetaPipeline(train.model_name_or_path, train.model_revision, module_dtype)
-        counts, encoding = Counts.of(meta, *self.drawing.size), meta.count_encoding(*self.drawing.size)
-        self.encode_flops = encoding.flops + counts.text.flops
-        # In float32, before the model is on the GPU.
-        self.encode_memory = 4 * (self.pipeline_parameters - self.denoiser_parameters)
-        self.encode_memory += encoding.activations * (1 if module_dtype == torch.float32 else 2)
-        self.watching = Watching.of(self.recipes, meta, counts)
+        # Images and prompts are encoded before the model is on the GPU.
+        meta = MetaPipeline(train.model_name_or_path, train.model_revision)
+        dtypes, length = encoding_dtypes(meta.files, args.text_encoder_dtype), args.max_sequence_length
+        meta.cast(dtypes)
+        text, encoding = meta.conditioning(length), meta.count_encoding(*self.drawing.size)
+        frozen = meta.modules.keys() - {meta.family.denoiser}
+        self.frozen_bytes = meta.weights(*frozen)
+        self.text_dtype = dtypes.get(max(frozen - {"vae"}, key=meta.parameters), torch.float32)  # of the largest
+        self.encode_memory = self.frozen_bytes + encoding.activations
+        self.prompt_bytes = sum(value.nbytes for value in text.values())
+        vae = meta.pipeline.vae.config
+        pixels = self.drawing.size[0] * self.drawing.size[1] // meta.family.pixels_per_latent(vae) ** 2
+        self.latent_bytes = 2 * 4 * meta.family.latent_channels(vae) * pixels  # mean and deviation, in float32
+
+        meta.cast(torch.float32 if self.profile.dtype == "float32" else torch.bfloat16)
+        counts = Counts.of(meta, *self.drawing.size, length)
+        self.encode_flops, self.text_flops = encoding.flops, counts.text.flops
+        self.watching = Watching.of(self.recipes, meta, counts, self.frozen_bytes)
         self.lora = None
         if train.use_peft:
             modules = train.lora_target_modules or meta.family.lora_target_modules
             self.lora = lora_config(modules, train.lora_r)
         self.training, self.trained_parameters = meta.count_training(
-            *self.drawing.size, checkpointing=bool(args.activation_checkpointing), lora=self.lora
+            *self.drawing.size, bool(args.activation_checkpointing), self.lora, length
         )
 
     @property
@@ -140,6 +152,7 @@ class Planner:
     def assumed_rates(self) -> Rates:
         """Rates at the assumed shares of the peak."""
         single = SHARES["float32"] * self.gpu.peak("float32")
+        text_dtype = str(self.text_dtype).removeprefix("torch.")
         if self.profile.dtype == "float32" or not self.gpu.computes_in(self.profile.dtype):
             training = single
         else:
@@ -148,7 +161,7 @@ class Planner:
             sampling=self._speed(self.recipes.candidates.dtype),
             scoring=self.drawing.score_flops / self._speed(self.recipes.candidates.reward_dtype),
             judging=self.judging.score_flops / self._speed(self.recipes.evaluation.reward_dtype),
-            encoding=self.encode_flops / single,
+            encoding=self.encode_flops / single + self.text_flops / self._speed(text_dtype),
             training=training,
             saving=DISK,
             watching=self.watching.judge_flops / single,
@@ -206,12 +219,12 @@ class Planner:
         lora = " of LoRA" if self.adapter else ""
         kind = f"ZeRO-{profile.zero_stage}" if profile.zero_stage else profile.dtype
         watching = f", {self.watching.looks} looks of the guard" if self.watching.looks else ""
-        guided = " x 2" if config.guidance_scale > 1 else ""
+        guided = f" x {self.drawing.calls}" if self.drawing.calls > 1 else ""
         stages = [
             StagePlan("expand", f"{self.num_prompts:,} prompts, {config.num_variants} variants each"),
             StagePlan(
                 "generate",
-                f"{self.images:,} of {most:,} images of {height}x{width}, {self.drawing.calls} calls{guided}",
+                f"{self.images:,} of {most:,} images of {height}x{width}, {self.drawing.steps} calls{guided}",
                 flops=self.images * (self.image_flops + self.drawing.score_flops),
                 memory=self.drawing.memory.peak(config.reward_device, self.available),
                 disk=self.images * picture,
@@ -225,7 +238,7 @@ class Planner:
                 "train",
                 f"{args.max_steps:,} steps of {args.global_batch_size}{lora}, micro-batch {self.micro_batch}, {kind} on "
                 f"{profile.num_processes}{watching}",
-                flops=self.kept_images * self.encode_flops
+                flops=self.kept_images * (self.encode_flops + self.text_flops)
                 + self.samples * self.weighted * self.training.flops
                 + self.watching.flops
                 + self.watching.judge_flops,
@@ -267,7 +280,7 @@ class Planner:
 
     def _training_memory(self) -> float:
         """Peak of encoding the dataset, of a step, or of a look of the guard."""
-        frozen = self.denoiser_parameters if self.adapter else 0
+        frozen = self.denoiser_parameters - (0 if self.adapter else self.trained_parameters)
         activations = (
             self.micro_batch * self.training.activations * (AUTOCAST_ACTIVATIONS if self.profile.autocast else 1)
         )
@@ -278,7 +291,7 @@ class Planner:
     @property
     def adapter(self) -> bool:
         """Whether an adapter is trained, and the denoiser itself is not."""
-        return self.trained_parameters < self.denoiser_parameters
+        return self.lora is not None
 
     @property
     def num_saves(self) -> int:
@@ -292,7 +305,9 @@ class Planner:
     @property
     def model_bytes(self) -> int:
         """What is left of the training: an adapter, or a whole pipeline."""
-        return 4 * (self.trained_parameters if self.adapter else self.pipeline_parameters)
+        if self.adapter:
+            return 4 * self.trained_parameters
+        return 4 * self.denoiser_parameters + self.frozen_bytes
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -309,10 +324,9 @@ class Planner:
         limit = self.recipes.training.save_total_limit
         # One more while the oldest has not been deleted yet.
         checkpoints = min(self.num_saves, limit + 1) if limit else self.num_saves
-        # Mean and deviation of four channels, an eighth of the size, in float32
-        height, width = self.drawing.size
-        latents = self.kept_images * height * width / 2
-        return self.model_bytes + checkpoints * self.checkpoint_bytes + latents
+        prompts = 1 + (self.kept_groups if self.recipes.training.train_prompt == "original" else self.kept_images)
+        encoded = self.kept_images * self.latent_bytes + prompts * self.prompt_bytes
+        return self.model_bytes + checkpoints * self.checkpoint_bytes + encoded
 
     def assumptions(self, measured: Rates | None) -> list[str]:
         """What the numbers rest on, a line each."""

@@ -64,7 +64,9 @@ def check(config: CandidatesConfig) -> Checked:
     prompts, counts = config.load_prompts(config.seed)
     if config.expander == "templates":
         PromptExpander(config.templates, config.seed)(prompts[:1], config.num_variants)
-    expander = config.make_expander(config.seed, config.output_dir, config.model_name_or_path, config.model_revision)
+    expander = config.make_expander(
+        config.seed, config.output_dir, config.model_name_or_path, config.model_revision, config.max_sequence_length
+    )
     if isinstance(expander, PromptExpander):
         expander(prompts[:1], config.num_variants)
     return prompts, counts, expander

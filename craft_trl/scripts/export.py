@@ -20,9 +20,10 @@ Write a trained model in the format of another tool, and read it back.
 craft export --model runs/sdxl/model --format single-file --output runs/sdxl/model.safetensors --dtype float16
 ```
 
-# An adapter for the same tools, and for peft
+# An adapter for the same tools, of a UNet and of a transformer, and for peft
 ```bash
 craft export --model runs/sdxl/lora --format kohya --output runs/sdxl/lora.safetensors
+craft export --model runs/sd3/lora --format comfyui --output runs/sd3/lora.safetensors
 craft export --model runs/sdxl/lora --format peft --output runs/sdxl/lora_peft
 ```
 """
@@ -37,7 +38,9 @@ from typing import Literal
 from safetensors import SafetensorError, safe_open
 
 from ..errors import UsageError
+from ..families import get_family
 from ..families.checks import check_model
+from ..families.files import find_files
 from ..parser import CraftParser
 from ..sources import ADAPTER, first_line
 from ..stages import check_writable
@@ -46,7 +49,7 @@ from .launch import run_script, say
 
 # Formats of a full model and of an adapter, with whether they are one file.
 PIPELINE_FORMATS = {"diffusers": False, "single-file": True}
-ADAPTER_FORMATS = {"diffusers": False, "peft": False, "kohya": True}
+ADAPTER_FORMATS = {"diffusers": False, "peft": False, "kohya": True, "comfyui": True}
 
 
 @dataclass
@@ -57,18 +60,22 @@ class ExportArguments:
     Args:
         model (`str`):
             Folder that `craft train` wrote: a pipeline or an adapter.
-        format (`"diffusers"`, `"single-file"`, `"peft"` or `"kohya"`):
-            A pipeline can be written as `diffusers` or `single-file`, an adapter as `diffusers`, `peft` or `kohya`.
+        format (`"diffusers"`, `"single-file"`, `"peft"`, `"kohya"` or `"comfyui"`):
+            A pipeline can be written as `diffusers` or, if its denoiser is a UNet, `single-file`; an adapter as `diffusers`,
+            `peft` or, for ComfyUI and others, `kohya` of a UNet and `comfyui` of a transformer.
         output (`str`):
-            File to write for `single-file` and `kohya`, folder for the others. Must not exist.
+            File to write for `single-file`, `kohya` and `comfyui`, folder for the others. Must not exist.
         dtype (`"float32"`, `"float16"` or `"bfloat16"`, *optional*):
             Precision of the weights. Defaults to that of the model.
     """
 
     model: str = field(default=None, metadata={"help": "Folder that `craft train` wrote: a pipeline or an adapter."})
-    format: Literal["diffusers", "single-file", "peft", "kohya"] = field(
+    format: Literal["diffusers", "single-file", "peft", "kohya", "comfyui"] = field(
         default=None,
-        metadata={"help": "diffusers or single-file for a pipeline; diffusers, peft or kohya for an adapter."},
+        metadata={
+            "help": "diffusers or single-file for a pipeline; diffusers, peft, kohya (of a UNet) or comfyui (of a transformer) "
+            "for an adapter."
+        },
     )
     output: str = field(default=None, metadata={"help": "File or folder to write. Must not exist."})
     dtype: Literal["float32", "float16", "bfloat16"] | None = field(
@@ -91,8 +98,8 @@ def check(args: ExportArguments) -> bool:
         )
     if adapter:
         try:
-            with safe_open(folder / ADAPTER, "np"):
-                pass
+            with safe_open(folder / ADAPTER, "np") as file:
+                of_unet = any(name.startswith("unet.") for name in file.keys())
         except SafetensorError as error:
             raise UsageError(f"{folder / ADAPTER} is damaged: {first_line(error)}.") from error
     else:
@@ -101,6 +108,16 @@ def check(args: ExportArguments) -> bool:
     if args.format not in formats:
         what = "an adapter" if adapter else "a pipeline"
         raise UsageError(f"format must be one of {', '.join(formats)} for {what}, got {args.format!r}.")
+    if adapter and args.format == ("comfyui" if of_unet else "kohya"):
+        other, what = ("kohya", "UNets") if of_unet else ("comfyui", "transformers")
+        raise UsageError(f"format {args.format} is not for the adapters of {what}: those ComfyUI reads as {other}.")
+    if args.format == "single-file":
+        class_name = find_files(args.model).index["_class_name"]
+        if get_family(class_name).denoiser != "unet":
+            raise UsageError(
+                f"format single-file is for Stable Diffusion 1.x and SDXL, and diffusers writes none of a {class_name}. Use "
+                "diffusers: ComfyUI reads the file in its folder transformer as a diffusion model, of the classes that it knows."
+            )
     if output.exists():
         raise UsageError(f"{output} exists: choose another output.")
     if formats[args.format] != (output.suffix == ".safetensors"):

@@ -113,6 +113,13 @@ def add_adapter(denoiser: ModelMixin, config: PeftConfig, untrained: tuple[str, 
         raise UsageError(f"lora_target_modules {targets!r} is no regular expression: {error}.") from error
 
 
+def freeze(denoiser: torch.nn.Module, untrained: tuple[str, ...]) -> None:
+    """Freeze the parameters whose names begin with one of these, see [`Family.untrained`]."""
+    for name, parameter in denoiser.named_parameters():
+        if name.startswith(untrained):
+            parameter.requires_grad_(False)
+
+
 def check_adapter(source: str, revision: str | None, config: LoraConfig) -> None:
     """Raise the [`UsageError`]s of [`add_adapter`] before any weight is loaded."""
     denoiser_class, part = denoiser_of(source, revision)

@@ -64,10 +64,10 @@ from .checkpoints import (
     save_weights,
     unpack_single_file,
 )
-from .denoiser import add_adapter, load_denoiser
+from .denoiser import add_adapter, freeze, load_denoiser
 from .diffusion_config import DiffusionConfig
 from .facts import training_facts
-from .precision import checkpoint_block, compute_in_bfloat16, frozen_dtype, is_bfloat16_module
+from .precision import checkpoint_block, compute_in_bfloat16, encoding_dtypes, frozen_dtype, is_bfloat16_module
 from .training_options import check_available
 from .training_samples import (
     StepBatches,
@@ -143,14 +143,13 @@ class DiffusionTrainer(_BaseTrainer):
         self.bf16_module = is_bfloat16_module(args)
         if args.channels_last:
             denoiser.to(memory_format=torch.channels_last)
+        untrained = self.family.untrained(denoiser.config)
         if peft_config is not None:
             denoiser.requires_grad_(False).to(frozen_dtype(args))
             torch.manual_seed(args.seed)  # the Trainer sets it too, but after the adapter has been drawn
             # Not `add_adapter` of diffusers: the Trainer does not recognise that and would save the full weights.
-            trained = add_adapter(denoiser, peft_config, self.family.untrained(denoiser.config))
-        for name, parameter in denoiser.named_parameters():
-            if name.startswith(self.family.untrained(denoiser.config)):
-                parameter.requires_grad_(False)
+            trained = add_adapter(denoiser, peft_config, untrained)
+        freeze(denoiser, untrained)
         if args.activation_checkpointing:
             self.family.checkpoint_activations(denoiser, checkpoint_block if self.bf16_module else None)
         # The Trainer calls it by this name, which diffusers' models do not have.
@@ -227,12 +226,7 @@ class DiffusionTrainer(_BaseTrainer):
 
     def load_frozen(self) -> DiffusionPipeline:
         """The pipeline without its denoiser on the CPU: in float32, but for text encoders, see `text_encoder_dtype`."""
-        dtypes = {"default": torch.float32}
-        for name, (_, class_name) in find_files(self.source, self.revision).networks.items():
-            if name.startswith("text_encoder"):
-                # CLIP's are small. Beside them are language models of up to 24 billion parameters.
-                default = "float32" if class_name.startswith("CLIP") else "bfloat16"
-                dtypes[name] = getattr(torch, self.args.text_encoder_dtype or default)
+        dtypes = encoding_dtypes(find_files(self.source, self.revision), self.args.text_encoder_dtype)
         return load_pipeline(self.source, dtypes, self.revision, without=[self.family.denoiser])
 
     def _noise_process(self, args: DiffusionConfig, denoiser: Mapping[str, Any]) -> NoiseProcess:

@@ -14,15 +14,18 @@
 
 """Trained models in the formats of other tools, each read back."""
 
+import math
 import shutil
 from pathlib import Path
 
 import diffusers
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.loaders import SD3LoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
 from diffusers.utils import convert_state_dict_to_kohya, convert_unet_state_dict_to_peft
 from peft import LoraConfig
 from peft.utils import load_peft_weights
+from peft.utils.other import get_pattern_key
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -30,7 +33,7 @@ from ..errors import UsageError
 from ..families import get_family
 from ..families.files import find_files
 from ..families.single_file import markers, single_file_state_dict
-from ..quiet import quiet_bars
+from ..quiet import quiet_bars, quiet_logs
 from ..sources import ADAPTER
 from .checkpoints import PEFT_PREFIX
 
@@ -57,10 +60,12 @@ def export_pipeline(model: str, output: Path, format: str, dtype: str | None = N
     held = files.weights(family.denoiser, "diffusers")
     # Without a dtype diffusers loads everything in float32, whatever is in the files.
     dtype = dtype or stored_dtype(files.folder / held.get(files.variant, held.get(None))[0])
-    pipeline = DiffusionPipeline.from_pretrained(model, dtype=dtype, variant=files.variant, use_safetensors=True)
+    options = {"dtype": dtype, "use_safetensors": True, **files.absent}
+    pipeline = DiffusionPipeline.from_pretrained(model, variant=files.variant, **options)
     if format == "diffusers":
-        pipeline.save_pretrained(output, max_shard_size="10GB")
-        again = DiffusionPipeline.from_pretrained(output, dtype=dtype, use_safetensors=True)
+        with quiet_logs():  # diffusers warns of each part that is not there
+            pipeline.save_pretrained(output, max_shard_size="10GB")
+        again = DiffusionPipeline.from_pretrained(output, **options)
     else:
         state_dict = single_file_state_dict(pipeline) | markers(pipeline.scheduler.config)
         save_file({name: value.contiguous() for name, value in state_dict.items()}, output, metadata={"format": "pt"})
@@ -82,29 +87,54 @@ def export_adapter(model: str, output: Path, format: str, dtype: str | None = No
         output (`Path`):
             Folder, or file that ends in `.safetensors`, to write.
         format (`str`):
-            `"diffusers"` or `"peft"`, each a folder, or `"kohya"`, a file.
+            `"diffusers"` or `"peft"`, each a folder, or `"kohya"`, of a UNet, or `"comfyui"`, of a transformer, each a file.
         dtype (`str`, *optional*):
             Precision of the weights. Defaults to that of the adapter.
     """
+    prefix = stored_prefix(Path(model) / ADAPTER)
     # The layout of an adapter does not depend on the class, and its folder does not name one.
-    layers, _, metadata = StableDiffusionXLPipeline.lora_state_dict(model, return_lora_metadata=True)
-    if not metadata:
+    reader = StableDiffusionXLLoraLoaderMixin if prefix == "unet" else SD3LoraLoaderMixin
+
+    def read(folder: Path | str, name: str = ADAPTER) -> tuple[dict[str, torch.Tensor], dict]:
+        layers, *_, metadata = reader.lora_state_dict(str(folder), weight_name=name, return_lora_metadata=True)
+        return layers, {key.removeprefix(f"{prefix}."): value for key, value in (metadata or {}).items()}
+
+    layers, config = read(model)
+    if not config:
         raise UsageError(f"The adapter in {model} does not say its scale, as those of `craft train` do.")
-    (prefix,) = {name.split(".")[0] for name in layers}
-    config = {key.removeprefix(f"{prefix}."): value for key, value in metadata.items()}
+    dtype = getattr(torch, dtype) if dtype else None
+    if format in ("kohya", "comfyui"):
+        scales = layer_scales(model, layers, config)
+    if format == "comfyui":
+        # ComfyUI takes these names for transformers (comfy/lora.py), does not read diffusers' metadata, and takes the scale for
+        # 1 where there is no alpha (comfy/weight_adapter/lora.py): so the scale goes into the second layer.
+        layers = {n: v * scales[module_of(n)] if ".lora_B." in n else v for n, v in layers.items()}
+        config |= {"lora_alpha": config["r"], "alpha_pattern": config.get("rank_pattern") or {}, "use_rslora": False}
     if dtype:
-        layers = {name: value.to(getattr(torch, dtype)) for name, value in layers.items()}
+        layers = {name: value.to(dtype) for name, value in layers.items()}
+    unprefixed = {name.removeprefix(f"{prefix}."): value for name, value in layers.items()}
+    parts = {f"{prefix}_lora_layers": unprefixed, f"{prefix}_lora_adapter_metadata": config}
     if format == "kohya":
-        converted = convert_state_dict_to_kohya(layers)
-        # The converter takes the rank for alpha, which would change the adapter's scale, alpha / rank, to 1.
-        alphas = {name: torch.tensor(float(config["lora_alpha"])) for name in converted if name.endswith(".alpha")}
-        save_file({**converted, **alphas}, output)
+        converted, alphas = {}, []
+        for module, scale in scales.items():
+            of_module = {name: value for name, value in layers.items() if module_of(name) == module}
+            converted |= convert_state_dict_to_kohya(of_module)
+            # The converter takes the rank for alpha, which would change the adapter's scale, alpha / rank, to 1.
+            (alpha,) = (name for name in converted.keys() - {*alphas} if name.endswith(".alpha"))
+            converted[alpha] = torch.tensor(scale * float(converted[alpha]))
+            alphas.append(alpha)
+        save_file(converted, output)
         again, network_alphas = StableDiffusionXLPipeline.lora_state_dict(str(output))
         again = convert_unet_state_dict_to_peft(again)
-        if set(network_alphas.values()) != {float(config["lora_alpha"])}:
+        if sorted(network_alphas.values()) != sorted(float(converted[name]) for name in alphas):
+            raise RuntimeError(f"The scale in {output} is not that of the adapter.")
+    elif format == "comfyui":
+        reader.save_lora_weights(output.parent, weight_name=output.name, **parts)
+        again, read_config = read(output.parent, output.name)
+        if {*layer_scales(str(output), again, read_config).values()} != {1.0}:
             raise RuntimeError(f"The scale in {output} is not that of the adapter.")
     elif format == "peft":
-        layers = {f"{PEFT_PREFIX}{name.removeprefix(f'{prefix}.')}": value for name, value in layers.items()}
+        layers = {f"{PEFT_PREFIX}{name}": value for name, value in unprefixed.items()}
         output.mkdir()
         save_file(layers, output / "adapter_model.safetensors", metadata={"format": "pt"})
         LoraConfig(**config).save_pretrained(output)
@@ -114,11 +144,34 @@ def export_adapter(model: str, output: Path, format: str, dtype: str | None = No
     else:
         shutil.copytree(model, output, ignore=lambda folder, names: [name for name in names if name != ADAPTER])
         if dtype:
-            unprefixed = {name.removeprefix(f"{prefix}."): value for name, value in layers.items()}
-            parts = {f"{prefix}_lora_layers": unprefixed, f"{prefix}_lora_adapter_metadata": config}
-            StableDiffusionXLPipeline.save_lora_weights(output, **parts)
-        again, _ = StableDiffusionXLPipeline.lora_state_dict(str(output))
+            reader.save_lora_weights(output, **parts)
+        again, _ = read(output)
     assert_equal(layers, again, str(output))
+
+
+def module_of(name: str) -> str:
+    """The module that a layer of an adapter is for, by the layer's name."""
+    return name.rpartition(".lora_")[0]
+
+
+def layer_scales(source: str, layers: dict[str, torch.Tensor], config: dict) -> dict[str, float]:
+    """Scale of an adapter for each module: alpha by rank, as peft has them."""
+    if other := next((name for name in layers if ".lora_A.weight" not in name and ".lora_B.weight" not in name), None):
+        raise UsageError(f"The adapter in {source} has more than LoRA's layers ({other}): use diffusers or peft.")
+    config, scales = LoraConfig(**config), {}
+    for name, value in layers.items():
+        if ".lora_A." in name:
+            module, rank = module_of(name), len(value)
+            alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern, module), config.lora_alpha)
+            scales[module] = alpha / (math.sqrt(rank) if config.use_rslora else rank)
+    return scales
+
+
+def stored_prefix(path: Path) -> str:
+    """Component that an adapter's file is for."""
+    with safe_open(path, "pt") as file:
+        (prefix,) = {name.split(".")[0] for name in file.keys()}
+    return prefix
 
 
 def stored_dtype(path: Path) -> torch.dtype:

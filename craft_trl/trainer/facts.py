@@ -25,6 +25,7 @@ import transformers
 import trl
 
 from .. import __version__
+from ..families.files import find_files
 
 
 if TYPE_CHECKING:
@@ -42,12 +43,12 @@ def training_facts(trainer: "DiffusionTrainer", dataset_name: str | None = None)
             Hub id of the training data.
     """
     args = trainer.args
+    pipeline_class = getattr(diffusers, trainer.model_index["_class_name"])
     local = Path(trainer.source).is_dir()
     adapter = getattr(trainer.model, "peft_config", {}).get("default")
-    pipeline_class = trainer.model_index["_class_name"]
     lora = None
     if adapter is not None:
-        loader = "diffusers" if hasattr(getattr(diffusers, pipeline_class), "load_lora_weights") else "craft_trl"
+        loader = "diffusers" if hasattr(pipeline_class, "load_lora_weights") else "craft_trl"
         lora = {"rank": adapter.r, "alpha": adapter.lora_alpha, "loader": loader}
     return {
         "trainer": trainer._name,
@@ -56,7 +57,11 @@ def training_facts(trainer: "DiffusionTrainer", dataset_name: str | None = None)
         # The name of a local folder and no more: its path is nobody's business.
         "base_model": None if local else trainer.source,
         "base_name": Path(trainer.source).name if local else trainer.source,
-        "pipeline": pipeline_class,
+        "pipeline": pipeline_class.__name__,
+        # Those that `from_pretrained` must be told of
+        "absent": sorted(
+            find_files(trainer.source, trainer.revision).absent.keys() - {*pipeline_class._optional_components}
+        ),
         "lora": lora,
         "dataset": dataset_name,
         "rows": len(trainer.train_dataset.advantages),

@@ -25,6 +25,8 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
+from ..families.files import ModelFiles
+
 
 if TYPE_CHECKING:
     from .diffusion_config import DiffusionConfig
@@ -40,6 +42,25 @@ def frozen_dtype(args: "DiffusionConfig") -> torch.dtype:
     if args.mixed_precision == "fp16" and args.deepspeed_plugin is None:
         return torch.float16
     return torch.bfloat16 if is_bfloat16_module(args) else torch.float32
+
+
+def encoding_dtypes(files: ModelFiles, text_encoder_dtype: str | None = None) -> dict[str, torch.dtype]:
+    """
+    Precision of a pipeline's parts while images and prompts are encoded, by name, and of the others as `"default"`.
+
+    Args:
+        files ([`ModelFiles`]):
+            Files of the pipeline.
+        text_encoder_dtype (`str`, *optional*):
+            That of the text encoders. By default CLIP's, which are small, are in float32, and language models of up to 24
+            billion parameters in bfloat16.
+    """
+    dtypes = {"default": torch.float32}
+    for name, (_, class_name) in files.networks.items():
+        if name.startswith("text_encoder"):
+            default = "float32" if class_name.startswith("CLIP") else "bfloat16"
+            dtypes[name] = getattr(torch, text_encoder_dtype or default)
+    return dtypes
 
 
 class _Forward(nn.Module):

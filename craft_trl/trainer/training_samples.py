@@ -27,17 +27,17 @@ import torch
 from datasets import Dataset
 from diffusers import DiffusionPipeline
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 
 from ..devices import on_all_processes, on_main_process, process_state
 from ..errors import UsageError
 from ..families import Family
-from ..families.latents import normalise, stack
+from ..families.latents import normalise
 from ..filtering.images import TrainingImages
 from ..progress import progress_bar
-from .checkpoints import order_metadata
+from .encoded import Index, RowWriter, join
 
 
 if TYPE_CHECKING:
@@ -86,23 +86,17 @@ def encode_dataset(
     parts = [path.with_suffix(f".part-{rank}") for rank in range(state.num_processes)]
     own = parts[state.process_index]
     options = max_sequence_length, guidance_scale
-    on_all_processes(lambda: _encode_share(dataset, prompt_column, family, load_frozen, own, state, *options))
+    shares = on_all_processes(lambda: _encode_share(dataset, prompt_column, family, load_frozen, own, state, *options))
 
-    def join() -> None:
-        tensors: dict[str, list[torch.Tensor]] = {}
-        for part in parts:
-            for name, values in load_file(part).items():
-                tensors.setdefault(name, []).append(values)
-        with safe_open(own, "pt") as file:
-            metadata = {"fingerprint": fingerprint, **file.metadata()}
+    def write() -> None:
         temporary = path.with_suffix(".tmp")
-        save_file({name: torch.cat(_of_one_length(values)) for name, values in tensors.items()}, temporary, metadata)
-        order_metadata(temporary)
+        _, statistics = shares[0]
+        join(parts, [index for index, _ in shares], temporary, {"fingerprint": fingerprint, **statistics})
         temporary.replace(path)
         for part in parts:
             part.unlink()
 
-    on_main_process(join)
+    on_main_process(write)
 
 
 def _holds(path: Path, fingerprint: str) -> bool:
@@ -110,17 +104,6 @@ def _holds(path: Path, fingerprint: str) -> bool:
         return False
     with safe_open(path, "pt") as file:
         return file.metadata()["fingerprint"] == fingerprint
-
-
-def _of_one_length(parts: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Texts of several processes, `(N, T, ...)`, each as long as the longest of its own, filled up with zeros to the longest of all."""
-    longest = max(part.shape[1:2] for part in parts)
-    return [
-        torch.cat([part, part.new_zeros(len(part), longest[0] - part.shape[1], *part.shape[2:])], dim=1)
-        if part.shape[1:2] < longest
-        else part
-        for part in parts
-    ]
 
 
 def _encode_share(
@@ -132,8 +115,11 @@ def _encode_share(
     state: "PartialState",
     max_sequence_length: int | None,
     guidance_scale: float | None,
-) -> None:
-    """Encode this process's share of the images and prompts, neighbours all, so that the shares need only be joined."""
+) -> tuple[Index, dict[str, str]]:
+    """
+    Encode this process's share of the images and prompts, neighbours all, so that the shares need only be joined. Returns what
+    is in the file, and what latents are normalised with.
+    """
 
     def share(count: int) -> list[int]:
         return np.array_split(np.arange(count), state.num_processes)[state.process_index].tolist()
@@ -144,35 +130,29 @@ def _encode_share(
     encode_empty = torch.no_grad()(lambda: family.encode_empty_prompt(pipeline, max_sequence_length))
     prompts = list(dict.fromkeys(dataset[prompt_column]))
     numbers = {prompt: number for number, prompt in enumerate(prompts)}
-    rows: dict[str, list[torch.Tensor]] = {}
     shown = {"disable": not state.is_main_process}
-    # One at a time: an encoding depends on its image or prompt alone, not on what it was batched with. Each leaves the device
-    # at once, where thousands would take the room of the model that is to be trained.
-    for number in progress_bar(share(len(prompts)), desc="Encoding prompts", unit="prompt", **shown):
-        for name, value in encode([prompts[number]]).items():
-            rows.setdefault(f"prompt/{name}", []).append(value[0].cpu())
-    if state.is_last_process:
-        for name, value in encode_empty().items():
-            rows.setdefault(f"prompt/{name}", []).append(value[0].cpu())
-    images, image_prompts = TrainingImages(dataset), dataset[prompt_column]
-    for number in progress_bar(share(len(dataset)), desc="Encoding images", unit="image", **shown):
-        image = images[number]
-        pixels = pipeline.image_processor.preprocess(image).to(vae.device, vae.dtype)  # (1, 3, H, W) in [-1, 1]
-        with torch.no_grad():
-            mean, std = family.encode_images(pipeline, pixels)
-        rows.setdefault("latent_mean", []).append(mean[0].cpu())
-        rows.setdefault("latent_std", []).append(std[0].cpu())
-        rows.setdefault("prompt_index", []).append(torch.tensor(numbers[image_prompts[number]]))
-        given = (image.height, image.width, guidance_scale)
-        for name, value in family.image_conditioning(denoiser.config, *given).items():
-            rows.setdefault(f"image/{name}", []).append(value)
-    metadata = {name: json.dumps(value) for name, value in family.latent_statistics(vae).items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Texts of different lengths are filled up with zeros.
-    stacked = {
-        name: stack(values) if name.startswith("prompt/") else torch.stack(values) for name, values in rows.items()
-    }
-    save_file({name: values.contiguous() for name, values in stacked.items()}, path, metadata)
+    with RowWriter(path) as rows:
+        # One at a time: an encoding depends on its image or prompt alone, not on what it was batched with. Each leaves the memory
+        # at once, which thousands would fill.
+        for number in progress_bar(share(len(prompts)), desc="Encoding prompts", unit="prompt", **shown):
+            for name, value in encode([prompts[number]]).items():
+                rows.add(f"prompt/{name}", value[0])
+        if state.is_last_process:
+            for name, value in encode_empty().items():
+                rows.add(f"prompt/{name}", value[0])
+        images, image_prompts = TrainingImages(dataset), dataset[prompt_column]
+        for number in progress_bar(share(len(dataset)), desc="Encoding images", unit="image", **shown):
+            image = images[number]
+            pixels = pipeline.image_processor.preprocess(image).to(vae.device, vae.dtype)  # (1, 3, H, W) in [-1, 1]
+            with torch.no_grad():
+                mean, std = family.encode_images(pipeline, pixels)
+            rows.add("latent_mean", mean[0])
+            rows.add("latent_std", std[0])
+            rows.add("prompt_index", torch.tensor(numbers[image_prompts[number]]))
+            given = (image.height, image.width, guidance_scale)
+            for name, value in family.image_conditioning(denoiser.config, *given).items():
+                rows.add(f"image/{name}", value)
+    return rows.index, {name: json.dumps(value) for name, value in family.latent_statistics(vae).items()}
 
 
 class TrainingSamples(TorchDataset):
@@ -211,11 +191,19 @@ class TrainingSamples(TorchDataset):
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
         self.statistics = {name: json.loads(value) for name, value in metadata.items() if name != "fingerprint"}
-        self.encoded = load_file(path)
+        self.path = path
+        self.encoded = load_file(path)  # not read, but mapped into memory: a row is read when it is used
         self.advantages = advantages
         self.num_samples, self.draw_timestep, self.seed = num_samples, draw_timestep, seed
         self.proportion_empty_prompts = proportion_empty_prompts
         self.order: tuple[int, np.ndarray] = (-1, np.empty(0))
+
+    def __getstate__(self) -> dict:
+        # PyTorch would copy the whole of a tensor to give it to a worker that does not begin as a copy of this process.
+        return {name: value for name, value in vars(self).items() if name != "encoded"}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state, encoded=load_file(state["path"]))
 
     def __len__(self) -> int:
         return self.num_samples

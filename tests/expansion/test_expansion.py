@@ -21,6 +21,7 @@ from craft_trl.expansion import PromptExpander
 from craft_trl.expansion.checks import find_faults, load_tokenizers
 from craft_trl.expansion.config import KEYS, ExpansionConfig
 
+from ..families.random_pipelines import CASES
 from ..models import edit, linked
 
 
@@ -178,3 +179,37 @@ class TestExpansionConfig:
     def test_wrong(self, settings, message):
         with pytest.raises(UsageError, match=message):
             ExpansionConfig(**settings)
+
+
+class TestSeveralTextEncoders:
+    """CLIP reads 32 tokens here, T5 as many as it is asked to."""
+
+    @pytest.fixture(scope="class")
+    def folders(self, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("models")
+        for name in ("stable_diffusion_3", "stable_diffusion_3_without_t5"):
+            CASES[name][0]().save_pretrained(folder / name)
+        return folder
+
+    @pytest.mark.parametrize(
+        ("name", "length", "lengths"),
+        [
+            ("stable_diffusion_3", None, [32, 32, 256]),
+            ("stable_diffusion_3", 40, [32, 32, 40]),
+            ("stable_diffusion_3", 0, [32, 32, 0]),
+            ("stable_diffusion_3_without_t5", None, [32, 32]),
+        ],
+    )
+    def test_the_one_that_reads_most_decides(self, folders, name, length, lengths):
+        tokenizers = load_tokenizers(str(folders / name), max_sequence_length=length)
+        assert [tokenizer.model_max_length for tokenizer in tokenizers] == lengths
+        most = max(lengths)
+        assert find_faults("a fox", "a fox" + ", sharp" * ((most - 4) // 2), tokenizers) == []
+        faults = find_faults("a fox", "a fox" + ", sharp" * (most // 2), tokenizers)
+        assert [fault.partition(" tokens")[2] for fault in faults] == [f", the model reads {most}"]
+
+    def test_of_the_recipe(self, folders, tmp_path):
+        model = str(folders / "stable_diffusion_3")
+        config = ExpansionConfig(templates=TEMPLATES)
+        assert config.make_expander(0, str(tmp_path), model).tokenizers[2].model_max_length == 256
+        assert config.make_expander(0, str(tmp_path), model, None, 77).tokenizers[2].model_max_length == 77

@@ -73,17 +73,75 @@ SD15 = {
     "text_encoder": SDXL["text_encoder"],
 }
 
+VAE16 = SDXL["vae"] | {"latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False}
+T5 = {
+    "model_type": "t5",
+    "vocab_size": 32128,
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "feed_forward_proj": "gated-gelu",
+}
+SD35 = {
+    "transformer": {
+        "_class_name": "SD3Transformer2DModel",
+        "sample_size": 128,
+        "patch_size": 2,
+        "in_channels": 16,
+        "out_channels": 16,
+        "num_layers": 24,
+        "attention_head_dim": 64,
+        "num_attention_heads": 24,
+        "joint_attention_dim": 4096,
+        "caption_projection_dim": 1536,
+        "pooled_projection_dim": 2048,
+        "pos_embed_max_size": 384,
+        "dual_attention_layers": list(range(13)),
+        "qk_norm": "rms_norm",
+    },
+    "vae": VAE16 | {"scaling_factor": 1.5305, "shift_factor": 0.0609},
+    "text_encoder": SDXL["text_encoder"],
+    "text_encoder_2": SDXL["text_encoder_2"],
+    "text_encoder_3": T5,
+}
+FLUX = {
+    "transformer": {
+        "_class_name": "FluxTransformer2DModel",
+        "patch_size": 1,
+        "in_channels": 64,
+        "num_layers": 19,
+        "num_single_layers": 38,
+        "attention_head_dim": 128,
+        "num_attention_heads": 24,
+        "joint_attention_dim": 4096,
+        "pooled_projection_dim": 768,
+        "guidance_embeds": True,
+    },
+    "vae": VAE16 | {"scaling_factor": 0.3611, "shift_factor": 0.1159},
+    "text_encoder": SDXL["text_encoder"],
+    "text_encoder_2": T5,
+}
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
+DYNAMIC = FLOW | {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
 
-def write_model(folder, tiny, parts, changes):
+
+def write_model(folder, tiny, parts, changes, scheduler=None):
     """A folder with all of a model but its vocabulary and what is in the files of its weights."""
     index = json.loads((tiny / "pipeline" / "model_index.json").read_text()) | changes
     index = {name: entry for name, entry in index.items() if entry is not None}
+    if scheduler is not None:
+        index["scheduler"] = ["diffusers", scheduler["_class_name"]]
     (folder / "model_index.json").write_text(json.dumps(index))
     shutil.copytree(tiny / "pipeline" / "scheduler", folder / "scheduler")
-    for name in {"tokenizer", "tokenizer_2"} & index.keys():
-        shutil.copytree(tiny / "pipeline" / name, folder / name)
+    if scheduler is not None:
+        (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    for name in (name for name in index if name.startswith("tokenizer")):
+        shutil.copytree(tiny / "pipeline" / "tokenizer", folder / name)
         path = folder / name / "tokenizer_config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": 77}))
+        length = 512 if "d_model" in parts[name.replace("tokenizer", "text_encoder")] else 77
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": length}))
     for name, settings in parts.items():
         (folder / name).mkdir()
         (folder / name / "config.json").write_text(json.dumps(settings))
@@ -103,3 +161,26 @@ def sd15(tmp_path_factory, tiny):
     changes |= dict.fromkeys(("force_zeros_for_empty_prompt", "add_watermarker", "safety_checker", "image_encoder"))
     changes |= {"feature_extractor": [None, None], "safety_checker": [None, None]}
     return write_model(tmp_path_factory.mktemp("sd15"), tiny, SD15, changes)
+
+
+def transformer_of(class_name, parts):
+    """Changes to the index of an SDXL that make it that of a transformer's pipeline, whose CLIP encoders come first."""
+    changes = {"_class_name": class_name, "unet": None, "force_zeros_for_empty_prompt": None, "add_watermarker": None}
+    encoders = [name for name in parts if name.startswith("text_encoder")]
+    for name in encoders:
+        clip = "CLIPTextModel" if class_name == "FluxPipeline" else "CLIPTextModelWithProjection"
+        changes[name] = ["transformers", "T5EncoderModel" if parts[name] is T5 else clip]
+        changes[name.replace("text_encoder", "tokenizer")] = ["transformers", "CLIPTokenizer"]
+    return changes | {"transformer": ["diffusers", parts["transformer"]["_class_name"]]}
+
+
+@pytest.fixture(scope="package")
+def sd35(tmp_path_factory, tiny):
+    folder = tmp_path_factory.mktemp("sd35")
+    return write_model(folder, tiny, SD35, transformer_of("StableDiffusion3Pipeline", SD35), FLOW)
+
+
+@pytest.fixture(scope="package")
+def flux(tmp_path_factory, tiny):
+    folder = tmp_path_factory.mktemp("flux")
+    return write_model(folder, tiny, FLUX, transformer_of("FluxPipeline", FLUX), DYNAMIC)

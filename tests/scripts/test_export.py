@@ -20,7 +20,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import SD3Transformer2DModel, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 
@@ -28,10 +28,12 @@ from craft_trl import CraftTrainer
 from craft_trl.candidates.generation import load_pipeline
 from craft_trl.cli.main import main as craft
 from craft_trl.errors import UsageError
+from craft_trl.evaluation.models import Model
 from craft_trl.scripts.export import ExportArguments, main
 from craft_trl.trainer.checkpoints import unpack_single_file
 from craft_trl.trainer.export import assert_equal
 
+from ..families.random_pipelines import CASES
 from ..helpers import config, make_dataset
 from ..models import edit, linked, renamed
 from ..pipelines import make_pipeline
@@ -235,3 +237,103 @@ def test_an_error_leaves_nothing_behind(pipelines, tmp_path):
 def test_command(pipelines, capsys):
     assert craft(["export", "--model", str(pipelines / "sd"), "--format", "peft", "--output", "x"]) == 2
     assert "format must be one of diffusers, single-file for a pipeline" in capsys.readouterr().err
+
+
+class TestTransformers:
+    @pytest.fixture(scope="class")
+    def transformer(self, tmp_path_factory):
+        """A small Stable Diffusion 3 without T5, an adapter of it with scales of 3 and 5, and its transformer with the adapter."""
+        folder = tmp_path_factory.mktemp("transformer")
+        CASES["stable_diffusion_3_without_t5"][0]().save_pretrained(folder / "sd3")
+        args = config(folder, "lora", max_steps=1, learning_rate=0.1, max_sequence_length=20)
+        targets = ["attn.to_q", "attn.add_k_proj", "attn.to_out.0", "ff.net.0.proj"]
+        lora = LoraConfig(r=2, lora_alpha=6, target_modules=targets, alpha_pattern={"attn.to_q": 10})
+        trainer = CraftTrainer(str(folder / "sd3"), args, make_dataset(size=32), peft_config=lora)
+        trainer.train()
+        trainer.save_model()
+        return folder, trainer.model.merge_and_unload().state_dict()
+
+    def merged(self, folder, load):
+        pipeline = load_pipeline(str(folder / "sd3"))
+        load(pipeline)
+        pipeline.fuse_lora(components=["transformer"])
+        pipeline.unload_lora_weights()
+        return pipeline.transformer.state_dict()
+
+    def test_a_pipeline_with_a_part_that_is_not_there(self, transformer, tmp_path):
+        folder, _ = transformer
+        main(ExportArguments(model=str(folder / "sd3"), format="diffusers", output="again", dtype="bfloat16"))
+        expected = load_pipeline(str(folder / "sd3"), torch.bfloat16).transformer.state_dict()
+        assert_equal(load_pipeline("again", torch.bfloat16).transformer.state_dict(), expected, "transformer")
+        assert json.loads((tmp_path / "again" / "model_index.json").read_text())["text_encoder_3"] == [None, None]
+
+    @pytest.mark.parametrize("format", ["diffusers", "peft", "comfyui"])
+    def test_adapter(self, transformer, tmp_path, format):
+        folder, expected = transformer
+        output = "lora.safetensors" if format == "comfyui" else "exported"
+        main(ExportArguments(model=str(folder / "lora"), format=format, output=output))
+        if format == "peft":
+            base = SD3Transformer2DModel.from_pretrained(folder / "sd3", subfolder="transformer")
+            got = PeftModel.from_pretrained(base, tmp_path / output).merge_and_unload().state_dict()
+        else:
+            got = self.merged(folder, lambda pipeline: pipeline.load_lora_weights(tmp_path / output))
+        assert got.keys() == expected.keys()
+        base = load_pipeline(str(folder / "sd3")).transformer.state_dict()
+        changed = {name for name in expected if not torch.allclose(expected[name], base[name], atol=1e-4)}
+        assert {name.split(".", 2)[2] for name in changed} >= {"attn.to_q.weight", "ff.net.0.proj.weight"}
+        for name, value in expected.items():
+            torch.testing.assert_close(got[name], value, atol=1e-5, rtol=1e-4)
+
+    def test_as_comfyui_computes_it(self, transformer, tmp_path):
+        """Its names after `transformer.` are the module's, and where there is no alpha, it adds the product of the layers."""
+        folder, expected = transformer
+        main(ExportArguments(model=str(folder / "lora"), format="comfyui", output="lora.safetensors"))
+        layers = load_file(tmp_path / "lora.safetensors")
+        base = load_pipeline(str(folder / "sd3")).transformer.state_dict()
+        modules = {name.removeprefix("transformer.").partition(".lora_")[0] for name in layers}
+        assert all(name.endswith((".lora_A.weight", ".lora_B.weight")) for name in layers)
+        for module in modules:
+            up, down = (layers[f"transformer.{module}.lora_{part}.weight"] for part in "BA")
+            torch.testing.assert_close(
+                base[f"{module}.weight"] + up @ down, expected[f"{module}.weight"], atol=1e-5, rtol=1e-4
+            )
+        assert len(modules) == 8
+
+    @pytest.mark.parametrize(
+        ("source", "format", "message"),
+        [
+            ("lora", "kohya", "format kohya is not for the adapters of transformers: those ComfyUI reads as comfyui"),
+            ("sd3", "single-file", "format single-file is for Stable Diffusion 1.x and SDXL, and diffusers writes none of a "
+             "StableDiffusion3Pipeline. Use diffusers"),
+            ("sd3", "comfyui", "one of diffusers, single-file for a pipeline, got 'comfyui'"),
+        ],
+    )  # fmt: skip
+    def test_formats_of_others(self, transformer, source, format, message):
+        with pytest.raises(UsageError, match=message):
+            main(ExportArguments(model=str(transformer[0] / source), format=format, output="x.safetensors"))
+
+
+def test_scales_by_module_and_rank(pipelines, tmp_path):
+    """Whatever alpha and rank a module has of its own, in kohya's format too."""
+    lora = LoraConfig(
+        r=4, lora_alpha=6, target_modules=["to_q", "to_k"], rank_pattern={"to_k": 2}, alpha_pattern={"to_k": 3},
+        use_rslora=True,
+    )  # fmt: skip
+    args = config(tmp_path, "lora", max_steps=1, learning_rate=0.1)
+    trainer = CraftTrainer(str(pipelines / "sdxl"), args, make_dataset(), peft_config=lora)
+    trainer.train()
+    trainer.save_model()
+    main(ExportArguments(model="lora", format="kohya", output="lora.safetensors"))
+    alphas = {v.item() for n, v in load_file(tmp_path / "lora.safetensors").items() if n.endswith(".alpha")}
+    assert sorted(alphas) == pytest.approx([3 * 2 / 2**0.5, 6 * 4 / 4**0.5])
+    # diffusers itself reads one alpha for all, which a comparison is told.
+    models = Model.parse_all([f"base={pipelines / 'sdxl'}", "lora=lora:lora", "kohya=lora:lora.safetensors"])
+    models["lora"].check()
+    with pytest.raises(
+        UsageError, match="diffusers reads other scales than it says, which differ from module to module"
+    ):
+        models["kohya"].check()
+    with pytest.raises(
+        UsageError, match="format comfyui is not for the adapters of UNets: those ComfyUI reads as kohya"
+    ):
+        main(ExportArguments(model="lora", format="comfyui", output="x.safetensors"))

@@ -1,0 +1,68 @@
+# Copyright 2026 The craft_trl authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""The usage that a card shows is what draws, as the pictures on it were drawn."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from craft_trl import CraftTrainer, ImageGenerator, SamplingConfig
+from craft_trl.families import get_family
+from craft_trl.hub.cards import model_card, pipeline_call
+from craft_trl.trainer.denoiser import lora_config
+
+from ..families.random_pipelines import CASES
+from ..helpers import config, make_dataset
+
+
+SIZE = 32
+
+
+@pytest.mark.parametrize("name", ["stable_diffusion_3", "stable_diffusion_3_without_t5"])
+@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
+def test_the_code_draws(name, adapter, tmp_path):
+    made = CASES[name][0]()
+    made.save_pretrained(tmp_path / "base")
+    peft_config = lora_config(get_family(type(made).__name__).lora_target_modules, rank=2) if adapter else None
+    settings = config(tmp_path, max_steps=1, max_sequence_length=20, text_encoder_dtype="float32")
+    trainer = CraftTrainer(str(tmp_path / "base"), settings, make_dataset([1.0, 0.5], SIZE), peft_config=peft_config)
+    trainer.train()
+    trainer.save_model()
+    facts = json.loads((tmp_path / "out" / "training.json").read_text())
+    without = ["text_encoder_3", "tokenizer_3"] if name.endswith("without_t5") else []
+    assert facts["absent"] == without
+
+    sampling = SamplingConfig(
+        num_inference_steps=2, guidance_scale=3.0, height=SIZE, width=SIZE, max_sequence_length=20
+    )
+    card = model_card(facts, str(tmp_path / "out"), str(tmp_path / "base"), sampling=sampling.sampling()).content
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
+    assert code.count("=None") == len(without)
+    seeded = code.replace('pipeline("a fox"', 'pipeline("a fox", generator=torch.Generator().manual_seed(0)')
+    drawn = {"torch": torch}
+    exec(seeded.replace("fox.png", str(tmp_path / "fox.png")), drawn)
+    (image,) = ImageGenerator(drawn["pipeline"], sampling)(["a fox"], [0])
+    difference = torch.tensor(list(image.tobytes())) - torch.tensor(list(drawn["image"].tobytes()))
+    assert difference.abs().max() <= 1
+
+
+def test_arguments_of_a_call():
+    sampling = {"num_inference_steps": 28, "guidance_scale": 4.5, "max_sequence_length": 77, "negative_prompt": None}
+    call = pipeline_call("StableDiffusion3Pipeline", sampling)
+    assert call == ", num_inference_steps=28, guidance_scale=4.5, max_sequence_length=77"
+    assert pipeline_call("StableDiffusion3Pipeline", None) == ""
