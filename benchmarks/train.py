@@ -13,17 +13,19 @@
 # limitations under the License.
 
 """
-Speed and memory of training, side by side with the loop of diffusers' `train_text_to_image_sdxl.py`.
+Speed and memory of training, side by side with the loops of diffusers' training scripts.
 
     PYTHONPATH=. python benchmarks/train.py --model sdxl --minutes 25 --json train.json     # on a GPU
-    PYTHONPATH=. python benchmarks/train.py --memory                                       # computed, needs no GPU
+    PYTHONPATH=. python benchmarks/train.py --model sd35_medium --micro_batch 4
+    PYTHONPATH=. python benchmarks/train.py --model flux2_klein_lora
+    PYTHONPATH=. python benchmarks/train.py --memory sd35_medium flux2_klein               # computed, needs no GPU
     PYTHONPATH=. python benchmarks/train.py --model tiny --steps 2 --micro_batch 2         # tries the whole thing on a CPU
 
 Ours is `CraftTrainer.train()` as a user runs it, data loading, clipping and logging included. The script's loop is
-written here from its source and its documented arguments: float32 weights under bfloat16 autocast, AdamW, cached latents and
-text embeddings, with activation checkpointing, at batch 1 (as documented) and at the largest batch of `--script_batches`
-that fits. All train the same random weights and take turns, each built anew for every turn, so that they share the card's
-clock and no memory. Zeros would flatter a GPU, and so nothing here is zero.
+written here from its source and its documented arguments: float32 weights under bfloat16 autocast, or bfloat16 weights under a
+float32 adapter, AdamW, cached latents and text embeddings, with activation checkpointing, at batch 1 (as documented) and at the
+largest batch of `--script_batches` that fits. All train the same random weights and take turns, each built anew for every turn,
+so that they share the card's clock and no memory. Zeros would flatter a GPU, and so nothing here is zero.
 """
 
 import argparse
@@ -46,110 +48,59 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from architectures import ARCHITECTURES, MEMORY_ONLY, family_of, make_batch, make_denoiser, make_source, predict
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
-from diffusers import (
-    AutoencoderKL,
-    DDPMScheduler,
-    EulerDiscreteScheduler,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-)
 from diffusers.optimization import get_scheduler
-from peft import LoraConfig, get_peft_model
 from PIL import Image
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, TrainerCallback
+from transformers import TrainerCallback
 
-from craft_trl import CraftConfig, CraftTrainer
-from craft_trl.families import stable_diffusion, stable_diffusion_xl
+from craft_trl import CraftConfig, CraftTrainer, noise_process
+from craft_trl.trainer.denoiser import add_adapter, load_denoiser, lora_config
 from craft_trl.trainer.precision import checkpoint_block, compute_in_bfloat16
 
 
-TINY = Path(__file__).parents[1] / "recipes" / "tiny" / "pipeline"
-
-# `unet/config.json` of the published models, without what is at its default, and the side of their images in pixels.
-ARCHITECTURES = {
-    "sdxl": {
-        "family": stable_diffusion_xl,
-        "size": 1024,
-        "unet": {
-            "sample_size": 128,
-            "block_out_channels": (320, 640, 1280),
-            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            "transformer_layers_per_block": (1, 2, 10),
-            "attention_head_dim": (5, 10, 20),
-            "cross_attention_dim": 2048,
-            "use_linear_projection": True,
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 256,
-            "projection_class_embeddings_input_dim": 2816,
-        },
-    },
-    "sd15": {
-        "family": stable_diffusion,
-        "size": 512,
-        "unet": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
-    },
-    "tiny": {
-        "family": stable_diffusion_xl,
-        "size": 64,
-        "unet": {k: v for k, v in UNet2DConditionModel.load_config(TINY / "unet").items() if not k.startswith("_")},
-    },
-}
-
-# 1e12 operations, two for each multiply-add, of a forward and backward pass for one sample at the model's own size. tests/
-# test_training_cost.py counts those of SDXL. Recomputed activations do not count: they are a cost, not work.
+# A name with _lora behind it is an adapter of rank 64 on that model, with activation checkpointing.
+MODELS = [f"{name}{adapter}" for name in ARCHITECTURES if name not in MEMORY_ONLY for adapter in ("", "_lora")]
 TFLOP = {"sdxl": 20.231}
 
 
-def make_unet(name: str) -> UNet2DConditionModel:
-    """A UNet of full size with random weights, on the default device."""
-    return UNet2DConditionModel(**ARCHITECTURES[name]["unet"])
+def split(model: str) -> tuple[str, bool]:
+    """Architecture, and whether an adapter on it is trained."""
+    return model.removesuffix("_lora"), model.endswith("_lora")
 
 
-def make_batch(name: str, batch_size: int) -> dict[str, torch.Tensor]:
-    """A batch as the trainer has it, random, on the default device."""
-    unet, side = ARCHITECTURES[name]["unet"], ARCHITECTURES[name]["size"] // 8
-    batch = {
-        "latents": torch.randn(batch_size, 4, side, side),
-        "noise": torch.randn(batch_size, 4, side, side),
-        "timesteps": torch.randint(1000, (batch_size,)),
-        "advantage": torch.rand(batch_size) + 0.5,
-        "prompt_embeds": torch.randn(batch_size, 77, unet["cross_attention_dim"]),
-    }
-    if ARCHITECTURES[name]["family"] is stable_diffusion_xl:
-        pooled = unet["projection_class_embeddings_input_dim"] - 6 * unet["addition_time_embed_dim"]
-        batch["pooled_prompt_embeds"] = torch.randn(batch_size, pooled)
-        batch["time_ids"] = torch.tensor([[8 * side, 8 * side, 0, 0, 8 * side, 8 * side]]).repeat(batch_size, 1)
-    return batch
+def put_adapter_on(denoiser: torch.nn.Module, name: str, dtype: torch.dtype = torch.bfloat16) -> torch.nn.Module:
+    """A frozen denoiser with an adapter as `craft train` makes it."""
+    # Not the classes' own `to`, which warns that weights that were loaded can be rounded.
+    torch.nn.Module.to(denoiser.requires_grad_(False), dtype)
+    return add_adapter(denoiser, lora_config(family_of(name).lora_target_modules, rank=64))
 
 
-def predict(name: str, unet: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The UNet's output for a batch; its latents stand for noisy ones."""
-    return ARCHITECTURES[name]["family"].predict(unet, batch["latents"], batch["timesteps"], batch)
-
-
-def count_tflop(name: str) -> float:
+def count_tflop(model: str) -> float:
     """Operations of a forward and backward pass for one sample, counted on the device `meta`."""
-    if name not in TFLOP:
+    if model not in TFLOP:
+        name, lora = split(model)
         with torch.device("meta"):
-            unet, batch = make_unet(name), make_batch(name, 1)
+            denoiser, batch = make_denoiser(name), make_batch(name, 1)
+            if lora:
+                put_adapter_on(denoiser, name, torch.float32)
         with FlopCounterMode(display=False) as counter:
-            predict(name, unet, batch).sum().backward()
-        TFLOP[name] = counter.get_total_flops() / 1e12
-    return TFLOP[name]
+            predict(name, denoiser, batch).sum().backward()
+        TFLOP[model] = counter.get_total_flops() / 1e12
+    return TFLOP[model]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=["sdxl", "sd15", "tiny"], default="sdxl", help="architecture")
-    parser.add_argument("--memory", action="store_true", help="print the computed memory table and exit")
+    parser.add_argument("--model", choices=MODELS, default="sdxl", help="architecture, `_lora` for an adapter on it")
+    parser.add_argument(
+        "--memory", nargs="*", choices=[*PROFILES], help="print what is computed for recipes, and exit"
+    )
     parser.add_argument("--steps", type=int, default=4, help="optimizer steps of a turn")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each contender")
     parser.add_argument("--global_batch", type=int, default=32, help="samples per optimizer step")
@@ -162,8 +113,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=25, help="time budget: no turn begins after it")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     options = parser.parse_args()
-    if options.memory:
-        for name in ("sdxl", "sd15") if options.model == "sdxl" else (options.model,):
+    if options.memory is not None:
+        for name in options.memory or PROFILES:
             print_memory(name)
         return
     result = compare(options)
@@ -180,8 +131,9 @@ def compare(options: argparse.Namespace) -> dict:
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        source = make_source(options.model, Path(folder), device)
-        dataset = make_dataset(ARCHITECTURES[options.model]["size"])
+        name, _ = split(options.model)
+        source = make_source(name, Path(folder), device)
+        dataset = make_dataset(ARCHITECTURES[name]["size"])
         ours = functools.partial(run_ours, source, dataset, options, Path(folder) / "out")
         script = functools.partial(run_script, options.model, source, options.steps, device)
         contenders: dict[str, Callable[[], dict]] = {f"craft_trl, micro-batch {options.micro_batch}": ours}
@@ -279,6 +231,8 @@ class Clock(TrainerCallback):
 
 def run_ours(source: str, dataset: Dataset, options: argparse.Namespace, output_dir: Path, **settings) -> dict:
     """Training as a user runs it."""
+    name, lora = split(options.model)
+    peft_config = lora_config(family_of(name).lora_target_modules, rank=64) if lora else None
     args = CraftConfig(
         output_dir=str(output_dir),
         max_steps=options.steps + 1,
@@ -292,47 +246,59 @@ def run_ours(source: str, dataset: Dataset, options: argparse.Namespace, output_
         disable_tqdm=True,
         use_cpu=not torch.accelerator.is_available(),
         dataloader_num_workers=2,
+        activation_checkpointing=lora,  # as in the recipes
         **settings,
     )
     clock = Clock()
-    CraftTrainer(source, args, dataset, callbacks=[clock]).train()
+    CraftTrainer(source, args, dataset, peft_config=peft_config, callbacks=[clock]).train()
     return clock.result(options.global_batch)
 
 
 def run_script(
-    name: str, source: str, steps: int, device: torch.device, batch_size: int, accumulation: int, checkpointing: bool
+    model: str, source: str, steps: int, device: torch.device, batch_size: int, accumulation: int, checkpointing: bool
 ) -> dict:
     """
-    The loop of `examples/text_to_image/train_text_to_image_sdxl.py` (diffusers 0.42), as its source has it: float32
-    weights under autocast, `torch.optim.AdamW`, everything encoded before, noise drawn on the device, the loss gathered and
-    read for the progress bar at every micro-batch.
+    The loop of `train_text_to_image_sdxl.py`, `train_dreambooth_sd3.py` or `train_dreambooth_lora_flux2_klein.py` (diffusers
+    0.42), as their sources have it: float32 weights under autocast, or bfloat16 weights under an adapter; `torch.optim.AdamW`;
+    everything encoded before, as the last of them can; noise drawn on the device; the loss read for the progress bar at every
+    micro-batch, and gathered before by the first.
     """
     accelerator = Accelerator(
         mixed_precision="bf16", gradient_accumulation_steps=accumulation, cpu=device.type == "cpu"
     )
-    unet = UNet2DConditionModel.from_pretrained(source, subfolder="unet")
+    name, lora = split(model)
+    family = family_of(name)
+    denoiser = load_denoiser(source)
+    if lora:
+        put_adapter_on(denoiser, name)
     if checkpointing:
-        unet.enable_gradient_checkpointing()
-    noise_scheduler = DDPMScheduler.from_pretrained(source, subfolder="scheduler")
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=5e-5, weight_decay=1e-2)
+        denoiser.enable_gradient_checkpointing()
+    process = noise_process(json.loads((Path(source) / "scheduler" / "scheduler_config.json").read_text()))
+    trained = [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=5e-5, weight_decay=1e-2)
     lr_scheduler = get_scheduler("constant", optimizer=optimizer)
-    unet, optimizer, lr_scheduler = accelerator.prepare(unet, optimizer, lr_scheduler)
-    unet.train()
+    denoiser, optimizer, lr_scheduler = accelerator.prepare(denoiser, optimizer, lr_scheduler)
+    denoiser.train()
     batches = [make_batch(name, batch_size) for _ in range(4)]
     clock, train_loss = Clock(), 0.0
     clock.tick()
     for batch in itertools.islice(itertools.cycle(batches), (steps + 1) * accumulation):
-        with accelerator.accumulate(unet):
+        with accelerator.accumulate(denoiser):
             batch = {key: value.to(device) for key, value in batch.items()}
             noise = torch.randn_like(batch["latents"])
-            timesteps = torch.randint(0, 1000, (batch_size,), device=device)
-            noisy = noise_scheduler.add_noise(batch["latents"], noise, timesteps)
-            prediction = predict(name, unet, {**batch, "latents": noisy, "timesteps": timesteps})
-            loss = F.mse_loss(prediction.float(), noise.float(), reduction="mean")
-            train_loss += accelerator.gather(loss.repeat(batch_size)).mean().item() / accumulation
+            if family.noise == "flow":
+                timesteps = 1000 * torch.rand(batch_size, device=device)
+            else:
+                timesteps = torch.randint(0, 1000, (batch_size,), device=device)
+            noisy = process.add(batch["latents"], noise, timesteps)
+            prediction = predict(name, denoiser, {**batch, "latents": noisy, "timesteps": timesteps})
+            target = process.target(batch["latents"], noise, timesteps)
+            loss = F.mse_loss(prediction.float(), target.float(), reduction="mean")
+            gathered = loss if family.noise == "flow" else accelerator.gather(loss.repeat(batch_size)).mean()
+            train_loss += gathered.item() / accumulation
             accelerator.backward(loss)
             if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(unet.parameters(), 1.0)
+                accelerator.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             lr_scheduler.step()
             optimizer.zero_grad()
@@ -354,58 +320,33 @@ def matmul_ceiling(device: torch.device) -> float:
     return 2 * size**3 / seconds / 1e12
 
 
-def gradient_cosine(name: str, source: str, mode: str, device: torch.device) -> float:
+def gradient_cosine(model: str, source: str, mode: str, device: torch.device) -> float:
     """Cosine between the gradients of one sample in bfloat16 and in float32."""
     torch.manual_seed(1)
-    unet = UNet2DConditionModel.from_pretrained(source, subfolder="unet").to(device)
+    name, lora = split(model)
+    denoiser = load_denoiser(source).to(device)
+    if lora:
+        put_adapter_on(denoiser, name, torch.float32)
     batch = {key: value.to(device) for key, value in make_batch(name, 1).items()}
+    if family_of(name).noise == "flow":  # not one that FLUX.2 rounds to the precision that it computes in
+        batch["timesteps"].fill_(500)
     with torch.backends.cudnn.flags(
         enabled=True, allow_tf32=False
     ):  # which is the default of convolutions, and no float32
-        F.mse_loss(predict(name, unet, batch), batch["noise"]).backward()
-    reference = [p.grad for p in unet.parameters()]
-    unet.zero_grad()
+        F.mse_loss(predict(name, denoiser, batch), batch["noise"]).backward()
+    reached = [parameter for parameter in denoiser.parameters() if parameter.grad is not None]
+    reference = [parameter.grad for parameter in reached]
+    denoiser.zero_grad()
     if mode == "module":
-        compute_in_bfloat16(unet)
+        compute_in_bfloat16(denoiser)
     with torch.autocast(device.type, torch.bfloat16, enabled=mode == "autocast"):
-        prediction = predict(name, unet, batch)
+        prediction = predict(name, denoiser, batch)
     F.mse_loss(prediction.float(), batch["noise"]).backward()
     dot = aa = bb = 0.0
-    for a, parameter in zip(reference, unet.parameters(), strict=True):
+    for a, parameter in zip(reference, reached, strict=True):
         a, b = a.double(), parameter.grad.double()
         dot, aa, bb = dot + (a * b).sum().item(), aa + (a * a).sum().item(), bb + (b * b).sum().item()
     return dot / math.sqrt(aa * bb)
-
-
-def make_source(name: str, folder: Path, device: torch.device) -> str:
-    """
-    A pipeline folder to train from: the UNet at full size with random weights; the encoders, which are not in the loop, as
-    small as the shapes of their outputs allow.
-    """
-    if name == "tiny":
-        return str(TINY)
-    with torch.device(device):
-        unet = make_unet(name)
-    vae = AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
-        block_out_channels=[32] * 4, latent_channels=4,
-    )  # fmt: skip
-    tokenizer = CLIPTokenizer.from_pretrained(TINY / "tokenizer", model_max_length=77)
-    text = {"vocab_size": 1024, "num_hidden_layers": 2, "max_position_embeddings": 77}
-    text |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    small = CLIPTextConfig(**text, hidden_size=768, num_attention_heads=12)
-    scheduler = EulerDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
-    shared = {"vae": vae, "text_encoder": CLIPTextModel(small), "tokenizer": tokenizer, "unet": unet.cpu()}
-    if name == "sdxl":
-        large = CLIPTextConfig(**text, hidden_size=1280, num_attention_heads=20, projection_dim=1280)
-        second = {"text_encoder_2": CLIPTextModelWithProjection(large), "tokenizer_2": tokenizer}
-        pipeline = StableDiffusionXLPipeline(**shared, **second, scheduler=scheduler)
-    else:
-        pipeline = StableDiffusionPipeline(
-            **shared, scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-        )
-    pipeline.save_pretrained(folder / "source")
-    return str(folder / "source")
 
 
 def make_dataset(size: int) -> Dataset:
@@ -468,10 +409,9 @@ def training_memory(name: str, micro_batch: int, mode: str, checkpointing: bool)
         that lives at once in the forward and backward pass, bfloat16 copies of parameters included.
     """
     with torch.device("meta"):
-        model = make_unet(name)
+        model = make_denoiser(name)
         if mode == "lora":
-            model.requires_grad_(False).to(torch.bfloat16)
-            get_peft_model(model, LoraConfig(r=64, target_modules=ARCHITECTURES[name]["family"].LORA_TARGET_MODULES))
+            put_adapter_on(model, name)
         elif mode == "offload":
             model.to(torch.bfloat16)
     with FakeTensorMode(), PeakMemory() as memory:
@@ -481,12 +421,15 @@ def training_memory(name: str, micro_batch: int, mode: str, checkpointing: bool)
                 if p is not None:
                     fake = torch.empty(p.shape, dtype=p.dtype)
                     module._parameters[key] = torch.nn.Parameter(fake, requires_grad=p.requires_grad)
+            for key, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[key] = torch.empty(buffer.shape, dtype=buffer.dtype)
         if checkpointing:
             model.enable_gradient_checkpointing(checkpoint_block)
         if mode in ("full", "lora"):
             compute_in_bfloat16(model)
         trained = [p for p in model.parameters() if p.requires_grad]
-        parameters = sum(p.numel() * p.element_size() for p in model.parameters())
+        parameters = sum(p.numel() * p.element_size() for p in itertools.chain(model.parameters(), model.buffers()))
         gradients = 4 * sum(p.numel() for p in trained)  # float32 sums over the micro-batches before
         optimizer = 0 if mode == "offload" else 2 * gradients
         # Beside those that this one makes. DeepSpeed keeps them apart from its bfloat16 module.
@@ -513,6 +456,11 @@ PROFILES = {
         ("craft_lora.yaml", 4, "lora", True),
     ],
     "sd15": [("craft.yaml", 16, "full", False)],
+    "sd35_medium": [("craft.yaml", 2, "full", False), ("craft_lora.yaml", 4, "lora", True)],
+    "flux_dev": [("craft.yaml", 4, "lora", True)],
+    "flux2_klein": [("craft.yaml", 1, "full", True), ("craft_lora.yaml", 4, "lora", True)],
+    "sana": [("craft.yaml", 4, "full", False)],
+    "pixart_sigma": [("craft.yaml", 4, "full", False)],
     "tiny": [("craft.yaml", 32, "full", False)],
 }
 

@@ -79,7 +79,9 @@ def benchmark_train():
     """`benchmarks/train.py`, as a module."""
     spec = importlib.util.spec_from_file_location("benchmark_train", ROOT / "benchmarks" / "train.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")  # where Python finds what stands beside a script
+        spec.loader.exec_module(module)
     return module
 
 

@@ -17,23 +17,30 @@
 
 import ast
 import configparser
+import inspect
 import re
 
+import diffusers
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from transformers import Qwen3Config, Qwen3Model
 
 import craft_trl
-from craft_trl.families import FAMILIES
+from craft_trl.families import FAMILIES, Family, get_family
+from craft_trl.families.contract import check_contract, unused_parameters
 
 from .conftest import ROOT
+from .families.random_pipelines import network, tokenizer, vae
 
 
 PAGES = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", ".github/pull_request_template.md")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
-REWARD, FAMILY, ARM = re.findall(r"```python\n(.*?)```", CONTRIBUTING, flags=re.DOTALL)
+REWARD, ARM = re.findall(r"```python\n(.*?)```", CONTRIBUTING, flags=re.DOTALL)
+FAMILIES_PAGE = (ROOT / "docs" / "source" / "families.md").read_text()
+FAMILY, CONTRACT = re.findall(r"```python\n(.*?)```", FAMILIES_PAGE, flags=re.DOTALL)
 SETUP = configparser.ConfigParser()
 SETUP.read(ROOT / "setup.cfg")
 
@@ -46,6 +53,45 @@ def slugs(page):
     """Anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.*)", page.read_text(), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def run_as_module(code):
+    """The family in the source of a module of `craft_trl/families/pipelines`."""
+    package = "craft_trl.families.pipelines"
+    names = {"__name__": f"{package}.example", "__package__": package}
+    exec(compile(code, "families.md", "exec"), names)
+    (family,) = (
+        value for value in names.values() if isinstance(value, type) and value.__module__ == names["__name__"]
+    )
+    return family
+
+
+def check_overrides(family):
+    """What a family defines, [`Family`] has, with the same parameters; and what that leaves open is defined."""
+    for name, value in vars(family).items():
+        if not name.startswith("_"):
+            assert hasattr(Family, name) or name in Family.__annotations__, name
+            if inspect.isfunction(value):
+                expected = inspect.signature(getattr(Family, name)).parameters
+                assert list(inspect.signature(value).parameters) == list(expected), name
+    for name in ("encode_prompts", "predict"):
+        assert getattr(family, name) is not getattr(Family, name)
+    assert family.pipelines and family.repeated_blocks
+
+
+def ovis_image():
+    transformer = network(
+        diffusers.OvisImageTransformer2DModel, in_channels=16, out_channels=16, num_layers=1, num_single_layers=2,
+        attention_head_dim=16, num_attention_heads=2, joint_attention_dim=32, axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+    text = Qwen3Config(
+        vocab_size=1024, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, max_position_embeddings=512,
+    )  # fmt: skip
+    return diffusers.OvisImagePipeline(
+        transformer=transformer, vae=vae(), text_encoder=Qwen3Model(text).eval(), tokenizer=tokenizer(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    )  # fmt: skip
 
 
 class TestPages:
@@ -106,20 +152,25 @@ class TestExamples:
         monkeypatch.setattr(arms, "METHODS", dict(arms.METHODS))
         self.run(ARM, capsys)
 
-    def test_family(self):
-        """Names and parameters are those of the families that are there. The block is read, not run: it needs a model."""
+    def test_family(self, monkeypatch, capsys):
+        """The example keeps the contract on a small random pipeline, as the block behind it checks it."""
+        example = run_as_module(FAMILY)
+        assert example.pipelines == ("OvisImagePipeline",)
+        monkeypatch.setitem(FAMILIES, "OvisImagePipeline", example())
+        check_overrides(example)
+        pipeline = ovis_image()
+        monkeypatch.setattr(diffusers.OvisImagePipeline, "from_pretrained", lambda source: pipeline)
+        exec(compile(CONTRACT.replace("=256", "=32"), "families.md", "exec"), {"__name__": "example"})
+        lines = capsys.readouterr().out.splitlines()
+        assert {line.partition(":")[0] for line in lines} >= {"predict", "texts", "guided", "one_by_one", "decode"}
+        assert all(float(line.partition(": ")[2]) < 5e-6 for line in lines), lines
+        assert check_contract(pipeline, 32, 16, max_sequence_length=40)["predict"] == 0
+        assert unused_parameters(pipeline, 32, 32) == []
 
-        def public(source):
-            names = {}
-            for node in ast.parse(source).body:
-                if isinstance(node, ast.FunctionDef):
-                    names[node.name] = [argument.arg for argument in node.args.args]
-                elif isinstance(node, ast.Assign):
-                    names[node.targets[0].id] = None
-            return names
-
-        for module in FAMILIES.values():
-            assert public((ROOT / "craft_trl" / "families" / f"{module}.py").read_text()) == public(FAMILY), module
+    @pytest.mark.parametrize("name", sorted(FAMILIES))
+    def test_families_say_what_is_asked_of_them(self, name):
+        check_overrides(type(get_family(name)))
+        assert f"`{name}`" in FAMILIES_PAGE
 
     def test_colorfulness(self):
         """By hand, from the formula."""

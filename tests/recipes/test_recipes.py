@@ -15,6 +15,8 @@ from ..conftest import ROOT
 
 
 RECIPES = sorted((ROOT / "recipes").glob("*/*.yaml"))
+# Recipes of models that are published: all but those of the tiny ones, and of other people's results.
+FULL_SIZE = sorted({path.parent.name for path in RECIPES} - {"tiny", "tiny_full", "tiny_flow", "published"})
 PARSERS = {
     "candidates": expand.make_parser,
     "craft": train.make_parser,
@@ -63,7 +65,7 @@ def test_batch_arithmetic(path, num_processes, monkeypatch):
     assert (args.gradient_accumulation_steps - 1) * micro < share <= args.gradient_accumulation_steps * micro
 
 
-@pytest.mark.parametrize("path", [p for p in RECIPES if p.parent.name in ("sdxl", "sd15")], ids=recipe_id)
+@pytest.mark.parametrize("path", [p for p in RECIPES if p.parent.name in FULL_SIZE], ids=recipe_id)
 def test_no_key_at_its_default(path):
     parser = make_parser(path)
     for key, value in yaml.safe_load(path.read_text()).items():
@@ -111,6 +113,32 @@ def test_values_of_the_paper(family, steps):
     assert candidates.model_name_or_path == recipes.train.model_name_or_path
     assert (candidates.expander_model, candidates.prompts) == ("qwen-plus", "ymhao/HPDv2")
     assert recipes.evaluation.prompts in candidates.exclude_prompts
+
+
+@pytest.mark.parametrize("folder", [name for name in FULL_SIZE if name not in ("sdxl", "sd15")])
+def test_recipes_of_transformers(folder):
+    recipes = RunRecipes.load(ROOT / "recipes" / folder)  # the three speak of one run
+    args, candidates, evaluation = recipes.training, recipes.candidates, recipes.evaluation
+    # What of the paper's settings is not about a UNet.
+    assert (args.max_steps, args.global_batch_size) == (200, 128)
+    assert (args.train_prompt, args.negative_advantages, args.use_ema) == ("original", "zero", False)
+    assert (candidates.num_prompts, candidates.num_variants, candidates.filter_level) == (10_000, 8, "group")
+    assert candidates.reject_on == ["hpsv2", "pickscore", "aesthetic"] == evaluation.rewards
+    assert set(evaluation.held_out_rewards).isdisjoint(candidates.rewards)
+    assert evaluation.prompts in candidates.exclude_prompts
+    # Evaluated, trained and looked at as the candidates were drawn.
+    sampling = evaluation.sampling()
+    assert {key: getattr(candidates, key) for key in sampling} == sampling and candidates.dtype == "bfloat16"
+    assert candidates.model_name_or_path == recipes.train.model_name_or_path
+    others = (ROOT / "recipes" / folder).glob("craft*.yaml")
+    for asked, args, _ in (make_parser(path).parse_args_and_config(["--config", str(path)]) for path in others):
+        assert asked.dataset_name == recipes.train.dataset_name
+        assert args.max_sequence_length == candidates.max_sequence_length is not None
+        assert asked.guard_guidance_scale == candidates.guidance_scale
+        assert args.validation_prompts is None or args.validation_guidance_scale == candidates.guidance_scale
+        assert args.train_guidance_scale == (candidates.guidance_scale if folder == "flux_dev" else None)
+        # What the loss is a bound for, docs/source/theory.md.
+        assert args.timestep_sampling is None and args.timestep_shift is None
 
 
 def test_memory_is_computed_for_what_the_recipes_say(benchmark_train):

@@ -140,7 +140,7 @@ def test_single_file_of_the_full_unets(benchmark_train):
 
     for name in ("sdxl", "sd15"):
         with torch.device("meta"):
-            unet = benchmark_train.make_unet(name)
+            unet = benchmark_train.make_denoiser(name)
         state_dict = unet.state_dict()
         layers = unet.config.layers_per_block
         original = {f"model.diffusion_model.{unet_name(n, layers, state_dict)}": n for n in state_dict}

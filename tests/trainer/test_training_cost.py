@@ -38,7 +38,7 @@ def test_operations_of_a_training_step(trainer, benchmark_train):
     The counts are those of the UNet alone; two thirds of it more would be a second forward pass, of recomputed activations.
     """
     with torch.device("meta"):
-        unet, batch = benchmark_train.make_unet("sdxl"), benchmark_train.make_batch("sdxl", 1)
+        unet, batch = benchmark_train.make_denoiser("sdxl"), benchmark_train.make_batch("sdxl", 1)
     assert sum(p.numel() for p in unet.parameters()) == 2_567_463_684
     compute_in_bfloat16(unet)
     trainer.model = unet
