@@ -75,8 +75,7 @@ class Flux2(Family):
 
     def latent_statistics(self, vae):
         """In the precision of the VAE, in which the pipeline has them: 128 numbers each."""
-        mean, variance = vae.bn.running_mean, vae.bn.running_var
-        std = (variance + vae.config.batch_norm_eps).sqrt()
+        mean, std = _statistics(vae)
         return latents.statistics({}) | {"latents_mean": mean.tolist(), "latents_std": std.tolist()}
 
     def encode_images(self, pipeline, pixels):
@@ -91,8 +90,11 @@ class Flux2(Family):
 
         factor = self.pixels_per_latent(pipeline.vae.config)
         output = output.transpose(1, 2).unflatten(2, (height // factor, width // factor))
-        output = latents.denormalise(output, self.latent_statistics(pipeline.vae))
-        return pipeline.vae.decode(pixel_shuffle(output, 2), return_dict=False)[0]
+        mean, std = (values.view(1, -1, 1, 1) for values in _statistics(pipeline.vae))
+        return pipeline.vae.decode(pixel_shuffle(output * std + mean, 2), return_dict=False)[0]
+
+    def as_returned(self, values):
+        return values.flatten(2).transpose(1, 2)
 
     def arguments(self, positive, negative, guidance_scale):
         return {**positive, "guidance_scale": guidance_scale}
@@ -132,6 +134,11 @@ class Flux2Klein(Flux2):
         """This pipeline returns latents of the VAE, `(B, 32, H/8, W/8)`, not normalised."""
         return pipeline.vae.decode(output, return_dict=False)[0]
 
+    def as_returned(self, values):
+        from torch.nn.functional import pixel_shuffle
+
+        return pixel_shuffle(values, 2)
+
     def arguments(self, positive, negative, guidance_scale):
         return Family.arguments(self, positive, negative, guidance_scale)
 
@@ -147,3 +154,8 @@ def _positions(sizes: tuple[int, ...], device: "torch.device") -> "torch.Tensor"
     import torch
 
     return torch.cartesian_prod(*(torch.arange(size, device=device) for size in sizes))
+
+
+def _statistics(vae: "torch.nn.Module") -> "tuple[torch.Tensor, torch.Tensor]":
+    """Mean and deviation of each of the 128 channels, in the precision of the VAE, in which the pipeline has them."""
+    return vae.bn.running_mean, (vae.bn.running_var + vae.config.batch_norm_eps).sqrt()
