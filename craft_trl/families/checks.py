@@ -53,7 +53,7 @@ FLOW_SCHEDULERS = (
     "UniPCMultistepScheduler",
 )  # fmt: skip
 # What the names of checkpoints say that were distilled to draw in a few steps, where no configuration does.
-DISTILLED = re.compile(r"turbo|schnell|lightning|hyper|sprint|lcm|distill|dmd|[-_]flash", re.IGNORECASE)
+DISTILLED = re.compile(r"turbo|schnell|lightning|hyper-?sd|sprint|lcm|distill|dmd|[-_]flash", re.IGNORECASE)
 # What a UNet takes besides noisy latents is told by the number of its channels.
 CHANNELS = {5: "a depth-to-image model", 7: "an upscaler", 8: "an instruct-pix2pix model", 9: "an inpainting model"}
 # Weights that mean nothing without a scale or a table beside them, in ComfyUI's, bitsandbytes' and others' formats.
@@ -92,19 +92,35 @@ def check_model(
     if Path(source).suffix == ".safetensors":
         channels = check_single_file(read_header(Path(source)), bool(train))
         beside = Path(source).parent
-        files = find_files(str(beside)) if (beside / "model_index.json").is_file() else None
+        configured = (beside / "model_index.json").is_file()
+        files = (
+            replace(find_files(str(beside)), source=source)
+            if configured
+            else Unconfigured(source, beside, frozenset())
+        )
     else:
         files = find_files(source, revision)
         channels = check_configuration(files, bool(train))
         for path in itertools.chain.from_iterable(files.read_weights().values()):
             check_weights(source, read_header(path, source))
     if drawing is not None and drawing.vae_name_or_path is not None:
-        family = get_family(files.index["_class_name"] if files else "StableDiffusionPipeline")
-        check_vae(drawing.vae_name_or_path, family, channels)
-    if files is not None and drawing is not None:
+        check_vae(drawing.vae_name_or_path, get_family(files.index["_class_name"]), channels)
+    if drawing is not None:
         check_drawing(files, drawing)
-    if files is not None and train and not isinstance(train, bool):
+    if train and not isinstance(train, bool):
         check_training(files, train)
+
+
+class Unconfigured(ModelFiles):
+    """A single file of Stable Diffusion or SDXL without a configuration beside it: that of the original."""
+
+    @property
+    def index(self) -> dict:
+        is_sdxl = is_sdxl_file(read_header(Path(self.source)))
+        return {"_class_name": "StableDiffusionXLPipeline" if is_sdxl else "StableDiffusionPipeline"}
+
+    def json(self, name: str) -> dict:
+        return {}
 
 
 def check_drawing(files: ModelFiles, config: "SamplingConfig") -> None:

@@ -16,6 +16,7 @@
 """What is refused of models of rectified flow, and how they are to be drawn from and trained: in one line, before they are loaded."""
 
 import inspect
+from contextlib import nullcontext
 
 import diffusers
 import numpy as np
@@ -30,7 +31,7 @@ from craft_trl.families.checks import check_model
 from craft_trl.noise import model_shift
 
 from ..helpers import config, make_dataset
-from ..models import edit, linked
+from ..models import checkpoint, edit, linked
 from .random_pipelines import CASES, flux
 
 
@@ -206,3 +207,27 @@ def test_noise_levels_are_shifted_as_in_drawing(name, time_shift_type):
         shift, u = model_shift(pipeline.scheduler.config, mu), np.linspace(1, 1 / steps, steps)
         expected = torch.tensor([*(shift * u / (1 + (shift - 1) * u)), 0.0], dtype=torch.float32)
         torch.testing.assert_close(pipeline.scheduler.sigmas, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("sdxl_lightning_4step.safetensors", {}, "seems to be distilled to draw in a few steps"),
+        ("sdxl_lightning_4step.safetensors", {"train_distilled": True}, None),
+        ("hyperrealism.safetensors", {}, None),
+        ("mine.safetensors", {"timestep_shift": 3.0}, "timestep_shift 3.0: it is for models of flow matching"),
+        (
+            "mine.safetensors",
+            {"train_guidance_scale": 3.0},
+            "the denoiser of a StableDiffusionXLPipeline has no such input",
+        ),
+    ],
+)
+def test_a_single_file_without_configuration(tmp_path, name, settings, message):
+    file = checkpoint(tmp_path / name)
+    with pytest.raises(UsageError, match=message) if message else nullcontext():
+        check_model(str(file), train=config(tmp_path, **settings))
+    with pytest.raises(
+        UsageError, match="negative_prompt 'blurry': guidance_scale 1 of a StableDiffusionXLPipeline leads"
+    ):
+        check_model(str(file), drawing=SamplingConfig(guidance_scale=1.0, negative_prompt="blurry"))
