@@ -147,9 +147,9 @@ def test_memory_and_disk_by_hand(planned):
     assert plan.latent_bytes == 2 * 4 * 4 * SIZE * SIZE and plan.prompt_bytes == 4 * (52 * 64 + 64)
     encoded = plan.kept_images * plan.latent_bytes + (plan.kept_groups + 1) * plan.prompt_bytes
     assert plan._training_disk() == plan.model_bytes + plan.num_saves * plan.checkpoint_bytes + encoded
-    activations = plan.micro_batch * plan.training.activations
+    activations = plan.training.micro_batch * plan.training.activations
     static = 18 * plan.trained_parameters + 2 * untrained
-    assert plan._training_memory() == max(static + activations, plan.encode_memory)
+    assert plan.training_memory == max(static + activations, plan.encode_memory)
 
 
 def test_an_adapter(planned):
