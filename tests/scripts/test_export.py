@@ -244,7 +244,7 @@ class TestTransformers:
     def transformer(self, tmp_path_factory):
         """A small Stable Diffusion 3 without T5, an adapter of it with scales of 3 and 5, and its transformer with the adapter."""
         folder = tmp_path_factory.mktemp("transformer")
-        CASES["stable_diffusion_3_without_t5"][0]().save_pretrained(folder / "sd3")
+        CASES["stable_diffusion_3_without_t5"]().save_pretrained(folder / "sd3")
         args = config(folder, "lora", max_steps=1, learning_rate=0.1, max_sequence_length=20)
         targets = ["attn.to_q", "attn.add_k_proj", "attn.to_out.0", "ff.net.0.proj"]
         lora = LoraConfig(r=2, lora_alpha=6, target_modules=targets, alpha_pattern={"attn.to_q": 10})
