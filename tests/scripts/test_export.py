@@ -34,7 +34,7 @@ from craft_trl.trainer.checkpoints import unpack_single_file
 from craft_trl.trainer.export import assert_equal
 
 from ..families.random_pipelines import CASES
-from ..helpers import config, make_dataset
+from ..helpers import config, make_dataset, warnings_of
 from ..models import edit, linked, renamed
 from ..pipelines import make_pipeline
 
@@ -115,6 +115,18 @@ def test_a_single_file_says_what_it_predicts(pipelines, tmp_path, settings, expe
     if expected:
         with pytest.raises(UsageError, match="its v_pred says that prediction_type is v_prediction"):
             load_pipeline("source/model.safetensors")
+
+
+@pytest.mark.parametrize("family", CLASSES)
+def test_nothing_is_said_of_precision(pipelines, tmp_path, family):
+    """Of half precision, written, read back and loaded to be drawn from."""
+    with warnings_of("diffusers") as said:
+        for format, output in (("single-file", "model.safetensors"), ("diffusers", "folder")):
+            main(ExportArguments(model=str(pipelines / family), format=format, output=output, dtype="bfloat16"))
+        linked(pipelines / family, tmp_path / "beside")
+        (tmp_path / "model.safetensors").rename(tmp_path / "beside" / "model.safetensors")
+        load_pipeline("beside/model.safetensors", torch.bfloat16)
+    assert said == []
 
 
 def test_half_precision_only(pipelines, tmp_path):
