@@ -31,6 +31,25 @@ def quiet_logs(level: int = logging.WARNING) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def quiet_casts() -> Iterator[None]:
+    """
+    Keep diffusers (0.42) from warning, of each model that it casts while it loads one, of modules to be kept in float32 of which
+    there are none. What we cast ourselves, `cast` of candidates/generation.py does. Delete both when it says so of those only that
+    have some.
+    """
+
+    def has_some(record: logging.LogRecord) -> bool:
+        return "should be kept in float32: []" not in record.getMessage()
+
+    logger = logging.getLogger("diffusers.models.modeling_utils")
+    logger.addFilter(has_some)
+    try:
+        yield
+    finally:
+        logger.removeFilter(has_some)
+
+
+@contextlib.contextmanager
 def quiet_bars() -> Iterator[None]:
     """Keep diffusers and transformers from showing bars while they load a model's parts. Downloads keep theirs."""
     import diffusers.utils.logging

@@ -14,7 +14,9 @@
 
 """Small datasets, configurations and candidates that several test files work with."""
 
+import contextlib
 import hashlib
+import logging
 
 import numpy as np
 from PIL import Image as PILImage
@@ -63,6 +65,19 @@ def config(tmp_path, name="out", **settings):
 
 def weights(trainer):
     return {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
+
+
+@contextlib.contextmanager
+def warnings_of(library):
+    """Warnings that a library logs inside, as a list. Those of diffusers and transformers do not reach the root logger."""
+    said = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: said.append(record.getMessage())
+    logging.getLogger(library).addHandler(handler)
+    try:
+        yield said
+    finally:
+        logging.getLogger(library).removeHandler(handler)
 
 
 REWARDS = ("hpsv2", "pickscore")

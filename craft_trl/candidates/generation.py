@@ -43,7 +43,7 @@ from ..families.files import UNUSED, ModelFiles, find_files
 from ..families.latents import stack
 from ..noise import is_flow
 from ..offloading import Offloaded
-from ..quiet import quiet_bars
+from ..quiet import quiet_bars, quiet_casts
 from ..sources import first_line, loading
 from .config import SamplingConfig
 
@@ -388,7 +388,10 @@ def _load_single_file(path: Path, dtype: torch.dtype) -> "diffusers.DiffusionPip
     sdxl = class_name == "StableDiffusionXLPipeline"
     options = {} if sdxl else {"safety_checker": None, "requires_safety_checker": False}
     try:
-        pipeline = getattr(diffusers, class_name).from_single_file(str(path), config=config, dtype=dtype, **options)
+        with quiet_casts():
+            pipeline = getattr(diffusers, class_name).from_single_file(
+                str(path), config=config, dtype=dtype, **options
+            )
     except (OSError, ValueError) as error:
         raise UsageError(
             f"Model {path}: {first_line(error)} Without a network, put the model_index.json and the configuration folders "

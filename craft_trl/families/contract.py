@@ -50,7 +50,6 @@ def check_contract(
     max_sequence_length: int | None = None,
     num_inference_steps: int = 3,
     guidance_scale: float = 4.0,
-    text_arguments: dict[str, Any] | None = None,
 ) -> dict[str, float]:
     """
     Largest differences between a family and its pipeline, as shares of the largest value: 0 or a rounding error each.
@@ -67,13 +66,11 @@ def check_contract(
             Steps of drawing.
         guidance_scale (`float`, *optional*, defaults to `4.0`):
             Scale of the guidance that is checked.
-        text_arguments (`dict[str, Any]`, *optional*):
-            Arguments that the pipeline needs beside prompts to encode them as the family does.
 
     Returns:
         `dict[str, float]`:
             - `predict`: [`Family.predict`] from what was sampled at every step, against what the scheduler was given;
-            - `texts`: images of encoded prompts against those of prompts;
+            - `texts`: images of encoded prompts ([`Family.arguments`]) against those of prompts ([`Family.text_arguments`]);
             - `guided`: the same with guidance, which changes them where the model takes any;
             - `negative`: the same with guidance away from a text, where the pipeline takes one;
             - `one_by_one`: prompts encoded one by one against both together;
@@ -87,7 +84,6 @@ def check_contract(
     pipeline.set_progress_bar_config(disable=True)
     off = 1.0 if family.no_guidance is None else family.no_guidance
 
-    lengths = {} if max_sequence_length is None else {"max_sequence_length": max_sequence_length}
     positive = family.encode_prompts(pipeline, list(PROMPTS), max_sequence_length)
 
     def draw(
@@ -101,18 +97,18 @@ def check_contract(
         ).images  # fmt: skip
 
     def arguments_of(texts: bool, scale: float, negative_prompt: str | None = None) -> dict[str, Any]:
+        if texts:
+            arguments = family.text_arguments(scale, negative_prompt, max_sequence_length) | {"prompt": list(PROMPTS)}
+            if "negative_prompt" in arguments:
+                arguments["negative_prompt"] = [arguments["negative_prompt"]] * len(PROMPTS)
+            return arguments
         negative = (
             family.encode_empty_prompt(pipeline, max_sequence_length)
             if negative_prompt is None
             else family.encode_negative_prompt(pipeline, negative_prompt, max_sequence_length)
         )
         negative = {name: value.expand(len(PROMPTS), *value.shape[1:]) for name, value in negative.items()}
-        arguments = family.arguments(positive, negative, scale)
-        if not texts:
-            return arguments
-        kept = {n: value for n, value in arguments.items() if value is not None and not _is_conditioning(value)}
-        kept |= {"prompt": list(PROMPTS)} | lengths | (text_arguments or {})
-        return kept if negative_prompt is None else kept | {"negative_prompt": [negative_prompt] * len(PROMPTS)}
+        return family.arguments(positive, negative, scale)
 
     errors, steps = {}, []
     original = pipeline.scheduler.step
@@ -203,10 +199,6 @@ def _log_shift(pipeline: DiffusionPipeline, **arguments: Any) -> float | None:
         return told.args[0]
     finally:
         del scheduler.set_timesteps
-
-
-def _is_conditioning(value: Any) -> bool:
-    return torch.is_tensor(value) or (isinstance(value, list) and bool(value) and torch.is_tensor(value[0]))
 
 
 def _unpacked(family: Family, value: torch.Tensor, height: int, width: int) -> torch.Tensor:

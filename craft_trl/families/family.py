@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     import torch
 
 
+class Code(str):
+    """An argument that is no value but code, in which `pipeline` is the pipeline."""
+
+    __repr__ = str.__str__
+
+
 class Family:
     """
     A family of text-to-image models: all that its pipeline, its denoiser and its VAE have of their own.
@@ -210,9 +216,22 @@ class Family:
         negative = {f"negative_{name}": values for name, values in negative.items()}
         return {**positive, **negative, "guidance_scale": guidance_scale}
 
-    def text_arguments(self, guidance_scale: float) -> dict[str, Any]:
-        """The pipeline's arguments beside a prompt and its size, with which it draws what it draws with [`arguments`]."""
-        return {"guidance_scale": guidance_scale}
+    def text_arguments(
+        self, guidance_scale: float, negative_prompt: str | None = None, max_sequence_length: int | None = None
+    ) -> dict[str, Any]:
+        """
+        The pipeline's arguments beside a prompt, with which it draws what it draws with [`arguments`] of encoded ones.
+
+        Args:
+            guidance_scale (`float`):
+                Scale of the guidance.
+            negative_prompt (`str`, *optional*):
+                What guidance leads away from. Defaults to the empty prompt.
+            max_sequence_length (`int`, *optional*):
+                Tokens of a prompt that are read. Defaults to the pipeline's own.
+        """
+        given = {"negative_prompt": negative_prompt, "max_sequence_length": max_sequence_length}
+        return {"guidance_scale": guidance_scale} | {name: value for name, value in given.items() if value is not None}
 
     def predict(
         self,

@@ -174,11 +174,10 @@ def pipeline_call(class_name: str, sampling: dict[str, Any] | None) -> str:
     """Arguments of a pipeline's call after the prompt, as source code."""
     if not sampling:
         return ""
-    given = {"num_inference_steps": sampling.get("num_inference_steps")}
-    if sampling.get("guidance_scale") is not None:
-        given |= get_family(class_name).text_arguments(sampling["guidance_scale"])
-    names = ("negative_prompt", "height", "width", "max_sequence_length")
-    given |= {name: sampling[name] for name in names if sampling.get(name) is not None}
+    given = {name: sampling.get(name) for name in ("num_inference_steps", "guidance_rescale", "height", "width")}
+    given |= get_family(class_name).text_arguments(
+        sampling["guidance_scale"], sampling.get("negative_prompt"), sampling.get("max_sequence_length")
+    )
     return "".join(f", {name}={value!r}" for name, value in given.items() if value is not None)
 
 

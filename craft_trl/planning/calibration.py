@@ -76,7 +76,7 @@ def calibrate(planner: Planner) -> Rates:
     judges.clear()
 
     known = planner.judging.score_flops
-    encoding, step, saving, train_loading = training_seconds(recipes, planner.lora, images, prompts)
+    encoding, step, saving, train_loading = training_seconds(recipes, planner.training.lora, images, prompts)
     return Rates(
         sampling=sampling,
         scoring=scoring,

@@ -26,7 +26,6 @@ from ..evaluation.config import EvaluationConfig
 from ..evaluation.evaluate import Evaluation
 from ..families.checks import check_model
 from ..rewards import parse_rewards
-from ..trainer.denoiser import lora_config
 from ..trainer.precision import encoding_dtypes
 from .gpus import GIGA, GPU, TERA
 from .images import Counts, Drawing, Watching
@@ -36,6 +35,7 @@ from .operations import MetaPipeline, reward_towers
 from .plan import Plan, StagePlan
 from .rates import DISK, SHARES, TRANSFER, Rates
 from .recipes import RunRecipes
+from .training import Training
 
 
 class Planner:
@@ -125,13 +125,8 @@ class Planner:
         counts = Counts.of(meta, *self.drawing.size, length)
         self.encode_flops, self.text_flops = encoding.flops, counts.text.flops
         self.watching = Watching.of(self.recipes, meta, counts, self.frozen_bytes)
-        self.lora = None
-        if train.use_peft:
-            modules = train.lora_target_modules or meta.family.lora_target_modules
-            self.lora = lora_config(modules, train.lora_r)
-        self.training, self.trained_parameters = meta.count_training(
-            *self.drawing.size, bool(args.activation_checkpointing), self.lora, length
-        )
+        self.training = Training.of(self.recipes, self.profile, meta, self.drawing.size)
+        self.trained_parameters = self.training.trained
 
     @property
     def image_flops(self) -> float:
@@ -236,13 +231,13 @@ class Planner:
             ),
             StagePlan(
                 "train",
-                f"{args.max_steps:,} steps of {args.global_batch_size}{lora}, micro-batch {self.micro_batch}, {kind} on "
+                f"{args.max_steps:,} steps of {args.global_batch_size}{lora}, micro-batch {self.training.micro_batch}, {kind} on "
                 f"{profile.num_processes}{watching}",
                 flops=self.kept_images * (self.encode_flops + self.text_flops)
                 + self.samples * self.weighted * self.training.flops
                 + self.watching.flops
                 + self.watching.judge_flops,
-                memory=self._training_memory(),
+                memory=self.training_memory,
                 disk=self._training_disk(),
             ),
             StagePlan(
@@ -273,25 +268,14 @@ class Planner:
         )
 
     @property
-    def micro_batch(self) -> int:
-        """Samples of a micro-batch, at most."""
-        args = self.recipes.training
-        return min(args.per_device_train_batch_size, args.global_batch_size // self.profile.num_processes or 1)
-
-    def _training_memory(self) -> float:
+    def training_memory(self) -> float:
         """Peak of encoding the dataset, of a step, or of a look of the guard."""
-        frozen = self.denoiser_parameters - (0 if self.adapter else self.trained_parameters)
-        activations = (
-            self.micro_batch * self.training.activations * (AUTOCAST_ACTIVATIONS if self.profile.autocast else 1)
-        )
-        average = 4 * self.trained_parameters if self.recipes.training.use_ema else 0
-        static = self.profile.static_bytes(self.trained_parameters, frozen) + average
-        return max(static + max(activations, self.watching.memory), self.encode_memory)
+        return max(self.training.memory(self.watching.memory), self.encode_memory)
 
     @property
     def adapter(self) -> bool:
         """Whether an adapter is trained, and the denoiser itself is not."""
-        return self.lora is not None
+        return self.training.lora is not None
 
     @property
     def num_saves(self) -> int:

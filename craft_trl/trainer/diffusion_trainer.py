@@ -37,7 +37,7 @@ from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback, is_deepspeed_zero3_enabled
 from trl.trainer.base_trainer import _BaseTrainer
 
-from ..candidates.generation import load_pipeline
+from ..candidates.generation import cast, load_pipeline
 from ..compilation import compile_blocks
 from ..devices import on_main_process
 from ..errors import UsageError
@@ -145,7 +145,7 @@ class DiffusionTrainer(_BaseTrainer):
             denoiser.to(memory_format=torch.channels_last)
         untrained = self.family.untrained(denoiser.config)
         if peft_config is not None:
-            denoiser.requires_grad_(False).to(frozen_dtype(args))
+            cast(denoiser.requires_grad_(False), frozen_dtype(args))
             torch.manual_seed(args.seed)  # the Trainer sets it too, but after the adapter has been drawn
             # Not `add_adapter` of diffusers: the Trainer does not recognise that and would save the full weights.
             trained = add_adapter(denoiser, peft_config, untrained)

@@ -27,6 +27,7 @@ from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import TrainerCallback
 
+from ..candidates.generation import cast
 from ..errors import UsageError
 from ..families.latents import normalise
 from ..filtering.dataset import check_image_column
@@ -140,7 +141,8 @@ class DiffusionDPOTrainer(DiffusionTrainer):
                 self.reference = load_denoiser(self.source, revision)
             self.reference.requires_grad_(False).eval().to(args.device)
             if self.bf16_module:
-                compute_in_bfloat16(self.reference.to(torch.bfloat16))
+                cast(self.reference, torch.bfloat16)
+                compute_in_bfloat16(self.reference)
 
     def compute_loss(
         self,
@@ -170,7 +172,7 @@ class DiffusionDPOTrainer(DiffusionTrainer):
                 return self.predict(model, inputs)
         if not self.bf16_module:
             # DeepSpeed casts the model when training begins, and `predict` casts its inputs to that.
-            self.reference.to(self.model.dtype)
+            cast(self.reference, self.model.dtype)
         # In the precision of the model, whose forward method accelerate has wrapped in autocast where there is any.
         with self.accelerator.autocast():
             return self.predict(self.reference, inputs)

@@ -33,7 +33,7 @@ from ..errors import UsageError
 from ..families import get_family
 from ..families.files import find_files
 from ..families.single_file import markers, single_file_state_dict
-from ..quiet import quiet_bars, quiet_logs
+from ..quiet import quiet_bars, quiet_casts, quiet_logs
 from ..sources import ADAPTER
 from .checkpoints import PEFT_PREFIX
 
@@ -69,9 +69,10 @@ def export_pipeline(model: str, output: Path, format: str, dtype: str | None = N
     else:
         state_dict = single_file_state_dict(pipeline) | markers(pipeline.scheduler.config)
         save_file({name: value.contiguous() for name, value in state_dict.items()}, output, metadata={"format": "pt"})
-        again = getattr(diffusers, pipeline_class).from_single_file(
-            str(output), config=model, local_files_only=True, dtype=dtype
-        )
+        with quiet_casts():
+            again = getattr(diffusers, pipeline_class).from_single_file(
+                str(output), config=model, local_files_only=True, dtype=dtype
+            )
     for name, part in pipeline.components.items():
         if isinstance(part, torch.nn.Module):
             assert_equal(part.state_dict(), getattr(again, name).state_dict(), f"{name} of {output}")

@@ -33,7 +33,7 @@ SCRIPT = Path(__file__).parent / "train_families.py"
 def workplace(tmp_path_factory):
     """Pipelines of all families, and what one process makes of them."""
     folder = tmp_path_factory.mktemp("families")
-    for name, (make, _) in CASES.items():
+    for name, make in CASES.items():
         make().save_pretrained(folder / "pipelines" / name)
     train_all(folder / "pipelines", folder / "one")
     return folder

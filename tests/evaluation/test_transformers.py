@@ -42,7 +42,7 @@ SIZE = 32
 def published(request, tmp_path_factory):
     """A pipeline, its transformer changed, as a folder and as state dicts, and an adapter whose scale is not 1."""
     folder = tmp_path_factory.mktemp(request.param)
-    pipeline = CASES[request.param][0]()
+    pipeline = CASES[request.param]()
     pipeline.save_pretrained(folder / "base")
     with torch.no_grad():
         pipeline.transformer.proj_out.weight.mul_(2)
@@ -149,7 +149,7 @@ def test_a_part_of_another_family(published, tiny):
 @pytest.mark.skipif("FluxPipeline" not in FAMILIES, reason="a family by itself")
 def test_what_a_converter_drops(tmp_path):
     """Of a file in kohya's names for FLUX, whose query, key and value are one: diffusers splits them, and drops a T5's layers."""
-    pipeline = CASES["flux_dev"][0]()
+    pipeline = CASES["flux_dev"]()
     pipeline.save_pretrained(tmp_path / "base")
     width = pipeline.transformer.inner_dim
 

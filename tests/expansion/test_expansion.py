@@ -188,7 +188,7 @@ class TestSeveralTextEncoders:
     def folders(self, tmp_path_factory):
         folder = tmp_path_factory.mktemp("models")
         for name in ("stable_diffusion_3", "stable_diffusion_3_without_t5"):
-            CASES[name][0]().save_pretrained(folder / name)
+            CASES[name]().save_pretrained(folder / name)
         return folder
 
     @pytest.mark.parametrize(

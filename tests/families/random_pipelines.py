@@ -302,20 +302,20 @@ def aura_flow() -> diffusers.AuraFlowPipeline:
     )  # fmt: skip
 
 
-# Of a family or of a model in it that is another case: how to make it, and what its pipeline needs to encode a text as we do.
+# Of each family, and of each model in it that is another case.
 CASES = {
-    "stable_diffusion_3": (stable_diffusion_3, {}),
-    "stable_diffusion_3_without_t5": (lambda: stable_diffusion_3(with_t5=False), {}),
-    "flux_dev": (flux, {}),
-    "flux_schnell": (lambda: flux(guidance_embeds=False), {}),
-    "chroma": (chroma, {}),
-    "qwen_image": (qwen_image, {"negative_prompt": [" ", " "]}),
-    "z_image": (z_image, {}),
-    "flux2": (flux2, {}),
-    "flux2_klein": (flux2_klein, {}),
-    "sana": (sana, {}),
-    "pixart_sigma": (pixart, {"clean_caption": False}),
-    "pixart_alpha": (lambda: pixart(diffusers.PixArtAlphaPipeline, 128), {"clean_caption": False}),
-    "lumina2": (lumina2, {}),
-    "aura_flow": (aura_flow, {}),
+    "stable_diffusion_3": stable_diffusion_3,
+    "stable_diffusion_3_without_t5": lambda: stable_diffusion_3(with_t5=False),
+    "flux_dev": flux,
+    "flux_schnell": lambda: flux(guidance_embeds=False),
+    "chroma": chroma,
+    "qwen_image": qwen_image,
+    "z_image": z_image,
+    "flux2": flux2,
+    "flux2_klein": flux2_klein,
+    "sana": sana,
+    "pixart_sigma": pixart,
+    "pixart_alpha": lambda: pixart(diffusers.PixArtAlphaPipeline, 128),
+    "lumina2": lumina2,
+    "aura_flow": aura_flow,
 }

@@ -38,12 +38,11 @@ UNETS = ("sd", "sdxl")
 
 @pytest.fixture(scope="module", params=[*UNETS, *CASES])
 def case(request, tiny, tmp_path_factory):
-    """Name, pipeline, the folder that it is saved in, and what it needs to encode a text as its family does."""
-    name = request.param
-    made, needs = (make_pipeline(name, "epsilon", tiny), {}) if name in UNETS else (CASES[name][0](), CASES[name][1])
-    folder = tmp_path_factory.mktemp(name) / "pipeline"
+    """A pipeline, and the folder that it is saved in."""
+    made = make_pipeline(request.param, "epsilon", tiny) if request.param in UNETS else CASES[request.param]()
+    folder = tmp_path_factory.mktemp(request.param) / "pipeline"
     made.save_pretrained(folder)
-    return name, made, folder, needs
+    return made, folder
 
 
 def length_of(family):
@@ -51,15 +50,15 @@ def length_of(family):
 
 
 def test_every_family_has_a_case():
-    made = {type(make()).__name__ for make, _ in CASES.values()}
+    made = {type(make()).__name__ for make in CASES.values()}
     assert made | {"StableDiffusionPipeline", "StableDiffusionXLPipeline"} == set(FAMILIES)
 
 
 def test_says_what_the_pipeline_does(case):
-    _, pipeline, _, needs = case
+    pipeline, _ = case
     family = get_family(type(pipeline).__name__)
     size = 64 if family.denoiser == "unet" else SIZE
-    errors = check_contract(pipeline, size, size, **length_of(family), text_arguments=needs)
+    errors = check_contract(pipeline, size, size, **length_of(family))
     exact = {name: errors.pop(name) for name in ("predict", "encode", "prompts", "shift")}
     assert not any(exact.values()), exact
     assert max(errors.values()) < 5e-6, errors
@@ -68,14 +67,13 @@ def test_says_what_the_pipeline_does(case):
 @pytest.mark.parametrize("name", CASES)
 def test_rounds_what_the_pipeline_rounds(name):
     """In bfloat16, in which a noise level of 937.3 is 936, the denoiser is told the same level as in drawing."""
-    made, needs = CASES[name]
-    pipeline = made().to(torch.bfloat16)
+    pipeline = CASES[name]().to(torch.bfloat16)
     lengths = length_of(get_family(type(pipeline).__name__))
-    assert check_contract(pipeline, SIZE, SIZE, **lengths, num_inference_steps=7, text_arguments=needs)["predict"] == 0
+    assert check_contract(pipeline, SIZE, SIZE, **lengths, num_inference_steps=7)["predict"] == 0
 
 
 def test_a_training_step_reaches_every_parameter(case):
-    _, pipeline, _, _ = case
+    pipeline, _ = case
     family = get_family(type(pipeline).__name__)
     size = 64 if family.denoiser == "unet" else SIZE
     assert unused_parameters(pipeline, size, size) == []
@@ -86,7 +84,7 @@ def test_a_training_step_reaches_every_parameter(case):
 
 @pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
 def test_draws_trains_saves_and_draws_again(case, adapter, tmp_path):
-    _, pipeline, folder, _ = case
+    pipeline, folder = case
     family = get_family(type(pipeline).__name__)
     size = 64 if family.denoiser == "unet" else SIZE
     guidance = 2.0 if family.takes_guidance(getattr(pipeline, family.denoiser).config, dict(pipeline.config)) else 1.0

@@ -113,7 +113,7 @@ def test_what_may_be_trained(model, settings, folders, tmp_path):
 @pytest.mark.parametrize("name", ["Z-Image-Turbo", "Z-Image"])
 def test_a_name_says_that_a_model_is_distilled(name, tmp_path):
     """Nothing in the configuration of Z-Image-Turbo does."""
-    CASES["z_image"][0]().save_pretrained(tmp_path / name)
+    CASES["z_image"]().save_pretrained(tmp_path / name)
     if name == "Z-Image":
         check_model(str(tmp_path / name), train=config(tmp_path))
     else:
@@ -142,7 +142,7 @@ def test_a_pipeline_that_was_not_loaded_takes_another_scheduler():
     sampling = SamplingConfig(
         scheduler="FlowMatchHeunDiscreteScheduler", num_inference_steps=2, height=32, width=32, max_sequence_length=24
     )
-    generator = ImageGenerator(CASES["stable_diffusion_3"][0](), sampling)
+    generator = ImageGenerator(CASES["stable_diffusion_3"](), sampling)
     assert generator.pipeline.scheduler.shift == 3.0
     assert generator(["a fox"], [0])[0].size == (32, 32)
 
@@ -153,7 +153,7 @@ class Stop(Exception):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_sizes_and_lengths_are_the_pipelines(name, tmp_path, monkeypatch):
-    pipeline = CASES[name][0]()
+    pipeline = CASES[name]()
     family = get_family(type(pipeline).__name__)
     called = inspect.signature(pipeline.__call__).parameters
     assert family.max_sequence_length == called["max_sequence_length"].default
@@ -185,7 +185,7 @@ class Spy(diffusers.FlowMatchEulerDiscreteScheduler):
 @pytest.mark.parametrize("name", NAMES)
 def test_noise_levels_are_shifted_as_in_drawing(name, time_shift_type):
     """`mu` is what the pipeline hands to its scheduler, and evenly spaced levels, shifted, are those that it draws at."""
-    pipeline = CASES[name][0]()
+    pipeline = CASES[name]()
     pipeline.set_progress_bar_config(disable=True)
     family, steps = get_family(type(pipeline).__name__), 4
     for height, width, base_shift, max_shift in ((32, 32, 0.5, 1.15), (32, 64, 0.3, 2.0)):

@@ -34,7 +34,7 @@ VARYING = ("qwen_image", "z_image")
 @pytest.mark.parametrize("name", CASES)
 def test_predictions(name):
     """Texts that were encoded one by one are joined as those of a dataset are, also with longer ones that are not there."""
-    pipeline = CASES[name][0]()
+    pipeline = CASES[name]()
     family = get_family(type(pipeline).__name__)
     denoiser, vae = getattr(pipeline, family.denoiser), pipeline.vae.config
     length = None if family.max_sequence_length is None else 24
@@ -63,7 +63,7 @@ def test_predictions(name):
 @pytest.mark.parametrize("name", VARYING)
 def test_images(name):
     generator = ImageGenerator(
-        CASES[name][0](),
+        CASES[name](),
         SamplingConfig(num_inference_steps=2, height=32, width=32, batch_size=2, max_sequence_length=24),
     )
     images = generator(PROMPTS, [0, 1, 2])  # the third beside a copy of itself

@@ -34,7 +34,7 @@ SIZE = 32
 @pytest.fixture(scope="module", params=CASES)
 def make_trainer(request, tmp_path_factory):
     """Makes a trainer of a random pipeline; images and prompts are encoded once for all."""
-    pipeline, folder = CASES[request.param][0](), tmp_path_factory.mktemp(request.param)
+    pipeline, folder = CASES[request.param](), tmp_path_factory.mktemp(request.param)
     pipeline.save_pretrained(folder / "pipeline")
     family = get_family(type(pipeline).__name__)
     embedded = family.no_guidance is None and family.takes_guidance(

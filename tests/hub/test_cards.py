@@ -18,6 +18,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,6 +29,7 @@ from craft_trl.trainer.denoiser import lora_config
 
 from ..families.random_pipelines import CASES
 from ..helpers import config, make_dataset
+from ..pipelines import make_pipeline
 
 
 SIZE = 32
@@ -36,7 +38,7 @@ SIZE = 32
 @pytest.mark.parametrize("name", ["stable_diffusion_3", "stable_diffusion_3_without_t5"])
 @pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
 def test_the_code_draws(name, adapter, tmp_path):
-    made = CASES[name][0]()
+    made = CASES[name]()
     made.save_pretrained(tmp_path / "base")
     peft_config = lora_config(get_family(type(made).__name__).lora_target_modules, rank=2) if adapter else None
     settings = config(tmp_path, max_steps=1, max_sequence_length=20, text_encoder_dtype="float32")
@@ -53,12 +55,45 @@ def test_the_code_draws(name, adapter, tmp_path):
     card = model_card(facts, str(tmp_path / "out"), str(tmp_path / "base"), sampling=sampling.sampling()).content
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
     assert code.count("=None") == len(without)
-    seeded = code.replace('pipeline("a fox"', 'pipeline("a fox", generator=torch.Generator().manual_seed(0)')
+    seeded = code.replace(
+        'pipeline(prompt="a fox"', 'pipeline(prompt="a fox", generator=torch.Generator().manual_seed(0)'
+    )
     drawn = {"torch": torch}
     exec(seeded.replace("fox.png", str(tmp_path / "fox.png")), drawn)
     (image,) = ImageGenerator(drawn["pipeline"], sampling)(["a fox"], [0])
     difference = torch.tensor(list(image.tobytes())) - torch.tensor(list(drawn["image"].tobytes()))
     assert difference.abs().max() <= 1
+
+
+def check_call(pipeline, **settings):
+    """What the card's call draws is what was drawn for its pictures, from the same noise. Returns the call."""
+    sampling = SamplingConfig(num_inference_steps=3, **settings)
+    (image,) = ImageGenerator(pipeline, sampling)(["a Red fox"], [7])
+    call = pipeline_call(type(pipeline).__name__, sampling.sampling())
+    drawn = eval(f"pipeline(prompt='a Red fox'{call}, generator=torch.Generator().manual_seed(7))").images[0]
+    difference = np.abs(np.asarray(image, dtype=int) - np.asarray(drawn))
+    assert difference.max() <= 1 and np.ptp(np.asarray(image)) > 20, call
+    return call
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl", *CASES])
+def test_the_call_draws(name, tiny):
+    pipeline = make_pipeline(name, "epsilon", tiny) if name in ("sd", "sdxl") else CASES[name]()
+    family = get_family(type(pipeline).__name__)
+    guided = family.takes_guidance(getattr(pipeline, family.denoiser).config, pipeline.config)
+    settings = {"guidance_scale": 3.0 if guided else 1.0, "height": SIZE, "width": SIZE, "max_sequence_length": 128}
+    if family.denoiser == "unet":
+        settings |= {"height": 64, "width": 64, "max_sequence_length": None, "guidance_rescale": 0.7}
+    check_call(pipeline, **settings)
+    if family.calls(settings["guidance_scale"]) > 1:
+        assert "dull, it's" in check_call(pipeline, **settings, negative_prompt="dull, it's")
+        check_call(pipeline, **settings | {"guidance_scale": 1.0})
+
+
+def test_a_call_without_t5():
+    """Nor with what stands for its tokens."""
+    settings = {"guidance_scale": 3.0, "height": SIZE, "width": SIZE, "max_sequence_length": 0}
+    assert check_call(CASES["stable_diffusion_3_without_t5"](), **settings).endswith(", max_sequence_length=0")
 
 
 def test_arguments_of_a_call():

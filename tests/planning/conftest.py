@@ -140,8 +140,11 @@ def write_model(folder, tiny, parts, changes, scheduler=None):
     for name in (name for name in index if name.startswith("tokenizer")):
         shutil.copytree(tiny / "pipeline" / "tokenizer", folder / name)
         path = folder / name / "tokenizer_config.json"
-        length = 512 if "d_model" in parts[name.replace("tokenizer", "text_encoder")] else 77
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": length}))
+        length = {"clip_text_model": 77, "t5": 512}.get(
+            parts[name.replace("tokenizer", "text_encoder")]["model_type"], 4096
+        )
+        settings = {"model_max_length": length, "chat_template": "{{ messages[0]['content'] }}"}
+        path.write_text(json.dumps(json.loads(path.read_text()) | settings))
     for name, settings in parts.items():
         (folder / name).mkdir()
         (folder / name / "config.json").write_text(json.dumps(settings))
@@ -163,15 +166,28 @@ def sd15(tmp_path_factory, tiny):
     return write_model(tmp_path_factory.mktemp("sd15"), tiny, SD15, changes)
 
 
+# Classes of text encoders, by what their configurations say; CLIP's is also a pipeline's choice.
+ENCODERS = {
+    "clip_text_model": "CLIPTextModelWithProjection",
+    "t5": "T5EncoderModel",
+    "qwen3": "Qwen3ForCausalLM",
+    "gemma2": "Gemma2Model",
+}
+
+
 def transformer_of(class_name, parts):
-    """Changes to the index of an SDXL that make it that of a transformer's pipeline, whose CLIP encoders come first."""
+    """Changes to the index of an SDXL that make it that of a transformer's pipeline."""
     changes = {"_class_name": class_name, "unet": None, "force_zeros_for_empty_prompt": None, "add_watermarker": None}
-    encoders = [name for name in parts if name.startswith("text_encoder")]
-    for name in encoders:
-        clip = "CLIPTextModel" if class_name == "FluxPipeline" else "CLIPTextModelWithProjection"
-        changes[name] = ["transformers", "T5EncoderModel" if parts[name] is T5 else clip]
-        changes[name.replace("text_encoder", "tokenizer")] = ["transformers", "CLIPTokenizer"]
-    return changes | {"transformer": ["diffusers", parts["transformer"]["_class_name"]]}
+    changes |= dict.fromkeys(("text_encoder_2", "tokenizer_2", "feature_extractor", "image_encoder"))
+    for name in (name for name in parts if name.startswith("text_encoder")):
+        encoder = (
+            "CLIPTextModel" if name + class_name == "text_encoderFluxPipeline" else ENCODERS[parts[name]["model_type"]]
+        )
+        changes |= {
+            name: ["transformers", encoder],
+            name.replace("text_encoder", "tokenizer"): ["transformers", "CLIPTokenizer"],
+        }
+    return changes | {name: ["diffusers", parts[name]["_class_name"]] for name in ("transformer", "vae")}
 
 
 @pytest.fixture(scope="package")

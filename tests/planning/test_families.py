@@ -48,7 +48,7 @@ def operations(work) -> float:
 @pytest.mark.parametrize("name", CASES)
 def test_counts_are_those_of_the_real_work(name, tmp_path):
     """Without a weight: operations, texts with their masks, and parameters."""
-    CASES[name][0]().save_pretrained(tmp_path)
+    CASES[name]().save_pretrained(tmp_path)
     meta, real = MetaPipeline(str(tmp_path)), load_pipeline(str(tmp_path))
     family = meta.family
     denoiser = getattr(real, family.denoiser)
@@ -117,7 +117,7 @@ def test_flux_dev(flux):
 def planned(recipes, tmp_path):
     """A function that plans the tiny recipes with a small Stable Diffusion 3."""
     model = tmp_path / "model"
-    CASES["stable_diffusion_3"][0]().save_pretrained(model)
+    CASES["stable_diffusion_3"]().save_pretrained(model)
     recipes("candidates", model_name_or_path=str(model), height=SIZE, width=SIZE, max_sequence_length=20)
     recipes(
         "evaluate", models=[f"base={model}", "craft=runs/tiny/model"], height=SIZE, width=SIZE, max_sequence_length=20
@@ -147,9 +147,9 @@ def test_memory_and_disk_by_hand(planned):
     assert plan.latent_bytes == 2 * 4 * 4 * SIZE * SIZE and plan.prompt_bytes == 4 * (52 * 64 + 64)
     encoded = plan.kept_images * plan.latent_bytes + (plan.kept_groups + 1) * plan.prompt_bytes
     assert plan._training_disk() == plan.model_bytes + plan.num_saves * plan.checkpoint_bytes + encoded
-    activations = plan.micro_batch * plan.training.activations
+    activations = plan.training.micro_batch * plan.training.activations
     static = 18 * plan.trained_parameters + 2 * untrained
-    assert plan._training_memory() == max(static + activations, plan.encode_memory)
+    assert plan.training_memory == max(static + activations, plan.encode_memory)
 
 
 def test_an_adapter(planned):

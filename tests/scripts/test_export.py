@@ -34,7 +34,7 @@ from craft_trl.trainer.checkpoints import unpack_single_file
 from craft_trl.trainer.export import assert_equal
 
 from ..families.random_pipelines import CASES
-from ..helpers import config, make_dataset
+from ..helpers import config, make_dataset, warnings_of
 from ..models import edit, linked, renamed
 from ..pipelines import make_pipeline
 
@@ -115,6 +115,18 @@ def test_a_single_file_says_what_it_predicts(pipelines, tmp_path, settings, expe
     if expected:
         with pytest.raises(UsageError, match="its v_pred says that prediction_type is v_prediction"):
             load_pipeline("source/model.safetensors")
+
+
+@pytest.mark.parametrize("family", CLASSES)
+def test_nothing_is_said_of_precision(pipelines, tmp_path, family):
+    """Of half precision, written, read back and loaded to be drawn from."""
+    with warnings_of("diffusers") as said:
+        for format, output in (("single-file", "model.safetensors"), ("diffusers", "folder")):
+            main(ExportArguments(model=str(pipelines / family), format=format, output=output, dtype="bfloat16"))
+        linked(pipelines / family, tmp_path / "beside")
+        (tmp_path / "model.safetensors").rename(tmp_path / "beside" / "model.safetensors")
+        load_pipeline("beside/model.safetensors", torch.bfloat16)
+    assert said == []
 
 
 def test_half_precision_only(pipelines, tmp_path):
@@ -244,7 +256,7 @@ class TestTransformers:
     def transformer(self, tmp_path_factory):
         """A small Stable Diffusion 3 without T5, an adapter of it with scales of 3 and 5, and its transformer with the adapter."""
         folder = tmp_path_factory.mktemp("transformer")
-        CASES["stable_diffusion_3_without_t5"][0]().save_pretrained(folder / "sd3")
+        CASES["stable_diffusion_3_without_t5"]().save_pretrained(folder / "sd3")
         args = config(folder, "lora", max_steps=1, learning_rate=0.1, max_sequence_length=20)
         targets = ["attn.to_q", "attn.add_k_proj", "attn.to_out.0", "ff.net.0.proj"]
         lora = LoraConfig(r=2, lora_alpha=6, target_modules=targets, alpha_pattern={"attn.to_q": 10})

@@ -35,7 +35,7 @@ from craft_trl.filtering.dataset import build_pairs
 from craft_trl.trainer.dpo_trainer import diffusion_dpo_loss, flatten_pairs
 
 from ..helpers import config as craft_config
-from ..helpers import weights
+from ..helpers import warnings_of, weights
 
 
 def make_pairs(n=3):
@@ -150,6 +150,12 @@ class TestTraining:
         assert logits and not any(value.any() for value in logits)
         (loss,) = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         assert loss == pytest.approx(math.log(2), abs=1e-6)
+
+    @pytest.mark.parametrize("bf16", [False, True])
+    def test_nothing_is_said_of_precision(self, make_trainer, bf16):
+        with warnings_of("diffusers") as said:
+            make_trainer(bf16=bf16).train()
+        assert said == []
 
     def test_adapter(self, make_trainer):
         """Switched off, the adapter leaves the reference model: no second copy in memory."""

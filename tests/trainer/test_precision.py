@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from craft_trl import CraftTrainer
 from craft_trl.errors import UsageError
 
-from ..helpers import config, make_dataset, stack, weights
+from ..helpers import config, make_dataset, stack, warnings_of, weights
 from ..pipelines import make_pipeline
 
 
@@ -62,6 +62,12 @@ class TestBfloat16:
         assert half.dtype == torch.float32
         assert torch.cosine_similarity(reference, half, dim=0) > 0.998
         assert not torch.equal(reference, half)
+
+    @pytest.mark.parametrize("lora", [False, True])
+    def test_nothing_is_said_of_it(self, make_trainer, lora):
+        with warnings_of("diffusers") as said:
+            make_trainer(bf16=True, lora=lora, validation_prompts=["a fox"], validation_num_inference_steps=1).train()
+        assert said == []
 
     @pytest.mark.parametrize("lora", [False, True])
     def test_every_layer_computes_in_bfloat16_and_every_master_weight_is_float32(self, make_trainer, lora):

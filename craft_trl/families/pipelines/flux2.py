@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from ...quiet import quiet_logs
 from .. import latents
-from ..family import Family
+from ..family import Code, Family
 
 
 if TYPE_CHECKING:
@@ -141,6 +141,13 @@ class Flux2Klein(Flux2):
 
     def arguments(self, positive, negative, guidance_scale):
         return Family.arguments(self, positive, negative, guidance_scale)
+
+    def text_arguments(self, guidance_scale, negative_prompt=None, max_sequence_length=None):
+        given = super().text_arguments(guidance_scale, None, max_sequence_length)
+        if negative_prompt is not None:  # which the pipeline takes encoded only
+            length = "" if max_sequence_length is None else f", max_sequence_length={max_sequence_length}"
+            given["negative_prompt_embeds"] = Code(f"pipeline.encode_prompt({negative_prompt!r}{length})[0]")
+        return given
 
     def takes_guidance(self, denoiser, index):
         return not index.get("is_distilled", False)

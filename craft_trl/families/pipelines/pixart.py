@@ -47,6 +47,10 @@ class PixArtSigma(Family):
         fixed = {"negative_prompt": None, "use_resolution_binning": False}
         return super().arguments(positive, negative, guidance_scale) | fixed
 
+    def text_arguments(self, guidance_scale, negative_prompt=None, max_sequence_length=None):
+        given = super().text_arguments(guidance_scale, negative_prompt, max_sequence_length)
+        return given | {"clean_caption": False, "use_resolution_binning": False}
+
     def predict(self, denoiser, noisy_latents, timesteps, conditioning):
         prediction = denoiser(
             noisy_latents,

@@ -19,6 +19,9 @@ from .. import latents
 from ..family import Family
 
 
+EMPTY = " "  # the empty prompt, as the model's authors have it
+
+
 class QwenImage(Family):
     pipelines = ("QwenImagePipeline",)
     vae = "AutoencoderKLQwenImage"
@@ -42,8 +45,7 @@ class QwenImage(Family):
         return {"prompt_embeds": prompt_embeds, "prompt_embeds_mask": mask}
 
     def encode_empty_prompt(self, pipeline, max_sequence_length=None):
-        """A space, as the model's authors have it: without a negative prompt, the pipeline does not guide."""
-        return self.encode_prompts(pipeline, [" "], max_sequence_length)
+        return self.encode_prompts(pipeline, [EMPTY], max_sequence_length)
 
     def pixels_per_latent(self, vae):
         return 2 ** len(vae["temperal_downsample"])
@@ -64,6 +66,13 @@ class QwenImage(Family):
         # Without guidance, the pipeline warns of a negative prompt.
         negative = {} if guidance_scale <= self.no_guidance else {f"negative_{k}": v for k, v in negative.items()}
         return {**positive, **negative, "true_cfg_scale": guidance_scale}
+
+    def text_arguments(self, guidance_scale, negative_prompt=None, max_sequence_length=None):
+        # Without a negative prompt the pipeline does not guide, and without guidance it warns of one.
+        if guidance_scale > self.no_guidance and negative_prompt is None:
+            negative_prompt = EMPTY
+        given = super().text_arguments(guidance_scale, negative_prompt, max_sequence_length)
+        return {"true_cfg_scale": given.pop("guidance_scale"), **given}
 
     def untrained(self, config):
         # The last block makes nothing of the text, and asks it nothing.
