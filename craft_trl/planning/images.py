@@ -151,8 +151,8 @@ class Watching:
 
         judges = parse_rewards([*(config.guard_rewards or ()), *(config.held_out_rewards or ())])
         networks = [network for spec in judges for network in reward_networks(spec)]
-        # Of either kind the guidance may be off; a batch with it takes twice the memory.
-        batch = 2 * min(args.per_device_train_batch_size, LARGEST_BATCH)
+        scales = config.guard_guidance_scale, args.validation_guidance_scale
+        batch = max(map(meta.family.calls, scales)) * min(args.per_device_train_batch_size, LARGEST_BATCH)
         drawing = meta.weights() - meta.weights(meta.family.denoiser)
         drawing += max(batch * counts.denoising.activations, counts.decoding.activations)
         judging = 4.0 * sum(network.parameters for network in networks)

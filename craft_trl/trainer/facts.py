@@ -43,11 +43,11 @@ def training_facts(trainer: "DiffusionTrainer", dataset_name: str | None = None)
             Hub id of the training data.
     """
     args = trainer.args
-    pipeline_class = getattr(diffusers, trainer.model_index["_class_name"])
     local = Path(trainer.source).is_dir()
     adapter = getattr(trainer.model, "peft_config", {}).get("default")
     lora = None
     if adapter is not None:
+        pipeline_class = getattr(diffusers, trainer.model_index["_class_name"])
         loader = "diffusers" if hasattr(pipeline_class, "load_lora_weights") else "craft_trl"
         lora = {"rank": adapter.r, "alpha": adapter.lora_alpha, "loader": loader}
     return {
@@ -57,14 +57,11 @@ def training_facts(trainer: "DiffusionTrainer", dataset_name: str | None = None)
         # The name of a local folder and no more: its path is nobody's business.
         "base_model": None if local else trainer.source,
         "base_name": Path(trainer.source).name if local else trainer.source,
-        "pipeline": pipeline_class.__name__,
-        # Those that `from_pretrained` must be told of
-        "absent": sorted(
-            find_files(trainer.source, trainer.revision).absent.keys() - {*pipeline_class._optional_components}
-        ),
+        "pipeline": trainer.model_index["_class_name"],
         "lora": lora,
         "dataset": dataset_name,
         "rows": len(trainer.train_dataset.advantages),
+        "absent": absent_parts(trainer),
         "guarded": trainer.best_step is not None and trainer.best_of > 1,
         "settings": {
             "optimizer steps": trainer.best_step or trainer.state.global_step,
@@ -86,3 +83,9 @@ def training_facts(trainer: "DiffusionTrainer", dataset_name: str | None = None)
             "PyTorch": torch.__version__,
         },
     }
+
+
+def absent_parts(trainer: "DiffusionTrainer") -> list[str]:
+    """Names of parts that the pipeline does without, of which `from_pretrained` must be told."""
+    optional = getattr(diffusers, trainer.model_index["_class_name"])._optional_components
+    return sorted(find_files(trainer.source, trainer.revision).absent.keys() - {*optional})
