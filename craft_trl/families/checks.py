@@ -89,17 +89,10 @@ def check_model(
     """
     if revision is not None and Path(source).exists():
         raise UsageError(f"model_revision {revision}: {source} is here and not on the Hub: leave it out.")
+    files = model_files(source, revision)
     if Path(source).suffix == ".safetensors":
         channels = check_single_file(read_header(Path(source)), bool(train))
-        beside = Path(source).parent
-        configured = (beside / "model_index.json").is_file()
-        files = (
-            replace(find_files(str(beside)), source=source)
-            if configured
-            else Unconfigured(source, beside, frozenset())
-        )
     else:
-        files = find_files(source, revision)
         channels = check_configuration(files, bool(train))
         for path in itertools.chain.from_iterable(files.read_weights().values()):
             check_weights(source, read_header(path, source))
@@ -109,6 +102,16 @@ def check_model(
         check_drawing(files, drawing)
     if train and not isinstance(train, bool):
         check_training(files, train)
+
+
+def model_files(source: str, revision: str | None = None) -> ModelFiles:
+    """Files of a pipeline, or of a single file's configuration."""
+    path = Path(source)
+    if path.suffix != ".safetensors":
+        return find_files(source, revision)
+    if not (path.parent / "model_index.json").is_file():
+        return Unconfigured(source, path.parent, frozenset())
+    return replace(find_files(str(path.parent)), source=source)
 
 
 class Unconfigured(ModelFiles):
@@ -140,12 +143,13 @@ def check_drawing(files: ModelFiles, config: "SamplingConfig") -> None:
         )
     if config.guidance_rescale and not family.guidance_rescale:
         raise UsageError(f"guidance_rescale {config.guidance_rescale}: the {files.index['_class_name']} has none.")
-    check_sequence_length(family, what, config.max_sequence_length)
+    check_sequence_length(files, config.max_sequence_length)
     if config.scheduler is not None and config.scheduler not in (known := schedulers_of(family)):
         raise UsageError(
             f"scheduler {config.scheduler} does not draw what a {files.index['_class_name']} has learned. Those that do are "
             f"{', '.join(known)}."
         )
+    check_steps(files, "num_inference_steps", config.num_inference_steps, config.scheduler)
 
 
 def check_size(files: ModelFiles, height: int | None, width: int | None) -> None:
@@ -189,14 +193,40 @@ def check_training(files: ModelFiles, args: "DiffusionConfig") -> None:
         raise UsageError(
             "proportion_empty_prompts: this model has no guidance that the empty prompt is for, set it to 0."
         )
-    check_sequence_length(family, what, args.max_sequence_length)
+    check_sequence_length(files, args.max_sequence_length)
+    if args.validation_prompts:
+        check_steps(files, "validation_num_inference_steps", args.validation_num_inference_steps)
 
 
-def check_sequence_length(family: Family, what: str, length: int | None) -> None:
-    if length is not None and family.max_sequence_length is None:
+def check_sequence_length(files: ModelFiles, length: int | None) -> None:
+    """Raise a [`UsageError`] unless a pipeline reads so many tokens of a prompt; `None` are as many as it does by default."""
+    family, what = get_family(files.index["_class_name"]), f"of a {files.index['_class_name']}"
+    if family.max_sequence_length is None:
+        if length is not None:
+            raise UsageError(
+                f"max_sequence_length {length}: the text encoders {what} read as much as their tokenizers say."
+            )
+        return
+    least, most = family.text_lengths(files.json(f"{family.denoiser}/config.json"), files.index)
+    asked = family.max_sequence_length if length is None else length
+    if asked < least or most is not None and asked > most:
+        allowed = f"{least} or more" if most is None else f"from {least} to {most}"
         raise UsageError(
-            f"max_sequence_length {length}: the text encoders {what} read as much as their tokenizers say."
+            f"max_sequence_length {what} must be {allowed}, got {asked}{' by default' * (length is None)}."
         )
+
+
+def check_steps(files: ModelFiles, option: str, steps: int, scheduler: str | None = None) -> None:
+    """Raise a [`UsageError`] unless a scheduler, by default a pipeline's own, draws in so few steps."""
+    config = files.json("scheduler/scheduler_config.json")
+    name = scheduler or config.get("_class_name")
+    fewest, why = 1, ""
+    if name == "PNDMScheduler" and config and not config.get("skip_prk_steps"):
+        fewest, why = 4, "which begins with four steps of Runge-Kutta"
+    elif name == "FlowMatchEulerDiscreteScheduler" and config.get("shift_terminal"):
+        fewest, why = 2, f"whose noise levels end at {config['shift_terminal']} and begin at 1"
+    if steps < fewest:
+        raise UsageError(f"{option} must be {fewest} or more with {name}, {why}, got {steps}.")
 
 
 @dataclass(frozen=True)

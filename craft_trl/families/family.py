@@ -72,6 +72,8 @@ class Family:
             Side of the latents of the pipeline's own images. Defaults to the denoiser's `sample_size`.
         max_sequence_length (`int`, *optional*):
             Tokens of a prompt that are read by default. `None` where the tokenizer alone says so.
+        most_text_tokens (`int`, *optional*):
+            Tokens of a prompt that the pipeline takes at most. `None` where it does not say.
     """
 
     pipelines: tuple[str, ...]
@@ -87,6 +89,7 @@ class Family:
     own_sigmas: bool = False
     default_sample_size: int | None = None
     max_sequence_length: int | None = None
+    most_text_tokens: int | None = None
 
     # Text
 
@@ -121,6 +124,13 @@ class Family:
     ) -> "dict[str, torch.Tensor]":
         """Conditioning of the empty prompt as the pipeline has it at inference, each of shape `(1, ...)`."""
         return self.encode_negative_prompt(pipeline, "", max_sequence_length)
+
+    def text_lengths(self, denoiser: Mapping[str, Any], index: Mapping[str, Any]) -> tuple[int, int | None]:
+        """
+        Fewest and most tokens that may be read of a prompt, from the denoiser's configuration and the pipeline's
+        `model_index.json`: the denoiser has positions for so many, and the pipeline takes them; `None` where there is no end.
+        """
+        return 1, self.most_text_tokens
 
     # Images
 

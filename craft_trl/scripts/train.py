@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from ..families import get_family
-from ..families.checks import check_model
+from ..families.checks import check_model, check_steps, model_files
 from ..parser import CraftParser
 from ..sources import first_line, looks_like_hub_id, model_hash
 from ..stages import Stage, read_record, stopwatch
@@ -144,7 +144,10 @@ def check_sources(train_args: TrainArguments, training_args: "DiffusionConfig | 
     """Raise a [`UsageError`] unless the model is there and can be trained as it is asked for."""
     if train_args.use_peft and is_single_file(train_args) and not train_args.lora_target_modules:
         raise UsageError("lora_target_modules is missing: a single file does not name its defaults.")
-    check_model(train_args.model_name_or_path, train_args.model_revision, train=training_args or True)
+    model = train_args.model_name_or_path, train_args.model_revision
+    check_model(*model, train=training_args or True)
+    if train_args.held_out_rewards:
+        check_steps(model_files(*model), "guard_num_inference_steps", train_args.guard_num_inference_steps)
 
 
 def check_dataset(name: str) -> None:
@@ -161,12 +164,12 @@ def check_origin(dataset: Path, model: str, training_args: "DiffusionConfig") ->
     record = read_record(dataset.parent / "pool")
     if record is None:
         return
-    check_agreement(record["settings"]["sampling"], training_args)
     if record["settings"]["model"] != model:
         raise UsageError(
             f"The images of {dataset} were drawn by another model: train the model_name_or_path that `craft generate` "
             "had, or generate again."
         )
+    check_agreement(record["settings"]["sampling"], training_args)
 
 
 def check_agreement(sampling: dict, training_args: "DiffusionConfig") -> None:

@@ -277,7 +277,7 @@ def lumina2() -> diffusers.Lumina2Pipeline:
     transformer = network(
         diffusers.Lumina2Transformer2DModel, sample_size=8, in_channels=16, hidden_size=32, num_layers=2,
         num_refiner_layers=1, num_attention_heads=2, num_kv_heads=1, multiple_of=16, axes_dim_rope=[8, 4, 4],
-        axes_lens=[128, 32, 32], cap_feat_dim=16,
+        axes_lens=[300, 32, 32], cap_feat_dim=16,
     )  # fmt: skip
     return diffusers.Lumina2Pipeline(
         transformer=transformer, scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=6.0),

@@ -131,13 +131,13 @@ def test_schedulers_of_another_process(model, change, reason, folders, tmp_path)
 
 @pytest.mark.parametrize("model", PIPELINES)
 def test_what_is_not_refused(model, folders, tmp_path):
-    embedded = 4.0 if model == "flux2" else None
+    embedded, length = 4.0 if model == "flux2" else None, 299 if model == "lumina2" else 512
     train = config(
-        tmp_path, max_sequence_length=512, train_distilled="steps" in model, train_guidance_scale=embedded,
+        tmp_path, max_sequence_length=length, train_distilled="steps" in model, train_guidance_scale=embedded,
         proportion_empty_prompts=0.1,
     )  # fmt: skip
     guidance = 1.0 if "steps" in model else 4.0
-    drawing = SamplingConfig(max_sequence_length=512, guidance_scale=guidance, height=32, width=32)
+    drawing = SamplingConfig(max_sequence_length=length, guidance_scale=guidance, height=32, width=32)
     check_model(str(folders / model), drawing=drawing, train=train)
 
 

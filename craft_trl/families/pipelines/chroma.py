@@ -28,6 +28,7 @@ class Chroma(Family):
     own_sigmas = True
     default_sample_size = 128
     max_sequence_length = 512
+    most_text_tokens = 512
 
     def encode_prompts(self, pipeline, prompts, max_sequence_length=None):
         """

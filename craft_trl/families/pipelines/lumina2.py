@@ -30,6 +30,7 @@ class Lumina2(Family):
     lora_target_modules = ["to_q", "to_k", "to_v", "to_out.0"]
     own_sigmas = True
     max_sequence_length = 256
+    most_text_tokens = 512
 
     def encode_prompts(self, pipeline, prompts, max_sequence_length=None):
         """
@@ -48,6 +49,13 @@ class Lumina2(Family):
             [""], True, [prompt], device=pipeline.device, max_sequence_length=length
         )
         return {"prompt_embeds": prompt_embeds, "prompt_attention_mask": mask}
+
+    def text_lengths(self, denoiser, index):
+        # Positions of the text count from 0, and the image comes after it.
+        return 1, min(self.most_text_tokens, denoiser["axes_lens"][0] - 1)
+
+    def most_tokens(self, denoiser):
+        return min(denoiser["axes_lens"][1:])
 
     def predict(self, denoiser, noisy_latents, timesteps, conditioning):
         prediction = denoiser(

@@ -27,6 +27,7 @@ class StableDiffusion3(Family):
         "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
     ]  # fmt: skip
     max_sequence_length = 256
+    most_text_tokens = 512
 
     def encode_prompts(self, pipeline, prompts, max_sequence_length=None):
         """
@@ -39,6 +40,11 @@ class StableDiffusion3(Family):
             max_sequence_length=length,
         )  # fmt: skip
         return {"prompt_embeds": prompt_embeds, "pooled_prompt_embeds": pooled_prompt_embeds}
+
+    def text_lengths(self, denoiser, index):
+        # Without T5, zeros stand for its tokens, or nothing does.
+        has_t5 = (index.get("text_encoder_3") or [None])[0] is not None
+        return int(has_t5), self.most_text_tokens
 
     def most_tokens(self, denoiser):
         return denoiser.get("pos_embed_max_size")

@@ -43,6 +43,13 @@ class ZImage(Family):
         mask = latents.stack([row.new_ones(len(row)).long() for row in rows])
         return {"prompt_embeds": latents.stack(rows), "prompt_embeds_mask": mask}
 
+    def text_lengths(self, denoiser, index):
+        # Positions of the text, filled up to a multiple of 32, count from 1, and the image comes after it.
+        return 1, (denoiser["axes_lens"][0] - 2) // 32 * 32
+
+    def most_tokens(self, denoiser):
+        return min(denoiser["axes_lens"][1:])
+
     def size(self, denoiser, vae):
         return 1024, 1024
 
