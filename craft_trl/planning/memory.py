@@ -22,7 +22,8 @@ from ..evaluation.config import EvaluationConfig
 from ..rewards import RewardSpec
 from ..rewards.reward_model import RewardModel
 from .gpus import GIGA
-from .operations import Count, MetaPipeline, Network, Tower, reward_towers
+from .operations import Count, MetaPipeline
+from .towers import Network, Tower, reward_towers
 
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

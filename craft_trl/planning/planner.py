@@ -31,10 +31,11 @@ from .gpus import GIGA, GPU, TERA
 from .images import Counts, Drawing, Watching
 from .memory import AUTOCAST_ACTIVATIONS, CONTEXT, Profile
 from .odds import CORRELATION, simulate
-from .operations import MetaPipeline, reward_towers
+from .operations import MetaPipeline
 from .plan import Plan, StagePlan
 from .rates import DISK, SHARES, TRANSFER, Rates
 from .recipes import RunRecipes
+from .towers import reward_towers
 from .training import Training
 
 

@@ -23,7 +23,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from craft_trl.candidates.config import SamplingConfig
 from craft_trl.candidates.generation import load_pipeline
 from craft_trl.cli.main import main
-from craft_trl.families import FAMILIES
 from craft_trl.planning.gpus import find_gpu
 from craft_trl.planning.images import Counts
 from craft_trl.planning.memory import Profile
@@ -100,7 +99,6 @@ def test_stable_diffusion_3_5_medium(sd35):
     assert sum(value.nbytes for value in meta.conditioning().values()) == 4 * (333 * 4096 + 2048)
 
 
-@pytest.mark.skipif("FluxPipeline" not in FAMILIES, reason="a family by itself")
 def test_flux_dev(flux):
     meta = MetaPipeline(str(flux), dtype=torch.bfloat16)
     assert meta.size(SamplingConfig()) == (1024, 1024)

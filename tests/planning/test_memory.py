@@ -32,10 +32,11 @@ from craft_trl.planning import placement
 from craft_trl.planning.gpus import GPUS, find_gpu, is_named
 from craft_trl.planning.images import Counts, Drawing, Watching, flops
 from craft_trl.planning.memory import CONTEXT, Profile, SamplingMemory
-from craft_trl.planning.operations import MASK2FORMER, MetaPipeline, reward_towers
+from craft_trl.planning.operations import MetaPipeline
 from craft_trl.planning.planner import Planner, Rates
 from craft_trl.planning.rates import DISK
 from craft_trl.planning.recipes import RunRecipes
+from craft_trl.planning.towers import MASK2FORMER, reward_towers
 from craft_trl.rewards import RewardSpec, parse_rewards
 from craft_trl.rewards.image_reward import CONFIG as IMAGE_REWARD
 from craft_trl.rewards.image_reward import ImageRewardModel

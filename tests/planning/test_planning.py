@@ -26,10 +26,11 @@ from craft_trl.errors import UsageError
 from craft_trl.planning.gpus import GPUS, find_gpu
 from craft_trl.planning.memory import Profile
 from craft_trl.planning.odds import simulate
-from craft_trl.planning.operations import PUBLISHED, VIT_H, VIT_L, MetaPipeline, count, reward_towers
+from craft_trl.planning.operations import MetaPipeline, count
 from craft_trl.planning.plan import duration
 from craft_trl.planning.planner import Planner, Rates
 from craft_trl.planning.recipes import RunRecipes
+from craft_trl.planning.towers import PUBLISHED, VIT_H, VIT_L, reward_towers
 from craft_trl.rewards import RewardSpec
 from craft_trl.scripts.plan import training_profile
 
