@@ -42,8 +42,9 @@ from ..compilation import compile_blocks
 from ..devices import on_main_process
 from ..errors import UsageError
 from ..families import get_family
-from ..families.checks import check_model, check_size
+from ..families.checks import check_model
 from ..families.files import find_files
+from ..families.uses import check_size
 from ..filtering.dataset import validate
 from ..filtering.images import TrainingImages
 from ..hub.cards import FACTS, model_card
