@@ -31,6 +31,7 @@ from transformers import (
 )
 
 from craft_trl.families import Family, get_family
+from craft_trl.trainer.denoiser import add_adapter, lora_config
 
 
 TINY = Path(__file__).parents[1] / "recipes" / "tiny" / "pipeline"
@@ -171,6 +172,13 @@ def make_denoiser(name: str) -> torch.nn.Module:
         if parameter.device.type != "meta" and not parameter.data.any():  # closed gates, and heads that say nothing
             torch.nn.init.normal_(parameter, std=0.02)
     return made
+
+
+def put_adapter_on(denoiser: torch.nn.Module, name: str, dtype: torch.dtype = torch.bfloat16) -> torch.nn.Module:
+    """A frozen denoiser with an adapter as `craft train` makes it."""
+    # Not the classes' own `to`, which warns that weights that were loaded can be rounded.
+    torch.nn.Module.to(denoiser.requires_grad_(False), dtype)
+    return add_adapter(denoiser, lora_config(family_of(name).lora_target_modules, rank=64))
 
 
 def make_batch(name: str, batch_size: int) -> dict[str, torch.Tensor]:

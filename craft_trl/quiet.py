@@ -34,7 +34,7 @@ def quiet_logs(level: int = logging.WARNING) -> Iterator[None]:
 def quiet_casts() -> Iterator[None]:
     """
     Keep diffusers (0.42) from warning, of each model that it casts while it loads one, of modules to be kept in float32 of which
-    there are none. What we cast ourselves, `cast` of candidates/generation.py does. Delete both when it says so of those only that
+    there are none. What we cast ourselves, `cast` of candidates/loading.py does. Delete both when it says so of those only that
     have some.
     """
 

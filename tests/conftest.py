@@ -74,15 +74,24 @@ def tiny() -> Path:
     return TINY
 
 
-@pytest.fixture(scope="session")
-def benchmark_train():
-    """`benchmarks/train.py`, as a module."""
-    spec = importlib.util.spec_from_file_location("benchmark_train", ROOT / "benchmarks" / "train.py")
+def load_benchmark(name: str):
+    """A file of `benchmarks/`, as a module."""
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", ROOT / "benchmarks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "benchmarks")  # where Python finds what stands beside a script
         spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def benchmark_train():
+    return load_benchmark("train")
+
+
+@pytest.fixture(scope="session")
+def benchmark_memory():
+    return load_benchmark("memory")
 
 
 @pytest.fixture(autouse=True)

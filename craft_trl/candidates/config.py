@@ -23,7 +23,7 @@ from typing import Annotated, Literal
 
 from ..errors import UsageError
 from ..expansion.config import ExpansionConfig
-from ..families.checks import FLOW_SCHEDULERS, SCHEDULERS
+from ..families.schedulers import FLOW_SCHEDULERS, SCHEDULERS
 from ..parser import suggest
 from ..prompts.config import PromptsConfig
 from ..ranges import Count, Finite, Pixels, Positive, Processes, Range, Seed, Share, check_ranges

@@ -34,7 +34,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ..candidates.config import SamplingConfig
-from ..candidates.generation import load_network, load_pipeline
+from ..candidates.loading import load_network, load_pipeline
 from ..errors import UsageError
 from ..families import get_family
 from ..families.adapters import attach_adapter, lora_loader

@@ -30,6 +30,8 @@ from ..errors import UsageError
 from ..sources import first_line
 from . import DENOISERS, Family, get_family
 from .files import VOCABULARIES, ModelFiles, find_files
+from .schedulers import foreign_scheduler
+from .uses import check_drawing, check_training
 
 
 if TYPE_CHECKING:
@@ -37,23 +39,6 @@ if TYPE_CHECKING:
     from ..trainer.diffusion_config import DiffusionConfig
 
 
-# Schedulers of DDPM's noise process: betas and discrete steps, which `DDPMScheduler` adds noise by in training. Not those
-# of other processes (EDM, flow matching), nor those that shift the betas (CogVideoX) or go backwards (DDIMInverse).
-SCHEDULERS = (
-    "DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler", "DEISMultistepScheduler",
-    "DPMSolverMultistepScheduler", "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler",
-    "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler",
-    "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LCMScheduler", "LMSDiscreteScheduler", "PNDMScheduler",
-    "SASolverScheduler", "TCDScheduler", "UniPCMultistepScheduler",
-)  # fmt: skip
-PREDICTION_TYPES = ("epsilon", "v_prediction")  # as craft_trl.noise knows them
-# Schedulers of rectified flow, the last two where their configuration says so.
-FLOW_SCHEDULERS = (
-    "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "DPMSolverMultistepScheduler",
-    "UniPCMultistepScheduler",
-)  # fmt: skip
-# What the names of checkpoints say that were distilled to draw in a few steps, where no configuration does.
-DISTILLED = re.compile(r"turbo|schnell|lightning|hyper-?sd|sprint|lcm|distill|dmd|[-_]flash", re.IGNORECASE)
 # What a UNet takes besides noisy latents is told by the number of its channels.
 CHANNELS = {5: "a depth-to-image model", 7: "an upscaler", 8: "an instruct-pix2pix model", 9: "an inpainting model"}
 # Weights that mean nothing without a scale or a table beside them, in ComfyUI's, bitsandbytes' and others' formats.
@@ -124,109 +109,6 @@ class Unconfigured(ModelFiles):
 
     def json(self, name: str) -> dict:
         return {}
-
-
-def check_drawing(files: ModelFiles, config: "SamplingConfig") -> None:
-    """Raise a [`UsageError`] unless a pipeline can be drawn from in this way, and ignores none of it."""
-    family = get_family(files.index["_class_name"])
-    denoiser = files.json(f"{family.denoiser}/config.json")
-    what = f"of a {files.index['_class_name']}"
-    check_size(files, config.height, config.width)
-    if not family.takes_guidance(denoiser, files.index) and config.guidance_scale > 1:
-        raise UsageError(
-            f"guidance_scale {config.guidance_scale}: {files.source} was distilled to draw without guidance, set it to 1."
-        )
-    if config.negative_prompt is not None and family.calls(config.guidance_scale) == 1:
-        raise UsageError(
-            f"negative_prompt {config.negative_prompt!r}: guidance_scale {config.guidance_scale:g} {what} leads away from "
-            "nothing, leave it out."
-        )
-    if config.guidance_rescale and not family.guidance_rescale:
-        raise UsageError(f"guidance_rescale {config.guidance_rescale}: the {files.index['_class_name']} has none.")
-    check_sequence_length(files, config.max_sequence_length)
-    if config.scheduler is not None and config.scheduler not in (known := schedulers_of(family)):
-        raise UsageError(
-            f"scheduler {config.scheduler} does not draw what a {files.index['_class_name']} has learned. Those that do are "
-            f"{', '.join(known)}."
-        )
-    check_steps(files, "num_inference_steps", config.num_inference_steps, config.scheduler)
-
-
-def check_size(files: ModelFiles, height: int | None, width: int | None) -> None:
-    """Raise a [`UsageError`] unless a pipeline has images of this size in pixels, of which what is `None` is its own."""
-    family = get_family(files.index["_class_name"])
-    denoiser, vae = files.json(f"{family.denoiser}/config.json"), files.json("vae/config.json")
-    what = f"of a {files.index['_class_name']}"
-    multiple, most = family.size_multiple(vae), family.most_tokens(denoiser)
-    for name, value in (("height", height), ("width", width)):
-        if value is not None and value % multiple:
-            raise UsageError(f"{name} {what} must be a multiple of {multiple}, got {value}.")
-        if value is not None and most is not None and value > most * multiple:
-            raise UsageError(
-                f"{name} {what} must be {most * multiple} or less, for which it has positions, got {value}."
-            )
-
-
-def check_training(files: ModelFiles, args: "DiffusionConfig") -> None:
-    """Raise a [`UsageError`] unless a pipeline's denoiser can be trained in this way, and ignores none of it."""
-    family = get_family(files.index["_class_name"])
-    denoiser = files.json(f"{family.denoiser}/config.json")
-    what = f"of a {files.index['_class_name']}"
-    name = Path(files.source).name
-    if not args.train_distilled and (DISTILLED.search(name) or family.is_distilled(denoiser, files.index)):
-        raise UsageError(
-            f"{files.source} seems to be distilled to draw in a few steps, which training on noised images undoes: train the "
-            "model it was made from, or set train_distilled: true."
-        )
-    for option in ("timestep_sampling", "timestep_shift"):
-        if family.noise == "diffusion" and (value := getattr(args, option)) is not None:
-            raise UsageError(f"{option} {value}: it is for models of flow matching, and this one is of diffusion.")
-    embedded = family.no_guidance is None and family.takes_guidance(denoiser, files.index)
-    if embedded and args.train_guidance_scale is None:
-        raise UsageError(
-            f"train_guidance_scale is missing: the guidance_scale {what} is an input of its denoiser. Set it to that which the "
-            "images were drawn with."
-        )
-    if not embedded and args.train_guidance_scale is not None:
-        raise UsageError(f"train_guidance_scale {args.train_guidance_scale}: the denoiser {what} has no such input.")
-    if not embedded and args.proportion_empty_prompts and family.no_guidance is None:
-        raise UsageError(
-            "proportion_empty_prompts: this model has no guidance that the empty prompt is for, set it to 0."
-        )
-    check_sequence_length(files, args.max_sequence_length)
-    if args.validation_prompts:
-        check_steps(files, "validation_num_inference_steps", args.validation_num_inference_steps)
-
-
-def check_sequence_length(files: ModelFiles, length: int | None) -> None:
-    """Raise a [`UsageError`] unless a pipeline reads so many tokens of a prompt; `None` are as many as it does by default."""
-    family, what = get_family(files.index["_class_name"]), f"of a {files.index['_class_name']}"
-    if family.max_sequence_length is None:
-        if length is not None:
-            raise UsageError(
-                f"max_sequence_length {length}: the text encoders {what} read as much as their tokenizers say."
-            )
-        return
-    least, most = family.text_lengths(files.json(f"{family.denoiser}/config.json"), files.index)
-    asked = family.max_sequence_length if length is None else length
-    if asked < least or most is not None and asked > most:
-        allowed = f"{least} or more" if most is None else f"from {least} to {most}"
-        raise UsageError(
-            f"max_sequence_length {what} must be {allowed}, got {asked}{' by default' * (length is None)}."
-        )
-
-
-def check_steps(files: ModelFiles, option: str, steps: int, scheduler: str | None = None) -> None:
-    """Raise a [`UsageError`] unless a scheduler, by default a pipeline's own, draws in so few steps."""
-    config = files.json("scheduler/scheduler_config.json")
-    name = scheduler or config.get("_class_name")
-    fewest, why = 1, ""
-    if name == "PNDMScheduler" and config and not config.get("skip_prk_steps"):
-        fewest, why = 4, "which begins with four steps of Runge-Kutta"
-    elif name == "FlowMatchEulerDiscreteScheduler" and config.get("shift_terminal"):
-        fewest, why = 2, f"whose noise levels end at {config['shift_terminal']} and begin at 1"
-    if steps < fewest:
-        raise UsageError(f"{option} must be {fewest} or more with {name}, {why}, got {steps}.")
 
 
 @dataclass(frozen=True)
@@ -310,48 +192,6 @@ def check_configuration(files: ModelFiles, train: bool = False) -> int:
                 "as those of LCM are. It can be drawn from and judged, not trained: train the model it was made from."
             )
     return channels
-
-
-def schedulers_of(family: Family) -> tuple[str, ...]:
-    """Schedulers that a family's pipeline draws with. Noise levels of the pipeline's own are taken by the first of flow alone."""
-    if family.noise == "diffusion":
-        return SCHEDULERS
-    return FLOW_SCHEDULERS[:1] if family.own_sigmas else FLOW_SCHEDULERS
-
-
-def foreign_scheduler(config: Mapping, family: Family) -> str | None:
-    """
-    Why a scheduler's configuration does not describe the noise process that a family was trained on, so that it is not drawn or
-    trained rightly; `None` if it does.
-    """
-    name = config.get("_class_name")
-    prediction_type = config.get("prediction_type", "epsilon")  # older configurations do not name it
-    if family.noise == "flow":
-        known = schedulers_of(family)
-        if name in known and (name.startswith("FlowMatch") or prediction_type == "flow_prediction"):
-            return None
-        said = "" if name.startswith("FlowMatch") else f" with prediction_type {prediction_type}"
-        others = ", the latter two with flow_prediction" * (len(known) > 1)
-        return (
-            f"its scheduler is {name}{said}, and models of its class are made for flow matching, by "
-            f"{' or '.join(known)}{others}."
-        )
-    flow = config.get("use_flow_sigmas") or config.get("timestep_type", "discrete") != "discrete"
-    if name not in SCHEDULERS or flow:
-        return (
-            f"its scheduler is {name}{' with continuous noise levels' * bool(flow)}, another noise process than DDPM's. "
-            "Supported are those of betas, such as DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler and "
-            "PNDMScheduler; models of EDM and of flow matching are not."
-        )
-    if prediction_type not in PREDICTION_TYPES:
-        return f"its scheduler has prediction_type {prediction_type}. Supported are {' and '.join(PREDICTION_TYPES)}."
-    if not config.get("trained_betas"):
-        missing = [key for key in ("beta_start", "beta_end", "beta_schedule") if config.get(key) is None]
-        if missing:  # each class has defaults of its own
-            return (
-                f"its scheduler_config.json does not give {' and '.join(missing)}, so its noise process is not known."
-            )
-    return None
 
 
 def check_transformer(what: str, family: Family, config: Mapping, channels: int) -> None:

@@ -20,7 +20,7 @@ Every claim is checked against diffusers' own pipeline. Of a family that keeps i
 and judge without knowing it.
 
 ```python
-from craft_trl.candidates.generation import load_pipeline
+from craft_trl.candidates.loading import load_pipeline
 from craft_trl.families.contract import check_contract
 
 print(check_contract(load_pipeline("runs/tiny_flow/model"), height=64, width=64))

@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import conv_flop_count, flop_registry, sdpa_flop_count
 
 from ..candidates.config import SamplingConfig
-from ..candidates.generation import make_scheduler
+from ..candidates.loading import make_scheduler
 from ..errors import UsageError
 from ..families import Family, get_family
 from ..families.files import UNUSED, find_files

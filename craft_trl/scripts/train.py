@@ -40,7 +40,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from ..families import get_family
-from ..families.checks import check_model, check_steps, model_files
+from ..families.checks import check_model, model_files
+from ..families.uses import check_steps
 from ..parser import CraftParser
 from ..sources import first_line, looks_like_hub_id, model_hash
 from ..stages import Stage, read_record, stopwatch

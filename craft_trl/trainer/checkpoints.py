@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..candidates.generation import load_pipeline
+from ..candidates.loading import load_pipeline
 from ..errors import UsageError
 from ..families.adapters import lora_loader, set_layers
 from ..families.files import find_files
@@ -195,7 +195,7 @@ def unpack_single_file(source: Path, output_dir: Path) -> Path:
 
     Args:
         source (`Path`):
-            A `.safetensors` file, see [`~generation.load_pipeline`].
+            A `.safetensors` file, see [`~loading.load_pipeline`].
         output_dir (`Path`):
             Folder to unpack it in. What was unpacked there before, from a file of the same content, is used again.
     """

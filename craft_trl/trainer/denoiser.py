@@ -17,7 +17,7 @@
 import dataclasses
 import re
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import diffusers
 import torch
@@ -25,10 +25,15 @@ from diffusers import DiffusionPipeline, ModelMixin
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import check_target_module_exists
 
-from ..candidates.generation import load_network
+from ..candidates.loading import cast, load_network
 from ..errors import UsageError
-from ..families import get_family
+from ..families import Family, get_family
 from ..sources import first_line
+from .precision import checkpoint_block, frozen_dtype, is_bfloat16_module
+
+
+if TYPE_CHECKING:
+    from .diffusion_config import DiffusionConfig
 
 
 def pipeline_class_of(source: str, revision: str | None = None) -> str:
@@ -118,6 +123,42 @@ def freeze(denoiser: torch.nn.Module, untrained: tuple[str, ...]) -> None:
     for name, parameter in denoiser.named_parameters():
         if name.startswith(untrained):
             parameter.requires_grad_(False)
+
+
+def prepare_denoiser(
+    denoiser: ModelMixin, family: Family, args: "DiffusionConfig", peft_config: PeftConfig | None = None
+) -> torch.nn.Module:
+    """
+    A denoiser in the precision and the memory format that it is trained in, with its adapter if there is to be one.
+
+    Args:
+        denoiser ([`~diffusers.ModelMixin`]):
+            The denoiser in float32. It is changed in place.
+        family ([`Family`]):
+            Its family.
+        args ([`DiffusionConfig`]):
+            How it is trained.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            Configuration of the adapter.
+    """
+    trained, untrained = denoiser, family.untrained(denoiser.config)
+    if args.channels_last:
+        denoiser.to(memory_format=torch.channels_last)
+    if peft_config is not None:
+        cast(denoiser.requires_grad_(False), frozen_dtype(args))
+        torch.manual_seed(args.seed)  # the Trainer sets it too, but after the adapter has been drawn
+        # Not `add_adapter` of diffusers: the Trainer does not recognise that and would save the full weights.
+        trained = add_adapter(denoiser, peft_config, untrained)
+    freeze(denoiser, untrained)
+    if args.activation_checkpointing:
+        family.checkpoint_activations(denoiser, checkpoint_block if is_bfloat16_module(args) else None)
+    # The Trainer calls it by this name, which diffusers' models do not have.
+    denoiser.activation_checkpointing_enable = _is_enabled_already
+    return trained
+
+
+def _is_enabled_already(**kwargs) -> None:
+    pass
 
 
 def check_adapter(source: str, revision: str | None, config: LoraConfig) -> None:

@@ -16,7 +16,6 @@
 """All that stands between transformers' Trainer and a diffusers model."""
 
 import copy
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -37,16 +36,16 @@ from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback, is_deepspeed_zero3_enabled
 from trl.trainer.base_trainer import _BaseTrainer
 
-from ..candidates.generation import cast, load_pipeline
+from ..candidates.loading import load_pipeline
 from ..compilation import compile_blocks
 from ..devices import on_main_process
 from ..errors import UsageError
 from ..families import get_family
-from ..families.checks import check_model, check_size
+from ..families.checks import check_model
 from ..families.files import find_files
+from ..families.uses import check_size
 from ..filtering.dataset import validate
 from ..filtering.images import TrainingImages
-from ..hub.cards import FACTS, model_card
 from ..hub.release import model_release
 from ..hub.upload import check_repository, upload
 from ..noise import NoiseProcess, noise_process
@@ -64,10 +63,10 @@ from .checkpoints import (
     save_weights,
     unpack_single_file,
 )
-from .denoiser import add_adapter, freeze, load_denoiser
+from .denoiser import load_denoiser, prepare_denoiser
 from .diffusion_config import DiffusionConfig
-from .facts import training_facts
-from .precision import checkpoint_block, compute_in_bfloat16, encoding_dtypes, frozen_dtype, is_bfloat16_module
+from .facts import write_card
+from .precision import compute_in_bfloat16, encoding_dtypes, is_bfloat16_module
 from .training_options import check_available
 from .training_samples import (
     StepBatches,
@@ -139,21 +138,9 @@ class DiffusionTrainer(_BaseTrainer):
         self.family = get_family(self.model_index["_class_name"])
         image = TrainingImages(train_dataset)[0]  # all have its size
         check_size(find_files(model, revision), image.height, image.width)
-        trained = denoiser = load_denoiser(model, revision)
+        denoiser = load_denoiser(model, revision)
         self.bf16_module = is_bfloat16_module(args)
-        if args.channels_last:
-            denoiser.to(memory_format=torch.channels_last)
-        untrained = self.family.untrained(denoiser.config)
-        if peft_config is not None:
-            cast(denoiser.requires_grad_(False), frozen_dtype(args))
-            torch.manual_seed(args.seed)  # the Trainer sets it too, but after the adapter has been drawn
-            # Not `add_adapter` of diffusers: the Trainer does not recognise that and would save the full weights.
-            trained = add_adapter(denoiser, peft_config, untrained)
-        freeze(denoiser, untrained)
-        if args.activation_checkpointing:
-            self.family.checkpoint_activations(denoiser, checkpoint_block if self.bf16_module else None)
-        # The Trainer calls it by this name, which diffusers' models do not have.
-        denoiser.activation_checkpointing_enable = _is_enabled_already
+        trained = prepare_denoiser(denoiser, self.family, args, peft_config)
 
         # Data, encoded once
         options = {"max_sequence_length": args.max_sequence_length, "guidance_scale": args.train_guidance_scale}
@@ -387,12 +374,7 @@ class DiffusionTrainer(_BaseTrainer):
         """Write the model card, `README.md`, into the output folder, and what it is made from for `craft push`."""
         # TRL's card is for language models: its library, pipeline tag and example would all be wrong.
         if self.is_world_process_zero():
-            folder = Path(self.args.output_dir)
-            facts = training_facts(self, dataset_name)
-            (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-            model_card(facts, model_name or self.args.hub_model_id or str(folder), tags=tags).save(
-                folder / "README.md"
-            )
+            write_card(self, model_name, dataset_name, tags)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         # The Trainer makes the repository before there is anything to put into it. Only see that it could be made.
@@ -411,7 +393,3 @@ class DiffusionTrainer(_BaseTrainer):
             api, repo_id = HfApi(), args.hub_model_id
             files = model_release(Path(args.output_dir), repo_id)
             upload(api, repo_id, "model", args.hub_private_repo, files, commit_message)
-
-
-def _is_enabled_already(**kwargs) -> None:
-    pass

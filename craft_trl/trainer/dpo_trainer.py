@@ -27,7 +27,7 @@ from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import TrainerCallback
 
-from ..candidates.generation import cast
+from ..candidates.loading import cast
 from ..errors import UsageError
 from ..families.latents import normalise
 from ..filtering.dataset import check_image_column

@@ -14,6 +14,7 @@
 
 """What a model card says of a training."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +27,24 @@ import trl
 
 from .. import __version__
 from ..families.files import find_files
+from ..hub.cards import FACTS, model_card
 
 
 if TYPE_CHECKING:
     from .diffusion_trainer import DiffusionTrainer
+
+
+def write_card(
+    trainer: "DiffusionTrainer",
+    model_name: str | None = None,
+    dataset_name: str | None = None,
+    tags: str | list[str] | None = None,
+) -> None:
+    """Write the model card, `README.md`, into the output folder of a trainer, and what it is made from beside it."""
+    folder = Path(trainer.args.output_dir)
+    facts = training_facts(trainer, dataset_name)
+    (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    model_card(facts, model_name or trainer.args.hub_model_id or str(folder), tags=tags).save(folder / "README.md")
 
 
 def training_facts(trainer: "DiffusionTrainer", dataset_name: str | None = None) -> dict[str, Any]:

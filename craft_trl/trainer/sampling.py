@@ -22,7 +22,7 @@ from accelerate.utils import gather_object
 from peft import PeftModel
 from PIL import Image
 
-from ..candidates.generation import cast
+from ..candidates.loading import cast
 from .zero import zero_init_disabled
 
 

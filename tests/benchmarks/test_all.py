@@ -27,4 +27,10 @@ def test_what_it_imports_is_there(path, monkeypatch):
     spec = importlib.util.spec_from_file_location(f"benchmark_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert hasattr(module, "main") or path.stem in ("measuring", "architectures", "bad_input_kinds", "spoiling")
+    assert hasattr(module, "main") or path.stem in (
+        "measuring",
+        "architectures",
+        "memory",
+        "bad_input_kinds",
+        "spoiling",
+    )

@@ -24,8 +24,9 @@ from safetensors.torch import save_file
 
 from craft_trl.candidates.config import SamplingConfig
 from craft_trl.candidates.drawing import generate_candidates
-from craft_trl.candidates.generation import ImageGenerator, load_pipeline, make_scheduler
+from craft_trl.candidates.generation import ImageGenerator
 from craft_trl.candidates.groups import make_groups
+from craft_trl.candidates.loading import load_pipeline, make_scheduler
 from craft_trl.candidates.pool import CandidatePool
 from craft_trl.cli.main import main
 from craft_trl.errors import UsageError

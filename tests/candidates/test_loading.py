@@ -23,7 +23,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from craft_trl import ImageGenerator, SamplingConfig
-from craft_trl.candidates.generation import load_network, load_pipeline
+from craft_trl.candidates.loading import load_network, load_pipeline
 from craft_trl.errors import UsageError
 from craft_trl.families.checks import check_model
 from craft_trl.scripts.export import ExportArguments

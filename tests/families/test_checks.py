@@ -29,8 +29,9 @@ from safetensors.torch import load_file, save_file
 from craft_trl.candidates.config import SamplingConfig
 from craft_trl.cli.main import main
 from craft_trl.errors import UsageError
-from craft_trl.families.checks import SCHEDULERS, check_model
+from craft_trl.families.checks import check_model
 from craft_trl.families.files import find_files
+from craft_trl.families.schedulers import SCHEDULERS
 from craft_trl.planning.gpus import find_gpu
 from craft_trl.planning.planner import Planner
 from craft_trl.planning.recipes import RunRecipes

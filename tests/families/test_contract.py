@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from craft_trl import CraftTrainer, ImageGenerator, SamplingConfig
-from craft_trl.candidates.generation import load_pipeline
+from craft_trl.candidates.loading import load_pipeline
 from craft_trl.families import FAMILIES, get_family
 from craft_trl.families.adapters import attach_adapter
 from craft_trl.families.checks import check_model

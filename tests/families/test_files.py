@@ -21,7 +21,7 @@ import huggingface_hub.constants
 import pytest
 from safetensors.torch import load_file
 
-from craft_trl.candidates.generation import load_pipeline
+from craft_trl.candidates.loading import load_pipeline
 from craft_trl.errors import UsageError
 from craft_trl.evaluation.models import Model
 from craft_trl.families.checks import check_model

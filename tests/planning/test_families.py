@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from craft_trl.candidates.config import SamplingConfig
-from craft_trl.candidates.generation import load_pipeline
+from craft_trl.candidates.loading import load_pipeline
 from craft_trl.cli.main import main
 from craft_trl.planning.gpus import find_gpu
 from craft_trl.planning.images import Counts

@@ -141,8 +141,8 @@ def test_recipes_of_transformers(folder):
         assert args.timestep_sampling is None and args.timestep_shift is None
 
 
-def test_memory_is_computed_for_what_the_recipes_say(benchmark_train):
-    for family, profiles in benchmark_train.PROFILES.items():
+def test_memory_is_computed_for_what_the_recipes_say(benchmark_memory):
+    for family, profiles in benchmark_memory.PROFILES.items():
         for name, micro_batch, mode, checkpointing in profiles:
             content = yaml.safe_load((ROOT / "recipes" / family / name).read_text())
             assert content["per_device_train_batch_size"] == micro_batch

@@ -25,7 +25,7 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 
 from craft_trl import CraftTrainer
-from craft_trl.candidates.generation import load_pipeline
+from craft_trl.candidates.loading import load_pipeline
 from craft_trl.cli.main import main as craft
 from craft_trl.errors import UsageError
 from craft_trl.evaluation.models import Model

@@ -64,9 +64,9 @@ def test_calls_of_a_training_run(trainer):
     assert trainer.args.gradient_accumulation_steps == 2
 
 
-def test_memory_is_counted(benchmark_train):
+def test_memory_is_counted(benchmark_memory):
     """By hand: a weight of 1000 x 1000, its product with one row, and what the backward pass of a square keeps."""
-    with torch._subclasses.fake_tensor.FakeTensorMode(), benchmark_train.PeakMemory() as memory:
+    with torch._subclasses.fake_tensor.FakeTensorMode(), benchmark_memory.PeakMemory() as memory:
         weight = torch.zeros(1000, 1000, requires_grad=True)
         x = torch.zeros(1, 1000)
         assert memory.live == 4 * (1000 * 1000 + 1000)

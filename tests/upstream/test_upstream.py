@@ -63,7 +63,7 @@ def test_trl_reports_usage_from_a_configuration_of_transformers(unet, tmp_path, 
 
 
 def test_activation_checkpointing_has_another_name_in_diffusers(unet):
-    """`denoiser.activation_checkpointing_enable` in `DiffusionTrainer.__init__`."""
+    """`denoiser.activation_checkpointing_enable` in `prepare_denoiser`."""
     assert hasattr(unet, "enable_gradient_checkpointing")
     assert not hasattr(unet, "activation_checkpointing_enable") and not hasattr(unet, "gradient_checkpointing_enable")
 
@@ -104,7 +104,7 @@ def test_the_trainer_writes_configurations_to_tensorboard_as_json(unet):
 
 
 def test_an_adapter_of_diffusers_is_none_of_peft(unet):
-    """`get_peft_model` in `DiffusionTrainer.__init__`, and the prefix in `save_adapter`."""
+    """`get_peft_model` in `add_adapter`, and the prefix in `save_adapter`."""
     wrapped = get_peft_model(UNet2DConditionModel.from_config(unet.config), LoraConfig(target_modules=["to_q"]))
     assert _is_peft_model(wrapped)
     assert all(name.startswith("base_model.model.") for name in get_peft_model_state_dict(wrapped))
