@@ -244,7 +244,7 @@ class TestPool:
         shards[1].write_bytes(data)
         pool = CandidatePool(tmp_path / "pool", REWARDS)
         assert len(pool) == 12
-        with pytest.raises(UsageError, match="is damaged and set aside: run the command that filled"):
+        with pytest.raises(UsageError, match="was damaged and is set aside as .*: run the command that filled"):
             list(pool.images(pool.scores))
         assert len(CandidatePool(tmp_path / "pool", REWARDS)) == 8
 

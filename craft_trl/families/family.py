@@ -32,6 +32,11 @@ class Code(str):
     __repr__ = str.__str__
 
 
+def config_of(denoiser: "torch.nn.Module") -> Mapping[str, Any]:
+    """Configuration of a denoiser, also where DDP or DeepSpeed has wrapped it, which have another by that name or none."""
+    return getattr(denoiser, "module", denoiser).config
+
+
 class Family:
     """
     A family of text-to-image models: all that its pipeline, its denoiser and its VAE have of their own.

@@ -102,7 +102,9 @@ class TestCandidatePool:
             assert all((again.scores[key] == pool.scores[key]).all() for key in again.scores)
             if again.scores:
                 assert not again.damaged
-                with pytest.raises(UsageError, match=f"{shard} is damaged and set aside: run the command that filled"):
+                with pytest.raises(
+                    UsageError, match=f"{shard} was damaged and is set aside as .*: run the command that filled"
+                ):
                     list(again.images(images))
             assert [path.suffix for path in tmp_path.iterdir() if path.name != CLAIMS] == [".damaged"]
             found["with the images" if again.scores else "at once"] += 1

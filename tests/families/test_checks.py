@@ -391,3 +391,15 @@ def test_files_that_are_read(tiny, tmp_path):
         "text_encoder": ["model.safetensors"], "text_encoder_2": ["model.safetensors"],
     }  # fmt: skip
     assert json.loads((model / "model_index.json").read_text()) == files.index
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [('{"a": ', "cannot be read"), ("[]", "is no configuration"), ("3", "is no configuration")],
+)
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "tokenizer.json"])
+def test_damaged_json_of_a_tokenizer(tiny, tmp_path, name, content, reason):
+    shutil.copytree(tiny / "pipeline", tmp_path / "model")
+    (tmp_path / "model" / "tokenizer_2" / name).write_text(content)
+    with pytest.raises(UsageError, match=rf"model: its tokenizer_2/{name} {reason}"):
+        check_model(str(tmp_path / "model"))

@@ -69,8 +69,9 @@ def step(trainer):
     ]
     batch = stack(trainer, range(3))
     if trainer.family.noise == "flow":
-        # Some denoisers, FLUX's too, round noise levels to their dtype before they embed them, in drawing as well: these stay.
-        batch["timesteps"] = torch.tensor([896.0, 512.0, 250.0])
+        # Some denoisers, FLUX's too, round noise levels to their dtype before they embed them, in drawing as well, some of them
+        # between 0 and 1: these stay.
+        batch["timesteps"] = torch.tensor([500.0, 250.0, 125.0])
     loss = trainer.compute_loss(denoiser, batch)
     loss.backward()
     for handle in handles:

@@ -167,7 +167,7 @@ def test_a_damaged_image_in_a_later_piece(pool, small, tmp_path):
     data[data.index(b"\x89PNG") + 30] ^= 1
     shard.write_bytes(data)
     damaged = CandidatePool(tmp_path / "pool", NAMES, verify=False)
-    with pytest.raises(UsageError, match="is damaged and set aside: run the command"):
+    with pytest.raises(UsageError, match="was damaged and is set aside as .*damaged: run the command"):
         save_dataset_dict(GROUPS, damaged, CONFIG, tmp_path / "dataset")
 
 

@@ -114,7 +114,11 @@ def test_damaged_image_of_the_kept(pool, capsys, tmp_path):
     shard = pool.shard_of[KEPT.keys[1]]
     flip(shard, image=True)
     code, out, err = craft_filter(capsys)
-    assert code == 2 and err.count("\n") == 1 and f"{short(shard)} is damaged and set aside: run the" in err
+    assert (
+        code == 2
+        and err.count("\n") == 1
+        and f"{short(shard)} was damaged and is set aside as {shard.stem}.damaged: run the" in err
+    )
     assert not (tmp_path / "run" / "dataset" / "dataset_dict.json").exists()
     assert shard.with_suffix(".damaged").exists() and not shard.exists()
     code, out, err = craft_filter(capsys)

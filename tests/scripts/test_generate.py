@@ -69,6 +69,7 @@ def test_every_setting(tiny, model, vae):
         "width": (128, "sampling.width was 64, is now 128"),
         "dtype": ("bfloat16", 'sampling.dtype was "float32", is now "bfloat16"'),
         "vae_name_or_path": (vae, "sampling.vae_name_or_path was null"),
+        "max_sequence_length": (77, "sampling.max_sequence_length was null, is now 77"),
         "reward_dtype": ("bfloat16", "rewards.hpsv2 was"),
     }  # fmt: skip
     same = {

@@ -17,7 +17,7 @@
 
 import inspect
 
-from ..family import Family
+from ..family import Family, config_of
 
 
 class Sana(Family):
@@ -72,7 +72,7 @@ class Sana(Family):
         prediction = denoiser(
             noisy_latents,
             conditioning["prompt_embeds"],
-            timesteps * denoiser.config.timestep_scale,
+            timesteps * config_of(denoiser).timestep_scale,
             encoder_attention_mask=conditioning["prompt_attention_mask"],
             return_dict=False,
         )[0]
