@@ -29,9 +29,6 @@ from diffusers import DDPMScheduler
 from .errors import UsageError
 
 
-SAMPLINGS = ("uniform", "logit_normal")
-
-
 class DiffusionNoise:
     """
     Variance-preserving diffusion in discrete steps, `x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps` (equation 4 of DDPM,

@@ -14,6 +14,7 @@
 
 """Schedulers of the noise processes that families are trained on."""
 
+import importlib.util
 from collections.abc import Mapping
 
 from . import Family
@@ -43,6 +44,13 @@ def schedulers_of(family: Family) -> tuple[str, ...]:
     return FLOW_SCHEDULERS[:1] if family.own_sigmas else FLOW_SCHEDULERS
 
 
+def lacking_package(name: str | None) -> str | None:
+    """What a scheduler needs that is not installed, if so: diffusers says it when the model has been loaded."""
+    if name == "DPMSolverSDEScheduler" and importlib.util.find_spec("torchsde") is None:
+        return " needs the package torchsde, which is not installed: `pip install torchsde`, or take another."
+    return None
+
+
 def foreign_scheduler(config: Mapping, family: Family) -> str | None:
     """
     Why a scheduler's configuration does not describe the noise process that a family was trained on, so that it is not drawn or
@@ -67,6 +75,8 @@ def foreign_scheduler(config: Mapping, family: Family) -> str | None:
             "Supported are those of betas, such as DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler and "
             "PNDMScheduler; models of EDM and of flow matching are not."
         )
+    if reason := lacking_package(name):
+        return f"its scheduler {name}{reason}"
     if prediction_type not in PREDICTION_TYPES:
         return f"its scheduler has prediction_type {prediction_type}. Supported are {' and '.join(PREDICTION_TYPES)}."
     if not config.get("trained_betas"):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from ..errors import UsageError
 from . import get_family
 from .files import ModelFiles
-from .schedulers import schedulers_of
+from .schedulers import lacking_package, schedulers_of
 
 
 if TYPE_CHECKING:
@@ -36,13 +36,9 @@ DISTILLED = re.compile(r"turbo|schnell|lightning|hyper-?sd|sprint|lcm|distill|dm
 def check_drawing(files: ModelFiles, config: "SamplingConfig") -> None:
     """Raise a [`UsageError`] unless a pipeline can be drawn from in this way, and ignores none of it."""
     family = get_family(files.index["_class_name"])
-    denoiser = files.json(f"{family.denoiser}/config.json")
     what = f"of a {files.index['_class_name']}"
     check_size(files, config.height, config.width)
-    if not family.takes_guidance(denoiser, files.index) and config.guidance_scale > 1:
-        raise UsageError(
-            f"guidance_scale {config.guidance_scale}: {files.source} was distilled to draw without guidance, set it to 1."
-        )
+    check_guidance(files, "guidance_scale", config.guidance_scale)
     if config.negative_prompt is not None and family.calls(config.guidance_scale) == 1:
         raise UsageError(
             f"negative_prompt {config.negative_prompt!r}: guidance_scale {config.guidance_scale:g} {what} leads away from "
@@ -56,7 +52,16 @@ def check_drawing(files: ModelFiles, config: "SamplingConfig") -> None:
             f"scheduler {config.scheduler} does not draw what a {files.index['_class_name']} has learned. Those that do are "
             f"{', '.join(known)}."
         )
+    if reason := lacking_package(config.scheduler):
+        raise UsageError(f"scheduler {config.scheduler}{reason}")
     check_steps(files, "num_inference_steps", config.num_inference_steps, config.scheduler)
+
+
+def check_guidance(files: ModelFiles, option: str, scale: float) -> None:
+    """Raise a [`UsageError`] if an option asks for guidance of a pipeline that was distilled to draw without."""
+    family = get_family(files.index["_class_name"])
+    if scale > 1 and not family.takes_guidance(files.json(f"{family.denoiser}/config.json"), files.index):
+        raise UsageError(f"{option} {scale}: {files.source} was distilled to draw without guidance, set it to 1.")
 
 
 def check_size(files: ModelFiles, height: int | None, width: int | None) -> None:
@@ -102,6 +107,7 @@ def check_training(files: ModelFiles, args: "DiffusionConfig") -> None:
         )
     check_sequence_length(files, args.max_sequence_length)
     if args.validation_prompts:
+        check_guidance(files, "validation_guidance_scale", args.validation_guidance_scale)
         check_steps(files, "validation_num_inference_steps", args.validation_num_inference_steps)
 
 

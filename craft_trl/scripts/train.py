@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING
 from ..errors import UsageError
 from ..families import get_family
 from ..families.checks import check_model, model_files
-from ..families.uses import check_steps
+from ..families.uses import check_guidance, check_steps
 from ..parser import CraftParser
 from ..sources import first_line, looks_like_hub_id, model_hash
 from ..stages import Stage, read_record, stopwatch
@@ -148,7 +148,9 @@ def check_sources(train_args: TrainArguments, training_args: "DiffusionConfig | 
     model = train_args.model_name_or_path, train_args.model_revision
     check_model(*model, train=training_args or True)
     if train_args.held_out_rewards:
-        check_steps(model_files(*model), "guard_num_inference_steps", train_args.guard_num_inference_steps)
+        files = model_files(*model)
+        check_guidance(files, "guard_guidance_scale", train_args.guard_guidance_scale)
+        check_steps(files, "guard_num_inference_steps", train_args.guard_num_inference_steps)
 
 
 def check_dataset(name: str) -> None:

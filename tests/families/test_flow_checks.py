@@ -15,7 +15,9 @@
 
 """What is refused of models of rectified flow, and how they are to be drawn from and trained: in one line, before they are loaded."""
 
+import importlib.util
 import inspect
+import shutil
 from contextlib import nullcontext
 
 import diffusers
@@ -25,6 +27,7 @@ import torch
 
 from craft_trl import CraftTrainer, ImageGenerator, SamplingConfig
 from craft_trl.candidates.sizes import native_size
+from craft_trl.cli.main import main
 from craft_trl.errors import UsageError
 from craft_trl.families import get_family
 from craft_trl.families.checks import check_model
@@ -89,6 +92,11 @@ TRAINING = {
         "schnell",
         {"train_distilled": True, "proportion_empty_prompts": 0.1},
         "proportion_empty_prompts: this model has no guidance",
+    ),
+    "validation": (
+        "schnell",
+        {"train_distilled": True, "validation_prompts": ["a fox"]},
+        "validation_guidance_scale 5.0: .*schnell was distilled to draw without guidance, set it to 1",
     ),
 }
 
@@ -207,6 +215,30 @@ def test_noise_levels_are_shifted_as_in_drawing(name, time_shift_type):
         shift, u = model_shift(pipeline.scheduler.config, mu), np.linspace(1, 1 / steps, steps)
         expected = torch.tensor([*(shift * u / (1 + (shift - 1) * u)), 0.0], dtype=torch.float32)
         torch.testing.assert_close(pipeline.scheduler.sigmas, expected)
+
+
+def test_the_guard_asks_for_no_guidance_that_there_is_not(folders, tiny, tmp_path, capsys):
+    (tmp_path / "dataset").mkdir()
+    argv = [
+        "train", "--model_name_or_path", str(folders / "FLUX-schnell"), "--dataset_name", str(tmp_path / "dataset"),
+        "--output_dir", str(tmp_path / "out"), "--train_distilled", "true", "--max_steps", "1", "--use_cpu", "true",
+        "--held_out_rewards", f"imagereward={tiny / 'evaluators/imagereward'}",
+        "--guard_prompts", str(tiny / "prompts/tiny-parti.jsonl"),
+    ]  # fmt: skip
+    assert main(argv) == 2
+    said = capsys.readouterr().err
+    assert "guard_guidance_scale 5.0" in said and said.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchsde") is not None, reason="torchsde is installed")
+def test_a_scheduler_whose_package_is_missing(tiny, tmp_path):
+    source, name = tiny / "pipeline", "DPMSolverSDEScheduler"
+    with pytest.raises(UsageError, match=f"scheduler {name} needs the package torchsde, which is not installed"):
+        check_model(str(source), drawing=SamplingConfig(scheduler=name))
+    shutil.copytree(source, tmp_path / "model")
+    edit(tmp_path / "model", "scheduler/scheduler_config.json", _class_name=name)
+    with pytest.raises(UsageError, match=f"its scheduler {name} needs the package torchsde"):
+        check_model(str(tmp_path / "model"))
 
 
 @pytest.mark.parametrize(
