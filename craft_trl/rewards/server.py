@@ -73,11 +73,16 @@ def make_server(score, about, host, port):
     places = threading.BoundedSemaphore(MAX_REQUESTS)
 
     class Handler(BaseHTTPRequestHandler):
-        timeout = SECONDS  # without a byte
-
         def setup(self):
             super().setup()
             self.allow(SECONDS)  # for the head
+
+        def parse_request(self):
+            """From here on each byte is waited for, in and out; for the head it would be a race against its timer."""
+            is_valid = super().parse_request()
+            self.stop()
+            self.connection.settimeout(SECONDS)
+            return is_valid
 
         def allow(self, seconds):
             """From now on the client has so long to send what it sends; then it counts as having ended."""
@@ -105,7 +110,6 @@ def make_server(score, about, host, port):
                 self.answer(404, {"error": f"there is no {self.path}"})
 
         def do_POST(self):
-            self.stop()
             length = self.headers.get("Content-Length")
             if self.path != "/score":
                 return self.refuse(404, f"there is no {self.path}")
