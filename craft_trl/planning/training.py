@@ -20,7 +20,7 @@ from peft import LoraConfig
 
 from ..trainer.denoiser import lora_config
 from .memory import AUTOCAST_ACTIVATIONS, Profile
-from .operations import MetaPipeline
+from .operations import MetaPipeline, tables
 from .recipes import RunRecipes
 
 
@@ -74,7 +74,9 @@ class Training:
             micro_batch=min(args.per_device_train_batch_size, args.global_batch_size // profile.num_processes or 1),
             flops=sample.flops,
             activations=sample.activations * (AUTOCAST_ACTIVATIONS if profile.autocast else 1),
-            static=profile.static_bytes(trained, frozen) + (4 * trained if args.use_ema else 0),
+            static=profile.static_bytes(trained, frozen)
+            + (4 * trained if args.use_ema else 0)
+            + tables(meta.denoiser),
         )
 
     def memory(self, beside: float = 0.0) -> float:

@@ -96,6 +96,7 @@ def test_stable_diffusion_3_5_medium(sd35):
     meta.cast(encoding_dtypes(meta.files))
     assert meta.weights("text_encoder", "text_encoder_2") == 4 * (123_650_304 + 694_659_840)
     assert meta.weights("text_encoder_3") == 2 * 4_762_310_656
+    assert meta.weights("transformer") == 4 * (2_243_171_520 + 384**2 * 1536)  # with a table of positions
     assert sum(value.nbytes for value in meta.conditioning().values()) == 4 * (333 * 4096 + 2048)
 
 
