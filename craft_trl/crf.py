@@ -47,20 +47,21 @@ def composite_reward_filter(
         rewards (`Mapping[str, np.ndarray]`):
             Scores of shape `(G, 1 + n)` per reward, larger is better.
         filter_rewards (`Sequence[str]`, *optional*):
-            Names of the rewards a variant must beat the original on. Defaults to all of `rewards`.
+            Names of the rewards a variant must beat the original on. Defaults to all of `rewards`; none only if there are
+            `vetoed` images, which are then all that does not pass.
         filter_level (`"group"` or `"image"`, *optional*, defaults to `"group"`):
             `"group"` keeps the variants of a group only if all `n` of them pass, `"image"` keeps each that passes.
         generated (`np.ndarray` of shape `(G, 1 + n)`, *optional*):
             Which images exist. Defaults to all. A group with a missing variant cannot pass at level `"group"`.
         vetoed (`np.ndarray` of shape `(G, 1 + n)`, *optional*):
-            Images that a person has struck out. A vetoed variant does not pass, whatever its scores; beside a vetoed
+            Images that a person, or a limit on a score, has struck out. A vetoed variant does not pass, whatever its scores; beside a vetoed
             original no variant does, since there is nothing fit to be compared with. Defaults to none.
 
     Returns:
         `np.ndarray` of shape `(G, 1 + n)`, bool: column 0 is always `False`, since no image beats itself.
     """
     filter_rewards = list(rewards) if filter_rewards is None else list(filter_rewards)
-    if not filter_rewards or not set(filter_rewards) <= set(rewards):
+    if not (filter_rewards or vetoed is not None) or not set(filter_rewards) <= set(rewards):
         raise ValueError(f"filter_rewards must name at least one of {sorted(rewards)}, got {filter_rewards}.")
     if filter_level not in ("group", "image"):
         raise ValueError(f"filter_level must be 'group' or 'image', got {filter_level!r}.")

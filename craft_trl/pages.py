@@ -21,6 +21,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 from PIL import Image
 
+from .conditions import describe
+
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -30,6 +32,7 @@ def render(template: str, **values) -> str:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["conditions"] = describe
     return environment.get_template(template).render(**values)
 
 

@@ -14,8 +14,9 @@
 
 """Early rejection: which images of a group are to be made next, and which groups count."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from ..conditions import split_conditions
 from .groups import Group
 from .pool import CandidatePool, Key
 
@@ -26,22 +27,34 @@ def needed(pool: CandidatePool, group: Group, reject_on: Sequence[str] | None = 
     missing = [key for key in dict.fromkeys(group.keys) if key not in pool]  # a variant may be the original itself
     if reject_on is None or not missing or original not in pool or variants[0] not in pool:
         return missing if reject_on is None else [key for key in missing if key in (original, variants[0])]
-    columns = [pool.rewards.index(name) for name in reject_on]
+    meets = conditions_of(pool, original, reject_on)
     for key in variants:
         if key not in pool:
             return [key]
-        if not (pool.quality(key)[columns] > pool.quality(original)[columns]).all():
+        if not meets(key):
             return []
     return []
 
 
 def passes(pool: CandidatePool, group: Group, filter_rewards: Sequence[str]) -> bool:
-    """Whether every variant of a group is in the pool and beats the original on these rewards."""
+    """Whether every variant of a group is in the pool and meets the conditions of the filter."""
     if any(key not in pool for key in group.keys):
         return False
-    columns = [pool.rewards.index(name) for name in filter_rewards]
-    original, *variants = (pool.quality(key)[columns] for key in group.keys)
-    return all((variant > original).all() for variant in variants)
+    original, *variants = group.keys
+    return all(map(conditions_of(pool, original, filter_rewards), variants))
+
+
+def conditions_of(pool: CandidatePool, original: Key, filter_rewards: Sequence[str]) -> Callable[[Key], bool]:
+    """Whether an image beats the original on the rewards of the filter and is within its limits."""
+    compared, limits = split_conditions(filter_rewards)
+    columns = [pool.rewards.index(name) for name in compared]
+    least = pool.quality(original)[columns]
+
+    def meets(key: Key) -> bool:
+        within = all(limit.holds(pool.scores[key][pool.rewards.index(limit.reward)]) for limit in limits)
+        return within and bool((pool.quality(key)[columns] > least).all())
+
+    return meets
 
 
 def up_to_target(

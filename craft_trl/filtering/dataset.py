@@ -31,6 +31,7 @@ from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets
 from ..candidates.config import FilterConfig
 from ..candidates.groups import Group
 from ..candidates.pool import CandidatePool, Key
+from ..conditions import split_conditions
 from ..errors import NothingToDoError, UsageError
 from ..progress import progress_bar
 from ..stages import check_writable, fingerprint
@@ -219,7 +220,7 @@ def build_pairs(
     Preference pairs of a pool, for [`DiffusionDPOTrainer`]: at most one of each group.
 
     Of the pairs of a group's images in which one beats the other on every filter reward, the one whose summed, scaled
-    rewards differ most. The original's image takes part like any other.
+    rewards differ most. The original's image takes part like any other. What is chosen is within all limits.
 
     Args:
         groups (`Sequence[Group]`):
@@ -236,15 +237,17 @@ def build_pairs(
         difference of their advantages.
     """
     config = FilterConfig() if config is None else config
-    names = config.filter_rewards or pool.rewards
+    names, limits = split_conditions(config.conditions(pool.rewards))
     columns = [pool.rewards.index(name) for name in names]
+    bounds = [(limit, pool.rewards.index(limit.reward)) for limit in limits]
     rows = iter(filter_candidates(groups, pool, config))
     pairs = []
     for group in groups:
         made = zip(group.keys, islice(rows, len(group.keys)), strict=True)
         images = {key: row for key, row in made if key in pool and not vetoed_itself(row["drop_reason"])}
         quality = {key: pool.quality(key)[columns] for key in images}
-        better = [(images[a], images[b]) for a in images for b in images if (quality[a] > quality[b]).all()]
+        fit = [key for key in images if all(limit.holds(pool.scores[key][column]) for limit, column in bounds)]
+        better = [(images[a], images[b]) for a in fit for b in images if (quality[a] > quality[b]).all()]
         if better:
             pairs.append(max(better, key=lambda pair: pair[0]["advantage"] - pair[1]["advantage"]))
     if not pairs:

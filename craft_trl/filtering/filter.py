@@ -21,6 +21,7 @@ import numpy as np
 from ..candidates.config import FilterConfig
 from ..candidates.groups import Group
 from ..candidates.pool import CandidatePool
+from ..conditions import Limit, split_conditions
 from ..crf import composite_reward_filter, group_advantages, improves
 from ..errors import UsageError
 from .veto import load_vetoes, veto_mask
@@ -39,16 +40,18 @@ def filter_candidates(groups: Sequence[Group], pool: CandidatePool, config: Filt
             What passes.
     """
     config.check_rewards(pool.rewards)
-    filter_rewards = config.filter_rewards or pool.rewards
     scores, generated = pool.matrices(groups)
     if not generated[:, 0].all():
         group = groups[int(np.flatnonzero(~generated[:, 0])[0])]
         raise UsageError(f"The pool {pool.folder} has no image for {group.prompt!r}: run `craft generate` first.")
     vetoed = veto_mask(load_vetoes(config.veto, pool), groups)
-    keep = composite_reward_filter(scores, filter_rewards, config.filter_level, generated, vetoed)
-    weights = None if config.reward_weights is None else dict(zip(scores, config.reward_weights, strict=True))
+    compared, limits = split_conditions(config.conditions(pool.rewards))
+    failures = {name: ~improves(scores[name]) for name in compared} | beyond(limits, pool, scores)
+    struck = np.logical_or.reduce([vetoed, *(failures[name] for name in failures if name not in compared)])
+    keep = composite_reward_filter(scores, compared, config.filter_level, generated, struck)
+    weights = config.weights(pool.rewards)
     advantages = group_advantages(scores, weights, config.scale_rewards, config.advantage_eps, generated)
-    reasons = drop_reasons(scores, keep, generated, filter_rewards, config.filter_level, vetoed)
+    reasons = drop_reasons(failures | {"vetoed": vetoed}, keep, generated, config.filter_level)
     rows, nothing = [], [None] * len(pool.rewards)
     for i, group in enumerate(groups):
         for j, (prompt, expanded_prompt, seed) in enumerate(group.keys):
@@ -62,23 +65,29 @@ def filter_candidates(groups: Sequence[Group], pool: CandidatePool, config: Filt
     return rows
 
 
+def beyond(limits: Sequence[Limit], pool: CandidatePool, scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Which variants are not within each limit, `(G, 1 + n)` bool, by the limit's text. Originals may be anything."""
+    failures = {}
+    for limit in limits:
+        turned = pool.signs[pool.rewards.index(limit.reward)]  # `scores` are turned so that larger is better
+        failures[str(limit)] = ~limit.holds(turned * scores[limit.reward])
+        failures[str(limit)][:, 0] = False
+    return failures
+
+
 def drop_reasons(
-    scores: Mapping[str, np.ndarray],
-    keep: np.ndarray,
-    generated: np.ndarray,
-    filter_rewards: Sequence[str],
-    filter_level: str,
-    vetoed: np.ndarray,
+    failures: Mapping[str, np.ndarray], keep: np.ndarray, generated: np.ndarray, filter_level: str
 ) -> list[list[str]]:
     """
     Why each image is not in the training set, `""` for those that are.
 
     `original` (it is what the others are compared with), `not_generated` (its group had failed before), the rewards on
-    which it does not beat the original and `vetoed`, such as `hpsv2, vetoed`, or, for a variant that passes in a group
-    that fails, `variant 3: pickscore`, the first variant that failed and why, or `original: vetoed`.
+    which it does not beat the original, the limits that it is not within and `vetoed`, such as `hpsv2, nsfw<0.5, vetoed`,
+    or, for a variant that passes in a group that fails, `variant 3: pickscore`, the first variant that failed and why, or
+    `original: vetoed`.
     """
-    failures = {name: ~improves(scores[name]) for name in filter_rewards} | {"vetoed": vetoed}
-    reasons = [["vetoed" if veto else "original"] + [""] * (keep.shape[1] - 1) for veto in vetoed[:, 0]]
+    originals = failures["vetoed"][:, 0]
+    reasons = [["vetoed" if veto else "original"] + [""] * (keep.shape[1] - 1) for veto in originals]
     for i, j in np.argwhere(~keep[:, 1:]) + [0, 1]:
         failed = [name for name, fails in failures.items() if fails[i, j]]
         reasons[i][j] = ", ".join(failed) if generated[i, j] else "not_generated"
@@ -99,18 +108,23 @@ def vetoed_itself(drop_reason: str) -> bool:
 
 def explain_nothing(groups: Sequence[Group], pool: CandidatePool, config: FilterConfig) -> str:
     """What passed how far when nothing passed the whole filter, and what to relax."""
-    filter_rewards = config.filter_rewards or pool.rewards
+    compared, limits = split_conditions(config.conditions(pool.rewards))
     scores, generated = pool.matrices(groups)
-    one = [f"{name} {composite_reward_filter(scores, [name], 'image', generated).sum()}" for name in filter_rewards]
+    outside = beyond(limits, pool, scores)
+    one = [f"{name} {composite_reward_filter(scores, [name], 'image', generated).sum()}" for name in compared]
+    within = [f"{name} {(generated & ~fails)[:, 1:].sum()}" for name, fails in outside.items()]
     variants = int(generated[:, 1:].sum())
-    images = int(composite_reward_filter(scores, filter_rewards, "image", generated).sum())
+    struck = np.logical_or.reduce([np.zeros_like(generated), *outside.values()])
+    images = int(composite_reward_filter(scores, compared, "image", generated, struck).sum())
     relax = ["fewer filter_rewards", "more prompts", "milder templates"]
     if config.filter_level == "group":
         relax = ["filter_level: image", "a smaller num_variants", *relax]
     vetoed = veto_mask(load_vetoes(config.veto, pool), groups).sum()
-    struck = f"; {vetoed} images are vetoed" if vetoed else ""
+    said = [f"{', '.join(one)} beat their original"] if one else []
+    said += [f"{', '.join(within)} are within their limit"] if within else []
+    said += [f"{images} do all of it" if within else f"{images} did on all of them"]
     return (
         f"No {config.filter_level} passed the filter: of {variants} variants of {len(generated)} prompts, "
-        f"{', '.join(one)} beat their original, and {images} did on all of them{struck}. To relax: {'; '.join(relax)}. "
-        "The pool is kept."
+        f"{', '.join(said[:-1])}, and {said[-1]}{f'; {vetoed} images are vetoed' if vetoed else ''}. "
+        f"To relax: {'; '.join(relax)}. The pool is kept."
     )

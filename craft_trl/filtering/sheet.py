@@ -91,7 +91,7 @@ def write_sheet(
     sheet = {
         "rewards": pool.rewards,
         "signs": pool.signs.tolist(),  # -1 where less is better
-        "filter_rewards": config.filter_rewards or pool.rewards,
+        "filter_rewards": config.conditions(pool.rewards),
         "level": config.filter_level,
         "groups": [_group(group, rows, pool, pictures) for group, rows in by_group],
         "vetoed": [veto_line(key) for key in vetoes],

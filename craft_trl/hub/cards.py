@@ -23,6 +23,7 @@ from typing import Any
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader
 
+from ..conditions import describe
 from ..families import get_family
 from ..masking import mask_settings
 from ..pages import TEMPLATES
@@ -211,6 +212,7 @@ def _render(template: str, **values: Any) -> str:
     )
     environment.filters |= {
         "cell": lambda text: str(text).replace("|", "\\|").replace("\n", " "),
+        "conditions": describe,
         "duration": duration,
     }
     return environment.get_template(template).render(**values)

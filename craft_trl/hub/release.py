@@ -33,10 +33,11 @@ from PIL import Image
 from ..candidates.config import FilterConfig
 from ..candidates.groups import Group, load_groups
 from ..candidates.pool import CandidatePool, Key
+from ..conditions import split_conditions
 from ..crf import improves
 from ..errors import NothingToDoError, UsageError
 from ..filtering.dataset import with_images
-from ..filtering.filter import filter_candidates, vetoed_itself
+from ..filtering.filter import beyond, filter_candidates, vetoed_itself
 from ..filtering.veto import load_vetoes, veto_line, veto_mask
 from ..progress import progress_bar
 from ..sources import content_hash, looks_like_hub_id, model_hash
@@ -154,7 +155,7 @@ def dataset_release(
         counts.append(
             {
                 "name": name,
-                "rewards": "no filter" if config is None else ", ".join(config.filter_rewards or pool.rewards),
+                "rewards": "no filter" if config is None else ", ".join(config.conditions(pool.rewards)),
                 "images": sum(key(row) in pool for row in chosen),
                 "groups": len({row["group_id"] for row in chosen}),
                 "undecided": 0 if config is None else undecided(groups, pool, config),
@@ -232,7 +233,9 @@ def undecided(groups: Sequence[Group], pool: CandidatePool, config: FilterConfig
     if config.filter_level == "image":
         return 0
     scores, generated = pool.matrices(groups)
-    passes = np.logical_and.reduce([improves(scores[name]) for name in config.filter_rewards or pool.rewards])
+    compared, limits = split_conditions(config.conditions(pool.rewards))
+    fails = [~improves(scores[name]) for name in compared] + list(beyond(limits, pool, scores).values())
+    passes = ~np.logical_or.reduce(fails)
     vetoed = veto_mask(load_vetoes(config.veto, pool), groups)
     failed = (generated & ~passes | vetoed)[:, 1:].any(axis=1) | vetoed[:, 0]
     return int((~generated.all(axis=1) & ~failed).sum())

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..candidates.config import CandidatesConfig
+from ..conditions import split_conditions
 from ..crf import composite_reward_filter, group_advantages
 
 
@@ -70,16 +71,16 @@ def simulate(config: CandidatesConfig, pass_rate: float | None = None, num_group
     common = rng.standard_normal((num_groups, 1 + n, 1), dtype=np.float32)
     own = rng.standard_normal((num_groups, 1 + n, len(names)), dtype=np.float32)
     values = np.sqrt(CORRELATION) * common + np.sqrt(1 - CORRELATION) * own
-    chosen = [names.index(name) for name in config.filter_rewards or names]
+    # What share of images is within a limit is not known; the pass rate, which can be given, has it.
+    filter_rewards = split_conditions(config.conditions(names))[0] or names
+    chosen = [names.index(name) for name in filter_rewards]
     margin = (values[:, 1:, chosen] - values[:, :1, chosen]).min(axis=2)  # (G, n)
     if pass_rate is not None:
         values[:, 1:] -= np.quantile(margin, 1 - pass_rate)
     scores = {name: values[:, :, i] for i, name in enumerate(names)}
-    filter_rewards = [names[i] for i in chosen]
     passes = composite_reward_filter(scores, filter_rewards, "image")[:, 1:]
     keep = composite_reward_filter(scores, filter_rewards, config.filter_level)
-    weights = None if config.reward_weights is None else dict(zip(names, config.reward_weights, strict=True))
-    advantages = group_advantages(scores, weights, config.scale_rewards, config.advantage_eps)
+    advantages = group_advantages(scores, config.weights(names), config.scale_rewards, config.advantage_eps)
     # The first variant is always drawn, another one as long as all so far have passed.
     drawn = 2 + np.logical_and.accumulate(passes, axis=1)[:, :-1].sum(axis=1).mean()
     return Odds(

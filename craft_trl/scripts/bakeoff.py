@@ -37,6 +37,7 @@ from ..bakeoff.config import BakeoffConfig
 from ..candidates.config import CandidatesConfig
 from ..candidates.groups import Group, load_groups
 from ..candidates.pool import CandidatePool
+from ..conditions import split_conditions
 from ..errors import UsageError
 from ..parser import CraftParser, check_recipe
 from ..rewards import parse_rewards
@@ -65,6 +66,11 @@ class Bakeoff:
         candidates = _given(num_prompts=config.num_prompts, output_dir=config.output_dir, generate_all="true")
         self.candidates: CandidatesConfig = _parse(expand, config.candidates, candidates)[0]
         check_methods(config.arms, self.candidates.reward_names)
+        if limits := split_conditions(self.candidates.conditions(self.candidates.reward_names))[1]:
+            raise UsageError(
+                f"{config.candidates}: filter_rewards has the limit {limits[0]}, but the arms of a bake-off have filters of "
+                "their own, without limits: leave it out."
+            )
         expand.check(self.candidates)
         generate.check(self.candidates)
         for arm in config.arms:

@@ -88,7 +88,7 @@ def main(config: CandidatesConfig) -> None:
             "generated": fingerprint(generated.tolist()),
         },
         "filter_level": config.filter_level,
-        "filter_rewards": config.filter_rewards or config.reward_names,
+        "filter_rewards": config.conditions(config.reward_names),
         "scale_rewards": config.scale_rewards,
         "reward_weights": config.reward_weights,
         "advantage_eps": config.advantage_eps,

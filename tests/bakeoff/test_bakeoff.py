@@ -309,6 +309,16 @@ class TestBakeoff:
         assert err.startswith("craft: error: ") and err.count("\n") == 1 and message in err, err
         assert not (tmp_path / "runs").exists()
 
+    def test_limits_of_the_filter(self, recipe, recipes, tmp_path, capsys):
+        """The arms would do without them."""
+        candidates = tmp_path / "limited.yaml"
+        settings = yaml.safe_load((recipes.folder / "candidates.yaml").read_text()) | {"filter_rewards": ["hpsv2<9"]}
+        candidates.write_text(yaml.safe_dump(settings))
+        assert main(["bakeoff", recipe(candidates=str(candidates))]) == 2
+        assert (
+            "filter_rewards has the limit hpsv2<9, but the arms of a bake-off have filters" in capsys.readouterr().err
+        )
+
     def test_without_judges_or_recipe(self, recipe, recipes, capsys):
         recipes("evaluate", held_out_rewards="DELETE")
         assert main(["bakeoff", recipe()]) == 2 and main(["bakeoff"]) == 2

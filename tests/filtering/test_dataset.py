@@ -93,6 +93,45 @@ class TestBuildDatasetDict:
         # b1 leads its group on both rewards, but b2 equals it on hpsv2.
         assert weighted["train"]["advantage"][2] < plain["train"]["advantage"][2]
 
+    def test_weights_by_name(self, groups, pool):
+        for by_name, in_order in ((["pickscore=0"], [1, 0]), (["pickscore=0.5", "hpsv2=2"], [2, 0.5])):
+            one, other = (build_dataset_dict(groups, pool, config(reward_weights=w)) for w in (by_name, in_order))
+            assert one["train"]["advantage"][:] == other["train"]["advantage"][:]
+
+    def test_limits(self, groups, pool):
+        """Of variants, in the units of the reward; it stands beside what must be beaten, and alone."""
+        both = build_dataset_dict(
+            groups, pool, config(filter_level="image", filter_rewards=["hpsv2", "pickscore", "hpsv2<0.35"])
+        )
+        assert both["train"]["expanded_prompt"][:] == ["a1", "b1"]
+        assert both["candidates"]["drop_reason"][:6] == [
+            "original", "", "hpsv2<0.35",
+            "original", "", "pickscore",
+        ]  # fmt: skip
+        alone = build_dataset_dict(groups, pool, config(filter_level="image", filter_rewards=["pickscore<20.5"]))
+        assert alone["train"]["expanded_prompt"][:] == ["b2", "c1"]
+        with pytest.raises(NothingToDoError) as error:
+            build_dataset_dict(groups, pool, config(filter_rewards=["hpsv2", "pickscore>30"]))
+        assert (
+            "of 5 variants of 3 prompts, hpsv2 4 beat their original, pickscore>30 0 are within their limit, and 0 do all of it"
+            in str(error.value)
+        )
+
+    def test_a_reward_with_a_limit_only_has_no_part_in_the_advantage(self, groups, pool):
+        def advantages(**settings):
+            return build_dataset_dict(groups, pool, config(filter_level="image", **settings))["train"]["advantage"][:]
+
+        limited = {"filter_rewards": ["hpsv2", "pickscore>20.5"]}
+        assert advantages(**limited) == advantages(filter_rewards=["hpsv2", "pickscore>20.5"], reward_weights=[1, 0])
+        weighted = advantages(**limited, reward_weights=["pickscore=1"])
+        assert weighted == advantages(filter_rewards=["hpsv2", "pickscore", "pickscore>20.5"]) != advantages(**limited)
+
+    def test_limits_where_less_is_better(self, groups, pool):
+        """They are read in the reward's own units, however it is turned."""
+        pool.signs[1] = -1
+        dataset = build_dataset_dict(groups, pool, config(filter_level="image", filter_rewards=["pickscore<20.5"]))
+        assert dataset["train"]["expanded_prompt"][:] == ["b2", "c1"]
+
     def test_equal_work_makes_equal_files(self, tmp_path, groups, pool):
         contents = []
         for name in "xy":
@@ -124,6 +163,17 @@ class TestCandidatesConfig:
             ({"filter_rewards": ["aesthetic"]}, r"among the rewards hpsv2, pickscore; got \['aesthetic'\]"),
             ({"filter_rewards": []}, "among the rewards"),
             ({"reward_weights": [1.0]}, "one number for each of hpsv2, pickscore"),
+            ({"reward_weights": ["mps=1"]}, "must be of the rewards hpsv2, pickscore; got mps"),
+            (
+                {"reward_weights": ["hpsv2=1", "2"]},
+                "a number for each reward in their order, or NAME=NUMBER, not both",
+            ),
+            ({"reward_weights": ["hpsv2=1", "hpsv2=2"]}, "reward_weights: hpsv2 is given twice"),
+            ({"reward_weights": ["hpsv2=much", 1.0]}, "'hpsv2=much' is neither a finite number nor NAME=NUMBER"),
+            ({"reward_weights": [True, 1.0]}, "True is neither a finite number"),
+            ({"reward_weights": [float("nan"), 1.0]}, "nan is neither a finite number"),
+            ({"filter_rewards": ["nsfw<0.5"]}, r"among the rewards hpsv2, pickscore; got \['nsfw<0.5'\]"),
+            ({"filter_rewards": ["hpsv2<=0.5"]}, "'hpsv2<=0.5' is no limit; write NAME<NUMBER"),
             ({"advantage_eps": 0.0}, "advantage_eps must be above 0, got 0.0"),
             ({"prompts": None}, "prompts is missing: give it in the recipe or as --prompts"),
             ({"scheduler": "DDIM"}, "no scheduler 'DDIM'. Did you mean .*DDIMScheduler"),
