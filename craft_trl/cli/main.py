@@ -46,6 +46,8 @@ usage: craft <command> [options]
 {tools}
   craft plan FOLDER [--gpu NAME] [--price P] [--calibrate] [--KEY VALUE ...]
 {run:>12}    print what a run will take: images, GPU hours, money, memory and disk
+  craft score IMAGE|FOLDER|DATASET ... --rewards NAME[=SOURCE] ... --output_dir DIR
+{run:>12}    score images that are there already: a table, and a page of the best and the worst
   craft bakeoff RECIPE.yaml
 {run:>12}    baselines against each other, from one pool and at one training budget
   craft push RUN --repo_id ORG/NAME [--private true] [--what model|dataset]
@@ -69,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command == "--version":
         print(__version__)
         return 0
-    if command not in (known := ("run", *STAGES, *TOOLS, "plan", "bakeoff", "push", "serve-reward", "env")):
+    if command not in (known := ("run", *STAGES, *TOOLS, "plan", "score", "bakeoff", "push", "serve-reward", "env")):
         print(f"craft: error: there is no command {command!r}. Known are {', '.join(known)}.", file=sys.stderr)
         return 2
     # Read when PyTorch is imported. Threads that wait for each other spin for a moment, then sleep. GNU OpenMP lets them
@@ -87,6 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from ..scripts.plan import run
 
         return exit_code(lambda: run(rest))
+    if command == "score":
+        return exit_code(lambda: _score(rest))
     if command == "bakeoff":
         return exit_code(lambda: _bakeoff(rest))
     if command == "push":
@@ -133,6 +137,22 @@ def _bakeoff(argv: list[str]) -> None:
         raise UsageError("craft bakeoff needs a recipe, such as recipes/tiny/bakeoff.yaml.")
     (config,) = parser.parse_args_and_config(args=["--config", *argv])
     main(config)
+
+
+def _score(argv: list[str]) -> None:
+    from ..errors import UsageError
+    from ..parser import at_home
+    from ..scripts.score import main, make_parser
+
+    parser = make_parser(prog="craft score IMAGE|FOLDER|DATASET ...")
+    if argv and argv[0] in ("-h", "--help"):
+        parser.print_help()
+        return
+    count = next((i for i, word in enumerate(argv) if word.startswith("--")), len(argv))
+    if not count:
+        raise UsageError("craft score needs images: files, a folder, or a dataset, before its options.")
+    (config,) = parser.parse_args_and_config(args=argv[count:])
+    main(at_home(argv[:count]), config)
 
 
 def _push(argv: list[str]) -> None:

@@ -51,13 +51,15 @@ class TrainingImages(Sequence[Image.Image]):
             Rows with the column.
         column (`str`, *optional*, defaults to `"image"`):
             A column of images.
+        names (`Sequence[str]`, *optional*):
+            What each image is called in errors. Defaults to row and column.
 
     Raises:
         [`UsageError`]: for one that cannot be read or has no such pixels; it names row and column.
     """
 
-    def __init__(self, dataset: Dataset, column: str = "image"):
-        self.column = column
+    def __init__(self, dataset: Dataset, column: str = "image", names: Sequence[str] | None = None):
+        self.column, self.names = column, names
         plain = dataset.with_format(None) if dataset.format["type"] is not None else dataset
         self.rows = plain.select_columns(column).cast_column(column, datasets.Image(decode=False))
 
@@ -90,14 +92,15 @@ class TrainingImages(Sequence[Image.Image]):
 
     @contextmanager
     def _naming(self, row: int) -> Iterator[None]:
+        name = f"The {self.column} of row {row}" if self.names is None else self.names[row]
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 yield
         except UsageError as error:
-            raise UsageError(f"The {self.column} of row {row} {error}.") from error
+            raise UsageError(f"{name} {error}.") from error
         except Exception as error:  # Pillow has errors of its own for every format
-            raise UsageError(f"The {self.column} of row {row} cannot be read: {first_line(error)}.") from error
+            raise UsageError(f"{name} cannot be read: {first_line(error)}.") from error
 
 
 def _open(stored: dict | None) -> Image.Image:

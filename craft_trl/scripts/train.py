@@ -43,7 +43,7 @@ from ..families import get_family
 from ..families.checks import check_model, model_files
 from ..families.uses import check_guidance, check_steps
 from ..parser import CraftParser
-from ..sources import first_line, looks_like_hub_id, model_hash
+from ..sources import looks_like_hub_id, model_hash
 from ..stages import Stage, read_record, stopwatch
 from ..trainer.arguments import LaunchArguments, TrainArguments, training_parser
 from .launch import find_accelerate_config, run_script, say
@@ -86,33 +86,9 @@ def learning_settings(args: "CraftConfig") -> dict:
 
 def load_training_data(args: TrainArguments) -> "Dataset":
     """Training split of a folder or a Hub dataset."""
-    from datasets import Dataset, load_dataset, load_from_disk
-    from datasets.exceptions import DatasetNotFoundError
+    from ..filtering.collection import load_split
 
-    name = args.dataset_name
-    if Path(name).is_dir():
-        try:
-            dataset = load_from_disk(name)
-        except IndexError as error:  # what datasets says to a split without rows (5.2)
-            raise UsageError(f"Dataset {name}: it has no rows.") from error
-        except Exception as error:  # datasets has another error for every file that is damaged or not there
-            raise UsageError(
-                f"Dataset {name}: it cannot be read ({first_line(error)}). `craft filter` makes one anew where its folder is "
-                "moved away."
-            ) from error
-    else:
-        try:
-            dataset = load_dataset(name, args.dataset_config)
-        except (OSError, ValueError, DatasetNotFoundError) as error:
-            raise UsageError(
-                f"Dataset {name}: there is no such folder, and the Hub says: {first_line(error)}"
-            ) from error
-    if isinstance(dataset, Dataset):
-        return dataset
-    if args.dataset_train_split not in dataset:
-        known = ", ".join(dataset)
-        raise UsageError(f"dataset_train_split {args.dataset_train_split!r} is not in {name}, which has {known}.")
-    return dataset[args.dataset_train_split]
+    return load_split(args.dataset_name, args.dataset_train_split, "dataset_train_split", args.dataset_config)
 
 
 def check(

@@ -1,0 +1,199 @@
+# Copyright 2026 The craft_trl authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""Images that are there already, wherever they come from: files, folders with captions, datasets."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+from datasets import Dataset, load_dataset, load_from_disk
+from datasets.exceptions import DatasetNotFoundError
+
+from ..errors import UsageError
+from ..sources import first_line, looks_like_hub_id, sha256
+from ..stages import fingerprint
+from ..texts import read_json_lines, read_table, read_text
+from .images import TrainingImages
+
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
+CAPTIONS = (".txt", ".caption")  # beside an image, under its name
+METADATA = ("metadata.jsonl", "metadata.csv")  # of a folder, as `datasets` has it: file_name, and what else there is
+TEXT_COLUMNS = ("prompt", "text", "caption")
+
+
+class ImageCollection:
+    """
+    Images with prompts, in the order in which they were named.
+
+    Args:
+        sources (`Sequence[str]`):
+            Image files, folders of them, dataset folders of `save_to_disk`, or datasets on the Hub.
+        prompt (`str`, *optional*):
+            Prompt of the images that have none of their own.
+        image_column (`str`, *optional*, defaults to `"image"`), prompt_column (`str`, *optional*, defaults to `"prompt"`):
+            Columns of datasets.
+        split (`str`, *optional*, defaults to `"train"`):
+            Split of datasets.
+
+    Attributes:
+        names (`list[str]`):
+            Path of each image, or of one in a dataset that and its row.
+        prompts (`list[str]`):
+            Prompt of each.
+        images (`TrainingImages`):
+            The images in RGB, see [`TrainingImages`].
+        hash (`str`):
+            What identifies content and order.
+
+    Raises:
+        [`UsageError`]: for a source that is not there, an image without a prompt, or with two.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[str],
+        prompt: str | None = None,
+        image_column: str = "image",
+        prompt_column: str = "prompt",
+        split: str = "train",
+    ):
+        self.names: list[str] = []
+        self.prompts: list[str] = []
+        parts, hashes = [], []
+        for source in sources:
+            path = Path(source)
+            if path.is_file() or path.is_dir() and not (path / "dataset_dict.json").exists() and not is_dataset(path):
+                files, prompts = read_files(path, prompt)
+                names = list(map(str, files))
+                rows = Dataset.from_dict({"image": [{"bytes": None, "path": name} for name in names]})
+                hashes += [sha256(file) for file in files]
+            else:
+                rows = load_split(source, split, "split")
+                for column in (image_column, *([prompt_column] if prompt is None else [])):
+                    if column not in rows.column_names:
+                        raise UsageError(
+                            f"{source} has no column {column!r}; it has {', '.join(rows.column_names)}. Name it with "
+                            f"--{'image' if column == image_column else 'prompt'}_column"
+                            f"{', or give one prompt for all with --prompt' if column == prompt_column else ''}."
+                        )
+                names = [f"{source}[{row}]" for row in range(len(rows))]
+                prompts = rows[prompt_column][:] if prompt_column in rows.column_names else [prompt] * len(rows)
+                hashes.append(rows._fingerprint)
+                rows = rows.select_columns(image_column).rename_column(image_column, "image")
+            for name, text in zip(names, prompts, strict=True):
+                if not isinstance(text, str) or not text.strip():
+                    raise UsageError(f"{name} has no prompt. Give it one, or one for all with --prompt.")
+            self.names += names
+            self.prompts += [" ".join(text.split()) for text in prompts]
+            parts.append(rows.cast_column("image", datasets.Image(decode=False)))
+        if not self.names:
+            raise UsageError(f"{', '.join(sources)}: there are no images.")
+        if len(set(self.names)) < len(self.names):
+            twice = next(name for name in self.names if self.names.count(name) > 1)
+            raise UsageError(f"{twice} is named twice.")
+        self.images = TrainingImages(datasets.concatenate_datasets(parts), names=self.names)
+        self.hash = fingerprint([hashes, self.prompts])
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def is_dataset(folder: Path) -> bool:
+    """Whether a folder was written by `save_to_disk`."""
+    return (folder / "state.json").exists() and (folder / "dataset_info.json").exists()
+
+
+def read_files(source: Path, prompt: str | None) -> tuple[list[Path], list[str | None]]:
+    """An image file or those of a folder, sorted, with their captions; `prompt` for those without."""
+    if source.is_file():
+        files, table = [source], {}
+        if source.suffix.lower() not in SUFFIXES:
+            raise UsageError(f"{source} is no image: it must end in {', '.join(SUFFIXES)}.")
+    else:
+        files = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+        if not files:
+            raise UsageError(f"{source} holds no images, which end in {', '.join(SUFFIXES)}.")
+        table = read_metadata(source)
+    prompts = []
+    for file in files:
+        beside = [file.with_suffix(suffix) for suffix in CAPTIONS if file.with_suffix(suffix).is_file()]
+        said = [(path.name, read_text(path, "the caption")) for path in beside]
+        if file in table:
+            said.append(table.pop(file))
+        if len({" ".join(text.split()) for _, text in said}) > 1:
+            raise UsageError(f"{file} has two captions, in {' and '.join(where for where, _ in said)}.")
+        prompts.append(said[0][1] if said else prompt)
+    if table:
+        raise UsageError(f"{source}: its metadata names {next(iter(table))}, which is not there.")
+    return files, prompts
+
+
+def read_metadata(folder: Path) -> dict[Path, tuple[str, str]]:
+    """By image the prompt that a folder's metadata has, with the place where it stands."""
+    prompts: dict[Path, tuple[str, str]] = {}
+    for file in (folder / name for name in METADATA if (folder / name).is_file()):
+        rows = read_table(file, "the metadata")[1] if file.suffix == ".csv" else read_json_lines(file, "the metadata")
+        for line, row in rows:
+            given = row if isinstance(row, dict) else {}
+            column = next((name for name in TEXT_COLUMNS if isinstance(given.get(name), str)), None)
+            if not isinstance(given.get("file_name"), str) or column is None:
+                raise UsageError(f"{file}, line {line}: it needs file_name and one of {', '.join(TEXT_COLUMNS)}.")
+            path = folder / row["file_name"]
+            if path in prompts:
+                raise UsageError(f"{file}, line {line}: {row['file_name']} is named twice.")
+            prompts[path] = f"{file.name}, line {line}", row[column]
+    return prompts
+
+
+def load_split(name: str, split: str, option: str, config: str | None = None) -> Dataset:
+    """
+    A split of a dataset folder or of a dataset on the Hub.
+
+    Args:
+        name (`str`):
+            Folder or Hub id.
+        split (`str`):
+            Its split; a folder may hold a dataset without splits.
+        option (`str`):
+            The option that names the split, for messages.
+        config (`str`, *optional*):
+            Configuration on the Hub.
+    """
+    if Path(name).is_dir():
+        try:
+            dataset = load_from_disk(name)
+        except IndexError as error:  # what datasets says to a split without rows (5.2)
+            raise UsageError(f"Dataset {name}: it has no rows.") from error
+        except Exception as error:  # datasets has another error for every file that is damaged or not there
+            raise UsageError(
+                f"Dataset {name}: it cannot be read ({first_line(error)}). `craft filter` makes one anew where its folder is "
+                "moved away."
+            ) from error
+    elif not looks_like_hub_id(name):
+        raise UsageError(f"{name}: there is no such file or folder.")
+    else:
+        try:
+            dataset = load_dataset(name, config)
+        except (OSError, ValueError, DatasetNotFoundError) as error:
+            raise UsageError(
+                f"Dataset {name}: there is no such folder, and the Hub says: {first_line(error)}"
+            ) from error
+    if isinstance(dataset, Dataset):
+        return dataset
+    if split not in dataset:
+        raise UsageError(f"{option} {split!r} is not in {name}, which has {', '.join(dataset)}.")
+    return dataset[split]
