@@ -94,7 +94,7 @@ def test_every_command_parses(page, checkout, monkeypatch):
             assert not args
         else:
             assert name in {**STAGES, **TOOLS}
-            import_script(name).make_parser().parse_args_and_config(args=args)
+            import_script(name.replace("-", "_")).make_parser().parse_args_and_config(args=args)
 
 
 def import_script(name):

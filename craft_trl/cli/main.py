@@ -34,6 +34,7 @@ TOOLS = {
     "dpo": "fine-tune on preference pairs instead: Diffusion-DPO",
     "sheet": "write a page of all candidates, to look at and to veto",
     "export": "write a trained model in the format of another tool",
+    "export-dataset": "write what the filter keeps as a folder for other trainers, or as pairs",
 }
 USAGE = """\
 usage: craft <command> [options]
@@ -99,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exit_code(lambda: _serve_reward(rest))
     if command == "env":
         return exit_code(lambda: _env(rest))
-    script = importlib.import_module(f"..scripts.{command}", package=__package__)
+    script = importlib.import_module(f"..scripts.{command.replace('-', '_')}", package=__package__)
     if command in ("train", "dpo", "evaluate"):
         from ..scripts.train import CheckedArguments
 
@@ -233,7 +234,7 @@ def _env(argv: list[str]) -> None:
 
 
 def _usage() -> str:
-    stages, tools = ("\n".join(f"  craft {name:<10}{text}" for name, text in part.items()) for part in (STAGES, TOOLS))
+    stages, tools = ("\n".join(f"  craft {name:<16}{text}" for name, text in part.items()) for part in (STAGES, TOOLS))
     return USAGE.format(stages=stages, tools=tools, run="")
 
 

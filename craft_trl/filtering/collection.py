@@ -132,6 +132,10 @@ def read_files(source: Path, prompt: str | None) -> tuple[list[Path], list[str |
     for file in files:
         beside = [file.with_suffix(suffix) for suffix in CAPTIONS if file.with_suffix(suffix).is_file()]
         said = [(path.name, read_text(path, "the caption")) for path in beside]
+        for where, text in said:
+            if (count := len(text.split("\n")) - text.split("\n").count("")) > 1:
+                # Trainers take the first one, or one by chance, or all of them as one.
+                raise UsageError(f"{file} has {count} captions, a line each, in {where}: leave one.")
         if file in table:
             said.append(table.pop(file))
         if len({" ".join(text.split()) for _, text in said}) > 1:

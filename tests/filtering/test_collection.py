@@ -32,7 +32,7 @@ def folder(tmp_path):
     (folder / "sub").mkdir(parents=True)
     for number, name in enumerate(("b.png", "a.jpg", "sub/c.webp")):
         Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(folder / name)
-    (folder / "b.txt").write_text("a\n bear\n")
+    (folder / "b.txt").write_text("a  bear\n\n")
     lines = [{"file_name": "a.jpg", "text": "an ape"}, {"file_name": "sub/c.webp", "text": "a cat", "more": 1}]
     (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
@@ -88,6 +88,7 @@ def test_datasets(tmp_path, folder):
     [
         (lambda f: (f / "b.txt").unlink(), r"b\.png has no prompt. Give it one, or one for all with --prompt"),
         (lambda f: (f / "b.txt").write_text(" \n"), r"b\.png has no prompt"),
+        (lambda f: (f / "b.txt").write_text("a bear\na bee\n"), r"b\.png has 2 captions, a line each, in b\.txt: leave one"),
         (lambda f: (f / "b.caption").write_text("a bee"), r"b\.png has two captions, in b\.txt and b\.caption"),
         (lambda f: (f / "a.txt").write_text("an ant"), r"a\.jpg has two captions, in a\.txt and metadata\.jsonl, line 1"),
         (lambda f: (f / "a.jpg").unlink(), r"its metadata names .*a\.jpg, which is not there"),
