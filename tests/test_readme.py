@@ -86,7 +86,7 @@ def test_every_command_parses(page, checkout, monkeypatch):
             import_script(name).make_parser().parse_args_and_config(args=["--config", *args])
         elif name in ("push", "serve-reward"):
             import_script(name.replace("-", "_")).make_parser().parse_args_and_config(args=args[1:])
-        elif name == "score":
+        elif name in ("score", "pick"):
             options = options_of(["--sources", *args])
             assert options[0][1:]
             import_script(name).make_parser().parse_args_and_config(args=[word for o in options[1:] for word in o])

@@ -36,6 +36,7 @@ TOOLS = {
     "export": "write a trained model in the format of another tool",
     "export-dataset": "write what the filter keeps as a folder for other trainers, or as pairs",
 }
+SOURCES = {"score": "image", "pick": "model"}
 USAGE = """\
 usage: craft <command> [options]
 
@@ -49,6 +50,8 @@ usage: craft <command> [options]
 {run:>12}    print what a run will take: images, GPU hours, money, memory and disk
   craft score IMAGE|FOLDER|DATASET ... --rewards NAME[=SOURCE] ... --output_dir DIR
 {run:>12}    score images that are there already: a table, and a page of the best and the worst
+  craft pick MODEL ... --config EVALUATE.yaml --output_dir DIR
+{run:>12}    which of several checkpoints or adapters, of any trainer, draws best on your prompts
   craft bakeoff RECIPE.yaml
 {run:>12}    baselines against each other, from one pool and at one training budget
   craft push RUN --repo_id ORG/NAME [--private true] [--what model|dataset]
@@ -72,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command == "--version":
         print(__version__)
         return 0
-    if command not in (known := ("run", *STAGES, *TOOLS, "plan", "score", "bakeoff", "push", "serve-reward", "env")):
+    if command not in (known := ("run", *STAGES, *TOOLS, "plan", *SOURCES, "bakeoff", "push", "serve-reward", "env")):
         print(f"craft: error: there is no command {command!r}. Known are {', '.join(known)}.", file=sys.stderr)
         return 2
     # Read when PyTorch is imported. Threads that wait for each other spin for a moment, then sleep. GNU OpenMP lets them
@@ -90,8 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from ..scripts.plan import run
 
         return exit_code(lambda: run(rest))
-    if command == "score":
-        return exit_code(lambda: _score(rest))
+    if command in SOURCES:
+        return exit_code(lambda: _with_sources(command, SOURCES[command], rest))
     if command == "bakeoff":
         return exit_code(lambda: _bakeoff(rest))
     if command == "push":
@@ -140,20 +143,21 @@ def _bakeoff(argv: list[str]) -> None:
     main(config)
 
 
-def _score(argv: list[str]) -> None:
+def _with_sources(command: str, what: str, argv: list[str]) -> None:
+    """`craft score` and `craft pick`, whose first words are what they look at."""
     from ..errors import UsageError
     from ..parser import at_home
-    from ..scripts.score import main, make_parser
 
-    parser = make_parser(prog="craft score IMAGE|FOLDER|DATASET ...")
+    script = importlib.import_module(f"..scripts.{command}", package=__package__)
+    parser = script.make_parser(prog=f"craft {command} {what.upper()} ...")
     if argv and argv[0] in ("-h", "--help"):
         parser.print_help()
         return
     count = next((i for i, word in enumerate(argv) if word.startswith("--")), len(argv))
     if not count:
-        raise UsageError("craft score needs images: files, a folder, or a dataset, before its options.")
+        raise UsageError(f"craft {command} needs {what}s before its options: `craft {command} --help`.")
     (config,) = parser.parse_args_and_config(args=argv[count:])
-    main(at_home(argv[:count]), config)
+    script.main(at_home(argv[:count]), config)
 
 
 def _push(argv: list[str]) -> None:

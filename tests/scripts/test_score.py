@@ -127,7 +127,7 @@ def test_killed_and_resumed(tmp_path, pictures, reward, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "craft score needs images: files, a folder, or a dataset"),
+        ([], "craft score needs images before its options"),
         (["x", "--output_dir", "o"], "rewards is missing: give it as --rewards"),
         (["x", "--rewards", "hpsv2"], "output_dir is missing: give it as --output_dir"),
         (["x", "--rewards", "hpsv3", "--output_dir", "o"], "There is no reward 'hpsv3'"),
