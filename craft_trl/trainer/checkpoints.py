@@ -78,6 +78,15 @@ def drop_variant(folder: Path, variant: str | None) -> None:
         file.replace(folder / name)
 
 
+def with_own_storage(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """
+    Weights as safetensors takes them: those that FSDP gathers from uneven shards are views of a tensor with room for even ones, and
+    are copied.
+    """
+    whole = {name: value.untyped_storage().nbytes() == value.nbytes for name, value in state_dict.items()}
+    return {name: value if whole[name] else value.clone() for name, value in state_dict.items()}
+
+
 def save_weights(model: ModelMixin, state_dict: dict[str, torch.Tensor] | None, folder: Path) -> None:
     """
     Write a denoiser as diffusers loads it.
@@ -234,7 +243,8 @@ def is_complete(folder: Path) -> bool:
 
 def has_training_state(folder: Path) -> bool:
     """Whether a checkpoint holds the state of optimizer and schedule. The Trainer goes on without, and both begin anew."""
-    state = (folder / "optimizer.pt").is_file() and (folder / "scheduler.pt").is_file()
+    optimizer = any((folder / name).is_file() for name in ("optimizer.pt", "optimizer.bin"))  # the latter is FSDP's
+    state = optimizer and (folder / "scheduler.pt").is_file()
     return state or any(folder.glob("global_step*/*optim_states.pt"))  # the latter is DeepSpeed's
 
 

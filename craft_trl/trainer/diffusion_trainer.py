@@ -31,9 +31,10 @@ from huggingface_hub import HfApi
 from peft import PeftConfig, PeftModel
 from safetensors import safe_open
 from torch import nn
+from torch.distributed.tensor.experimental import implicit_replication
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
-from transformers.integrations import TensorBoardCallback, is_deepspeed_zero3_enabled
+from transformers.integrations import TensorBoardCallback
 from trl.trainer.base_trainer import _BaseTrainer
 
 from ..candidates.loading import load_pipeline
@@ -62,10 +63,12 @@ from .checkpoints import (
     save_average,
     save_weights,
     unpack_single_file,
+    with_own_storage,
 )
 from .denoiser import load_denoiser, prepare_denoiser
 from .diffusion_config import DiffusionConfig
 from .facts import write_card
+from .fsdp import FSDP_WEIGHTS, check_shards, configure_fsdp, shard_on_cpu
 from .precision import compute_in_bfloat16, encoding_dtypes, is_bfloat16_module
 from .training_options import check_available
 from .training_samples import (
@@ -122,9 +125,7 @@ class DiffusionTrainer(_BaseTrainer):
         check_available(args)
         prompt_column = "prompt" if args.train_prompt == "original" else "expanded_prompt"
         on_main_process(lambda: validate(train_dataset, prompt_column))
-        for option in ("use_ema", "compile_blocks"):
-            if getattr(args, option) and is_deepspeed_zero3_enabled():
-                raise UsageError(f"{option} needs whole parameters, and ZeRO-3 shards them: use ZeRO-2.")
+        on_main_process(lambda: check_shards(args))
         self.args = args
         weights = self.sample_weights(torch.tensor(train_dataset["advantage"], dtype=torch.float32))
 
@@ -173,9 +174,12 @@ class DiffusionTrainer(_BaseTrainer):
         )
         if args.deepspeed_plugin is not None:
             configure_deepspeed(args)
+        shard_on_cpu()
         super().__init__(model=trained, args=args, train_dataset=samples, callbacks=callbacks, optimizers=optimizers)
+        if self.is_fsdp_enabled:
+            configure_fsdp(self.accelerator, trained, self.family.repeated_blocks, self.bf16_module)
         if self.bf16_module:
-            compute_in_bfloat16(denoiser)
+            compute_in_bfloat16(denoiser, cast_parameters=not self.is_fsdp_enabled)
             self.accelerator.native_amp = False  # `prepare` wraps the model in autocast wherever `bf16` is set
         if args.compile_blocks:
             compile_blocks(denoiser, self.family.repeated_blocks)
@@ -353,6 +357,8 @@ class DiffusionTrainer(_BaseTrainer):
         folder.mkdir(parents=True, exist_ok=True)
         if self.ema is not None:
             save_average(self.ema, folder)
+        if state_dict is not None:
+            state_dict = with_own_storage(state_dict)
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if isinstance(model, PeftModel):
             pipeline_class = getattr(diffusers, self.model_index["_class_name"])
@@ -360,13 +366,19 @@ class DiffusionTrainer(_BaseTrainer):
         else:
             save_weights(model, state_dict, folder / self.family.denoiser)
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.is_fsdp_enabled and self.args.should_save:
+            (Path(output_dir) / FSDP_WEIGHTS).unlink()  # a second copy of the weights, as a pickle
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         # The Trainer looks for weights at the root of the checkpoint. Under DeepSpeed it loads its own and not these.
         model = self.model if model is None else model
-        if isinstance(model, PeftModel):
-            load_adapter(model, Path(resume_from_checkpoint), self.family.denoiser)
-        else:
-            load_weights(model, Path(resume_from_checkpoint) / self.family.denoiser)
+        with implicit_replication():  # under FSDP each process takes its shard of what it reads
+            if isinstance(model, PeftModel):
+                load_adapter(model, Path(resume_from_checkpoint), self.family.denoiser)
+            else:
+                load_weights(model, Path(resume_from_checkpoint) / self.family.denoiser)
 
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None

@@ -117,7 +117,7 @@ def difference(folder: Path, name: str, other: str) -> float:
     return max((a[key].float() - b[key].float()).abs().max().item() for key in a)
 
 
-@pytest.mark.parametrize("mode", ["ddp", "zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("mode", ["ddp", "zero1", "zero2", "zero3", "fsdp2"])
 def test_mode(workplace, tiny, mode):
     # ZeRO-1 alone is not watched: that must not change what is learnt.
     arguments = ["--per_device_train_batch_size", "2", *(watched(tiny) if mode != "zero1" else [])]
@@ -146,19 +146,24 @@ def measurements(folder: Path, name: str) -> dict:
     return json.loads((folder / name / "guard" / "measurements.json").read_text())["steps"]
 
 
-def test_bfloat16_under_ddp(workplace, tiny):
-    """The same micro-batches one after the other and side by side: their gradients are added in float32 either way."""
+def test_bfloat16(workplace, tiny):
+    """
+    The same micro-batches one after the other and side by side: their gradients are added in float32 either way. And what FSDP
+    gathers in bfloat16, once more for the backward pass, is what one process casts.
+    """
     # Two steps, as a CPU is slow in bfloat16; the loss of the first is before any weight has changed.
     arguments = ["--bf16", "true", "--per_device_train_batch_size", "4", "--max_steps", "2"]
     alone = Program(main, "train", *options(tiny, "one_bf16", *arguments))
     train(tiny, "ddp", "ddp_bf16", *arguments)
+    train(tiny, "fsdp2", "fsdp2_bf16", *arguments, "--activation_checkpointing", "true")
     alone.finish()
-    np.testing.assert_allclose(losses(workplace, "ddp_bf16"), losses(workplace, "one_bf16"), rtol=1e-5)
-    assert difference(workplace, "ddp_bf16", "one_bf16") < 1e-5
+    for name in ("ddp_bf16", "fsdp2_bf16"):
+        np.testing.assert_allclose(losses(workplace, name), losses(workplace, "one_bf16"), rtol=1e-5)
+        assert difference(workplace, name, "one_bf16") < 1e-5
     assert abs(losses(workplace, "one_bf16")[0] / losses(workplace, "one")[0] - 1) > 1e-4
 
 
-@pytest.mark.parametrize("mode", ["zero2", "zero3"])
+@pytest.mark.parametrize("mode", ["zero2", "zero3", "fsdp2"])
 def test_resuming_under_zero_is_exact(workplace, tiny, mode):
     """Training that was killed while it saved step 4, and goes on from step 2, equals training that went through."""
     folder = workplace / mode
