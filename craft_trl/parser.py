@@ -55,9 +55,7 @@ class CraftParser(TrlParser):
             Arguments of [`~trl.TrlParser`].
     """
 
-    def __init__(
-        self, dataclass_types: Iterable[type], launched: str | None = None, launches: bool = False, **kwargs
-    ):
+    def __init__(self, dataclass_types: Iterable[type], launched: str | None = None, launches: bool = False, **kwargs):
         super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
         self.launched, self.launches = launched, launches
         self.launch_options: list[str] = []  # of the recipe

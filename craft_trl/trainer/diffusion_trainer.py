@@ -31,7 +31,6 @@ from huggingface_hub import HfApi
 from peft import PeftConfig, PeftModel
 from safetensors import safe_open
 from torch import nn
-from torch.distributed.tensor.experimental import implicit_replication
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
@@ -63,7 +62,6 @@ from .checkpoints import (
     save_average,
     save_weights,
     unpack_single_file,
-    with_own_storage,
 )
 from .denoiser import load_denoiser, prepare_denoiser
 from .diffusion_config import DiffusionConfig
@@ -172,12 +170,10 @@ class DiffusionTrainer(_BaseTrainer):
         args.gradient_accumulation_steps = needed_micro_batches(
             samples, args.global_batch_size, args.train_batch_size, args.world_size
         )
-        if args.deepspeed_plugin is not None:
-            configure_deepspeed(args)
+        configure_deepspeed(args)
         shard_on_cpu()
         super().__init__(model=trained, args=args, train_dataset=samples, callbacks=callbacks, optimizers=optimizers)
-        if self.is_fsdp_enabled:
-            configure_fsdp(self.accelerator, trained, self.family.repeated_blocks, self.bf16_module)
+        configure_fsdp(self.accelerator, trained, self.family.repeated_blocks, self.bf16_module)
         if self.bf16_module:
             compute_in_bfloat16(denoiser, cast_parameters=not self.is_fsdp_enabled)
             self.accelerator.native_amp = False  # `prepare` wraps the model in autocast wherever `bf16` is set
@@ -357,8 +353,6 @@ class DiffusionTrainer(_BaseTrainer):
         folder.mkdir(parents=True, exist_ok=True)
         if self.ema is not None:
             save_average(self.ema, folder)
-        if state_dict is not None:
-            state_dict = with_own_storage(state_dict)
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if isinstance(model, PeftModel):
             pipeline_class = getattr(diffusers, self.model_index["_class_name"])
@@ -374,11 +368,10 @@ class DiffusionTrainer(_BaseTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         # The Trainer looks for weights at the root of the checkpoint. Under DeepSpeed it loads its own and not these.
         model = self.model if model is None else model
-        with implicit_replication():  # under FSDP each process takes its shard of what it reads
-            if isinstance(model, PeftModel):
-                load_adapter(model, Path(resume_from_checkpoint), self.family.denoiser)
-            else:
-                load_weights(model, Path(resume_from_checkpoint) / self.family.denoiser)
+        if isinstance(model, PeftModel):
+            load_adapter(model, Path(resume_from_checkpoint), self.family.denoiser)
+        else:
+            load_weights(model, Path(resume_from_checkpoint) / self.family.denoiser)
 
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None

@@ -80,7 +80,7 @@ def shard_on_cpu() -> None:
 
 def configure_fsdp(accelerator: "Accelerator", model: "nn.Module", blocks: Sequence[str], bfloat16: bool) -> None:
     """
-    Complete what accelerate knows of FSDP before it shards a model.
+    Complete what accelerate knows of FSDP, if that is in use, before it shards a model.
 
     Args:
         accelerator ([`~accelerate.Accelerator`]):
@@ -96,6 +96,8 @@ def configure_fsdp(accelerator: "Accelerator", model: "nn.Module", blocks: Seque
     import torch
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
+    if not uses_fsdp():
+        return
     plugin = accelerator.state.fsdp_plugin
     if plugin.transformer_cls_names_to_wrap is None:
         there = {type(module).__name__ for module in model.modules()}

@@ -80,7 +80,14 @@ def test_same_as_one_process(folder, tmp_path, monkeypatch):
     """`craft train` on each of two machines; then machine 0 is found done, and machine 1 with it."""
     assert main(["train", *options(folder, tmp_path / "one")]) == 0
     port = free_port()
-    trained = ["train", *options(folder, tmp_path / "two"), "--accelerate_config", "multi_node", "--mixed_precision", "no"]
+    trained = [
+        "train",
+        *options(folder, tmp_path / "two"),
+        "--accelerate_config",
+        "multi_node",
+        "--mixed_precision",
+        "no",
+    ]
     programs = [Program(main, *trained, *machine(rank, port)) for rank in range(2)]
     first, second = (program.finish() for program in programs)
     assert "[train] 4 steps on 5 images" in first and "[train]" not in second

@@ -282,7 +282,10 @@ class TestPlan:
             (["--candidates.num_prompts", "5000"], "num_prompts must be from 1 to 2000"),
             (["--model_name_or_path", "nowhere"], "known to several stages"),
             (["--candidates.model_name_or_path", "nowhere"], "Model nowhere: there is no such folder"),
-            (["--accelerate_config", "multi_node", "--num_machines", "2"], "num_processes is missing: multi_node says"),
+            (
+                ["--accelerate_config", "multi_node", "--num_machines", "2"],
+                "num_processes is missing: multi_node says",
+            ),
             (["--accelerate_config", "zero9"], "accelerate_config 'zero9' is neither a file nor one of"),
         ],
     )

@@ -181,7 +181,10 @@ class TestOptionsOfAccelerate:
         assert "machine_rank has no effect on one machine" in capsys.readouterr().err
         machines = ["--num_machines=2", "--train.num_processes=2", "--machine_rank=0", "--main_process_ip=10.0.0.1"]
         assert main(["run", folder, *machines]) == 2
-        assert "num_machines is 2, and `craft run` works on one machine: run `craft train` on each" in capsys.readouterr().err
+        assert (
+            "num_machines is 2, and `craft run` works on one machine: run `craft train` on each"
+            in capsys.readouterr().err
+        )
         assert main(["expand", "--config", str(recipes("candidates")), "--machine_rank", "1"]) == 2
         assert "accelerate" not in capsys.readouterr().err
 
