@@ -155,6 +155,9 @@ def check_launch(launch_args: "LaunchArguments", on_one_machine: str | None = No
 
 def check_machines(given: argparse.Namespace, config: Mapping[str, Any]) -> int:
     """Number of machines that `accelerate launch` is told of, or a [`UsageError`] for what it would hang at."""
+    for name in ("num_machines", "num_processes", "machine_rank"):
+        if type(value := config.get(name, 1)) is not int:
+            raise UsageError(f"accelerate_config: {name} must be a whole number, got {value!r}.")
     machines = given.num_machines or config.get("num_machines") or 1
     if machines == 1:
         for name in ("machine_rank", "main_process_ip"):

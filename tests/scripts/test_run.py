@@ -160,11 +160,14 @@ class TestOptionsOfAccelerate:
             said = f"craft: error: {words[0].partition('=')[0]} says how processes are started, and these have been"
             assert capsys.readouterr().err.startswith(said)
 
-    def test_one_process_is_not_made_of_several(self):
+    def test_one_process_is_not_made_of_several(self, in_tmp_path):
         assert check_launch(LaunchArguments(num_processes=2)) == ["--num_processes", "2", "--multi_gpu"]
         assert check_launch(LaunchArguments(num_processes=1)) == ["--num_processes", "1"]
         assert check_launch(LaunchArguments()) == []
         config = str(ROOT / "accelerate_configs" / "multi_gpu.yaml")
+        Path("mine.yaml").write_text("num_machines: two\n")
+        with pytest.raises(UsageError, match="accelerate_config: num_machines must be a whole number, got 'two'"):
+            check_launch(LaunchArguments("mine.yaml"))
         assert check_launch(LaunchArguments("ddp", 2)) == ["--num_processes", "2", "--config_file", config]
 
     def test_of_an_evaluation(self, capsys, recipes):
