@@ -207,17 +207,21 @@ def predict(name: str, denoiser: torch.nn.Module, batch: dict[str, torch.Tensor]
 def make_source(name: str, folder: Path, device: torch.device) -> str:
     """
     A pipeline folder to train from: the denoiser at full size; the encoders, which are not in the loop, as small as the shapes
-    of their outputs allow.
+    of their outputs allow. What was made before in `folder` is used again.
     """
     if name == "tiny":
         return str(TINY)
+    if (folder / "model_index.json").is_file():
+        return str(folder)
     made, family = ARCHITECTURES[name], family_of(name)
     with torch.device(device):
         denoiser = make_denoiser(name)
     parts: dict[str, Any] = {family.denoiser: denoiser.cpu(), "scheduler": make_scheduler(made["pipeline"])}
     parts |= make_encoders(made["pipeline"], made["latents"][0])
-    getattr(diffusers, made["pipeline"])(**parts).save_pretrained(folder / "source")
-    return str(folder / "source")
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    getattr(diffusers, made["pipeline"])(**parts).save_pretrained(unfinished)
+    unfinished.rename(folder)
+    return str(folder)
 
 
 def make_scheduler(pipeline: str) -> diffusers.SchedulerMixin:

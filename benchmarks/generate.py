@@ -28,16 +28,18 @@ scoring, PNG and parquet against the time of its denoiser and VAE calls alone.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from architectures import ARCHITECTURES
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-from measuring import ceiling, heading, machine, take_turns, timed
+from measuring import ceiling, heading, machine, save, take_turns, timed
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -56,12 +58,16 @@ CORRELATION = 0.4
 # Widths of UNet, VAE and text encoders, head dimension 64; depths are the real ones at full size only.
 SIZES = {
     "full": {
-        "channels": (320, 640, 1280), "blocks": (1, 2, 10), "layers": 2, "groups": 32, "vae": (128, 256, 512, 512),
+        "unet": {}, "vae": (128, 256, 512, 512),
         "text": ((768, 3072, 12, 12, "quick_gelu"), (1280, 5120, 32, 20, "gelu")), "pixels": 1024,
     },
     "small": {
-        "channels": (32, 64, 128), "blocks": (1, 1, 2), "layers": 1, "groups": 8, "vae": (16, 32, 32, 32),
-        "text": ((64, 128, 2, 1, "quick_gelu"), (128, 256, 2, 2, "gelu")), "pixels": 128,
+        "unet": {
+            "block_out_channels": (32, 64, 128), "transformer_layers_per_block": (1, 1, 2), "layers_per_block": 1,
+            "norm_num_groups": 8, "attention_head_dim": (1, 1, 2), "cross_attention_dim": 192, "sample_size": 16,
+            "projection_class_embeddings_input_dim": 6 * 256 + 128,
+        },
+        "vae": (16, 32, 32, 32), "text": ((64, 128, 2, 1, "quick_gelu"), (128, 256, 2, 2, "gelu")), "pixels": 128,
     },
 }  # fmt: skip
 
@@ -69,7 +75,7 @@ SIZES = {
 def make_pipeline(size: dict, device: str, dtype: torch.dtype) -> StableDiffusionXLPipeline:
     """SDXL with random weights; its tokenizer is the tiny recipe's, at SDXL's length."""
     torch.manual_seed(0)
-    channels, (first, second) = size["channels"], size["text"]
+    first, second = size["text"]
     tokenizer = CLIPTokenizer.from_pretrained(Path(__file__).parents[1] / "recipes/tiny/pipeline/tokenizer")
     tokenizer.model_max_length = 77
 
@@ -80,15 +86,7 @@ def make_pipeline(size: dict, device: str, dtype: torch.dtype) -> StableDiffusio
         )  # fmt: skip
 
     with torch.device(device):
-        unet = UNet2DConditionModel(
-            sample_size=size["pixels"] // 8, block_out_channels=channels, layers_per_block=size["layers"],
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            transformer_layers_per_block=size["blocks"], attention_head_dim=[max(1, c // 64) for c in channels],
-            cross_attention_dim=first[0] + second[0], norm_num_groups=size["groups"], use_linear_projection=True,
-            addition_embed_type="text_time", addition_time_embed_dim=256,
-            projection_class_embeddings_input_dim=6 * 256 + second[0],
-        ).to(dtype)  # fmt: skip
+        unet = UNet2DConditionModel.from_config(ARCHITECTURES["sdxl"]["config"] | size["unet"]).to(dtype)
         vae = AutoencoderKL(
             block_out_channels=size["vae"], down_block_types=["DownEncoderBlock2D"] * 4, latent_channels=4,
             up_block_types=["UpDecoderBlock2D"] * 4, layers_per_block=2, norm_num_groups=min(32, size["vae"][0]),
@@ -209,11 +207,21 @@ def measure(size: dict, args, device: str, dtype: torch.dtype) -> dict:
     prompts = [f"a picture of thing number {i}" for i in range(batch)]
     loop_pipeline = make_pipeline(size, device, torch.float16 if device != "cpu" else dtype)
     generators = {"ImageGenerator": ImageGenerator(pipeline, config, device=device)}
+    calls = {}  # of the denoiser for an image, where they are others
+    if args.fewer_steps:
+        name = f"ImageGenerator, {args.fewer_steps} steps"
+        fewer = replace(config, num_inference_steps=args.fewer_steps)
+        generators[name], calls[name] = ImageGenerator(pipeline, fewer, device=device), args.fewer_steps
+    if args.compiled:
+        compiled = replace(config, torch_compile=True)
+        generators["ImageGenerator, torch_compile"] = ImageGenerator(
+            make_pipeline(size, device, dtype), compiled, device=device
+        )
     if device != "cpu":
         variants = {
             "channels_last": lambda p: p.unet.to(memory_format=torch.channels_last),
             "fused QKV": lambda p: p.fuse_qkv_projections(),
-            "blocks compiled (torch_compile)": lambda p: p.unet.compile_repeated_blocks(fullgraph=True),
+            "diffusers' repeated blocks compiled": lambda p: p.unet.compile_repeated_blocks(fullgraph=True),
             "denoiser compiled": lambda p: p.unet.compile(),
             "denoiser and VAE compiled, channels_last": lambda p: (
                 p.unet.to(memory_format=torch.channels_last).compile(), p.vae.decoder.compile()
@@ -261,6 +269,7 @@ def measure(size: dict, args, device: str, dtype: torch.dtype) -> dict:
         _, exact = candidates.kept(pool)
     drawn = candidates.batches * batch
     teraflop = teraflop_per_image(pipeline, steps)
+    work = {name: teraflop_per_image(pipeline, number) for name, number in calls.items()}
     tops = ceiling(device, dtype)
     image = generators["ImageGenerator"](prompts[:1], [7])[0]
     options = {"generator": torch.Generator().manual_seed(7), **common}
@@ -270,7 +279,9 @@ def measure(size: dict, args, device: str, dtype: torch.dtype) -> dict:
         "images_per_second": rates,
         "teraflop_per_image": teraflop,
         "ceiling_tflops": tops,
-        "share_of_ceiling": {name: rate * sum(teraflop.values()) / tops for name, rate in rates.items()},
+        "share_of_ceiling": {
+            name: rate * sum(work.get(name, teraflop).values()) / tops for name, rate in rates.items()
+        },
         "times_diffusers": {name: rate / rates["diffusers, one prompt at a time"] for name, rate in rates.items()},
         "end_to_end": {
             "groups": groups,
@@ -314,7 +325,8 @@ def report(result: dict) -> None:
     print(f"largest difference from diffusers' own image: {rates['largest_difference_from_diffusers_of_255']} of 255")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> dict:
+    """Measure what the arguments say, and return the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=5.0, help="time for the rates and the run end to end")
     parser.add_argument("--size", choices=SIZES, help="defaults to full on a GPU, small on a CPU")
@@ -323,8 +335,10 @@ def main() -> None:
     parser.add_argument("--groups", type=int, default=2000, help="groups of the counts")
     parser.add_argument("--counts_only", action="store_true", help="leave out all that needs the networks")
     parser.add_argument("--variants", action="store_true", help="on a GPU, measure layouts and compilation too")
+    parser.add_argument("--fewer_steps", type=int, help="add a case: ours with so many steps")
+    parser.add_argument("--compiled", action="store_true", help="add a case: ours with torch_compile")
     parser.add_argument("--json", type=Path, help="where to write the results")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     size = args.size or ("full" if device == "cuda" else "small")
     result = {"machine": machine(device, PACKAGES), "size": size, "steps": args.steps, "batch_size": args.batch_size}
@@ -333,8 +347,9 @@ def main() -> None:
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
         result["rates"] = measure(SIZES[size], args, device, dtype)
     report(result)
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    result["finished"] = True
+    save(result, args.json)
+    return result
 
 
 if __name__ == "__main__":

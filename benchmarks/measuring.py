@@ -15,13 +15,24 @@
 
 """What the benchmarks share: the machine, its ceiling, and cases that take turns in one process."""
 
+import json
 import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
+
+
+def save(result: Mapping, path: Path | None) -> None:
+    """Write figures, so that a kill leaves those of before or these, if there is a place for them."""
+    if path is None:
+        return
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    new.replace(path)
 
 
 def machine(device: str, packages: Sequence[str]) -> dict:
@@ -46,9 +57,9 @@ def heading(machine: Mapping) -> str:
 
 def ceiling(device: str, dtype: torch.dtype) -> float:
     """TFLOP/s of a matrix product of random numbers here and now, the best of several."""
-    side = 8192 if device == "cuda" else 1024
+    side = 8192 if device == "cuda" else 512
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    return max(2 * side**3 / timed(lambda: a @ b, device) / 1e12 for _ in range(10))
+    return max(2 * side**3 / timed(lambda: a @ b, device) / 1e12 for _ in range(10 if device == "cuda" else 3))
 
 
 def timed(work: Callable[[], object], device: str) -> float:

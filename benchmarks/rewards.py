@@ -31,12 +31,13 @@ import statistics
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import open_clip
 import torch
-from measuring import ceiling, heading, machine, take_turns
+from measuring import ceiling, heading, machine, save, take_turns
 from PIL import Image
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
@@ -52,10 +53,12 @@ from craft_trl.rewards.pickscore import PickScore
 from craft_trl.rewards.preprocessing import prepare
 
 
-# At reduced size every tower has a quarter of the width and a quarter of the layers; tokens and pixels are the real ones.
+# At reduced size every tower has a quarter of the width and a quarter of the layers; tokens and pixels are the real ones. The tiny
+# size is for trying the whole thing.
 SIZES = {
     "full": {"text": (1024, 24, 16), "vision": (1280, 32, 16), "large": (1024, 24, 16), "dim": 1024},
     "small": {"text": (256, 6, 4), "vision": (320, 8, 4), "large": (256, 6, 4), "dim": 256},
+    "tiny": {"text": (64, 2, 1), "vision": (80, 2, 1), "large": (64, 2, 1), "dim": 64},
 }
 IMAGES_PER_PROMPT = 8
 PACKAGES = ("torch", "torchvision", "transformers", "open_clip_torch", "pillow")
@@ -155,13 +158,15 @@ def flips(exact: dict[str, np.ndarray], rough: dict[str, np.ndarray]) -> dict[st
     return {"turned_percent": turned, "largest_difference": difference, "standard_deviation": spread}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> dict:
+    """Measure what the arguments say, and return the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=5, help="time budget of the measurement")
     parser.add_argument("--size", choices=SIZES, help="of the networks; full on a GPU, small on a CPU")
     parser.add_argument("--images", type=int, help="images in a round; 256 on a GPU, 16 on a CPU")
+    parser.add_argument("--side", type=int, default=1024, help="pixels of a side of an image")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     size, number = (
         args.size or {"cuda": "full", "cpu": "small"}[device],
@@ -169,9 +174,15 @@ def main() -> None:
     )
     if number % IMAGES_PER_PROMPT:
         parser.error(f"--images must be a multiple of {IMAGES_PER_PROMPT}, got {number}")
-    images = pictures(number, 1024)
+    images = pictures(number, args.side)
     prompts = [f"a picture, number {i // IMAGES_PER_PROMPT}, of a fox" for i in range(number)]
-    result = {"machine": machine(device, PACKAGES), "size": size, "images": number, "minutes": args.minutes}
+    result = {
+        "machine": machine(device, PACKAGES),
+        "size": size,
+        "images": number,
+        "side": args.side,
+        "minutes": args.minutes,
+    }
     deadline = time.monotonic() + 60 * args.minutes
     with contextlib.ExitStack() as stack:
         folders = write_weights(Path(stack.enter_context(tempfile.TemporaryDirectory())), SIZES[size])
@@ -233,9 +244,10 @@ def main() -> None:
             name: {"median": statistics.median(values), "best": max(values)} for name, values in rates.items()
         }
         result["ceiling_tflops"] = {name: ceiling(device, getattr(torch, name)) for name in ("float32", "bfloat16")}
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    result["finished"] = True
+    save(result, args.json)
     report(result)
+    return result
 
 
 def gigaflop(reward, image: Image.Image) -> float:
@@ -249,7 +261,7 @@ def gigaflop(reward, image: Image.Image) -> float:
 
 def report(result: dict) -> None:
     print(f"\n{heading(result['machine'])}")
-    print(f"{result['size']} size, {result['images']} images of 1024 px, {result['rounds']} rounds\n")
+    print(f"{result['size']} size, {result['images']} images of {result['side']} px, {result['rounds']} rounds\n")
     rates = result["images_per_second"]
     peer = rates.get("hpsv2.score(list)", {}).get("median")
     print(f"{'images per second':<42}{'median':>10}{'best':>10}{'hpsv2.score(list)':>20}")

@@ -34,12 +34,10 @@ import gc
 import itertools
 import json
 import math
-import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +58,7 @@ from architectures import (
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from diffusers.optimization import get_scheduler
+from measuring import ceiling, machine, save
 from memory import PROFILES, print_memory
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
@@ -71,8 +70,10 @@ from craft_trl.trainer.precision import compute_in_bfloat16
 
 
 # A name with _lora behind it is an adapter of rank 64 on that model, with activation checkpointing.
+CONTENDERS = ["ours", "compiled", "autocast", "checkpointing", "no_checkpointing", "documented"]
 MODELS = [f"{name}{adapter}" for name in ARCHITECTURES if name not in MEMORY_ONLY for adapter in ("", "_lora")]
 TFLOP = {"sdxl": 20.231}
+PACKAGES = ("torch", "diffusers", "transformers", "accelerate")
 
 
 def split(model: str) -> tuple[str, bool]:
@@ -94,7 +95,8 @@ def count_tflop(model: str) -> float:
     return TFLOP[model]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> dict | None:
+    """Measure what the arguments say, and return the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, default="sdxl", help="architecture, `_lora` for an adapter on it")
     parser.add_argument(
@@ -107,48 +109,56 @@ def main() -> None:
     parser.add_argument(
         "--script_batches", type=int, nargs="+", default=[16, 8, 4], help="batches to try, largest first"
     )
-    parser.add_argument("--compile_blocks", action="store_true", help="add a contender: ours with compiled blocks")
+    parser.add_argument(
+        "--contenders",
+        choices=CONTENDERS,
+        nargs="+",
+        default=[name for name in CONTENDERS if name != "compiled"],
+        help="who takes turns, in this order: ours, with compiled blocks, under autocast; the script with activation "
+        "checkpointing, without, and with its documented arguments",
+    )
+    parser.add_argument("--compile_blocks", action="store_true", help="add the contender compiled")
+    parser.add_argument(
+        "--cosines", action=argparse.BooleanOptionalAction, default=True, help="compare gradients with float32 ones"
+    )
+    parser.add_argument("--sources", type=Path, help="folder that keeps the random models, for other runs")
     parser.add_argument("--channels_last", action="store_true", help="use channels_last in ours")
     parser.add_argument("--minutes", type=float, default=25, help="time budget: no turn begins after it")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     if options.memory is not None:
         for name in options.memory or PROFILES:
             print_memory(name)
-        return
-    result = compare(options)
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        return None
+    if options.compile_blocks:
+        options.contenders = ["ours", "compiled", *(name for name in options.contenders if name != "ours")]
+    return compare(options)
 
 
 # Speed
 
 
 def compare(options: argparse.Namespace) -> dict:
-    """Let the contenders take turns, and print what came out."""
+    """Let the contenders take turns, and print what came out. What there is so far is in the file after every turn."""
     end = time.monotonic() + 60 * options.minutes
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     torch.manual_seed(0)
+    turns: dict[str, list[dict]] = {}
+    result = {
+        "model": options.model,
+        "machine": machine(device.type, PACKAGES),
+        "ceiling_tflops": ceiling(device.type, torch.bfloat16),
+        "tflop_per_sample": count_tflop(options.model),
+        "turns": turns,
+        "gradient_cosine": {},
+        "options": {key: str(value) for key, value in vars(options).items()},
+        "finished": False,
+    }
     with tempfile.TemporaryDirectory() as folder:
         name, _ = split(options.model)
-        source = make_source(name, Path(folder), device)
-        dataset = make_dataset(ARCHITECTURES[name]["size"])
-        ours = functools.partial(run_ours, source, dataset, options, Path(folder) / "out")
-        script = functools.partial(run_script, options.model, source, options.steps, device)
-        contenders: dict[str, Callable[[], dict]] = {f"craft_trl, micro-batch {options.micro_batch}": ours}
-        if options.compile_blocks:
-            contenders["craft_trl, compiled blocks"] = functools.partial(ours, compile_blocks=True)
-        contenders["craft_trl, autocast"] = functools.partial(ours, bf16_mode="autocast")
-        for checkpointing in (True, False):
-            what = "checkpointing" if checkpointing else "no checkpointing"
-            for batch in options.script_batches:
-                call = functools.partial(script, batch_size=batch, accumulation=1, checkpointing=checkpointing)
-                contenders[f"diffusers script, {what}, batch {batch}"] = call
-        documented = functools.partial(script, batch_size=1, accumulation=4, checkpointing=True)
-        contenders["diffusers script as documented: batch 1 x 4, checkpointing"] = documented
-
-        ceiling = matmul_ceiling(device)
-        turns: dict[str, list[dict]] = {name: [] for name in contenders}
+        source = make_source(name, (options.sources or Path(folder)) / name, device)
+        contenders = make_contenders(options, source, device, Path(folder) / "out")
+        turns |= {name: [] for name in contenders}
         for turn in range(options.rounds):
             for name, run in contenders.items():
                 failed = turn > 0 and not turns[name]  # it did not fit
@@ -159,37 +169,79 @@ def compare(options: argparse.Namespace) -> dict:
                     print(
                         f"round {turn + 1}, {name}: {turns[name][-1]['samples_per_second']:.3f} samples/s", flush=True
                     )
+                    save(result, options.json)
                 except torch.OutOfMemoryError:
                     print(f"round {turn + 1}, {name}: does not fit", flush=True)
-        cosines = {mode: gradient_cosine(options.model, source, mode, device) for mode in ("module", "autocast")}
+        for mode in ("module", "autocast") if options.cosines else ():
+            result["gradient_cosine"][mode] = gradient_cosine(options.model, source, mode, device)
+    result["finished"] = True
+    save(result, options.json)
+    report(result)
+    return result
 
-    tflop = count_tflop(options.model)
-    print(f"\nCeiling, a bfloat16 matrix product of this run: {ceiling:.2f} TFLOP/s. {tflop:.3f} TFLOP per sample.\n")
+
+def make_contenders(
+    options: argparse.Namespace, source: str, device: torch.device, output_dir: Path
+) -> dict[str, Callable[[], dict]]:
+    """Who takes turns, by name: ours and the script, in several ways."""
+    dataset = make_dataset(ARCHITECTURES[split(options.model)[0]]["size"])
+    ours = functools.partial(run_ours, source, dataset, options, output_dir)
+    script = functools.partial(run_script, options.model, source, options.steps, device)
+    known: dict[str, dict[str, Callable[[], dict]]] = {
+        "ours": {f"craft_trl, micro-batch {options.micro_batch}": ours},
+        "compiled": {"craft_trl, compiled blocks": functools.partial(ours, compile_blocks=True)},
+        "autocast": {"craft_trl, autocast": functools.partial(ours, bf16_mode="autocast")},
+        "documented": {
+            "diffusers script as documented: batch 1 x 4, checkpointing": functools.partial(
+                script, batch_size=1, accumulation=4, checkpointing=True
+            )
+        },
+    }
+    for kind, checkpointing in (("checkpointing", True), ("no_checkpointing", False)):
+        what = "checkpointing" if checkpointing else "no checkpointing"
+        known[kind] = {
+            f"diffusers script, {what}, batch {batch}": functools.partial(
+                script, batch_size=batch, accumulation=1, checkpointing=checkpointing
+            )
+            for batch in options.script_batches
+        }
+    return {name: run for kind in options.contenders for name, run in known[kind].items()}
+
+
+def summary(result: dict) -> list[dict]:
+    """A row for each contender that had a turn."""
+    rows = []
+    for name, turns in result["turns"].items():
+        if turns:
+            rate = statistics.median(turn["samples_per_second"] for turn in turns)
+            rows.append(
+                {
+                    "contender": name,
+                    "samples/s": rate,
+                    "TFLOP/s": rate * result["tflop_per_sample"],
+                    "of the ceiling": rate * result["tflop_per_sample"] / result["ceiling_tflops"],
+                    "peak GiB": max(turn["peak_gib"] for turn in turns),
+                    "first step s": max(turn["first_step_seconds"] for turn in turns),
+                    "minutes for 25,600": 25_600 / rate / 60,
+                }
+            )
+    return rows
+
+
+def report(result: dict) -> None:
+    """Print what came out."""
+    print(
+        f"\nCeiling, a bfloat16 matrix product of this run: {result['ceiling_tflops']:.2f} TFLOP/s. "
+        f"{result['tflop_per_sample']:.3f} TFLOP per sample.\n"
+    )
     print("| contender | samples/s | TFLOP/s | of the ceiling | peak GiB | first step s | minutes for 25,600 |")
     print("|---|---|---|---|---|---|---|")
-    for name, results in turns.items():
-        if results:
-            rate = statistics.median(result["samples_per_second"] for result in results)
-            peak = max(result["peak_gib"] for result in results)
-            first = max(result["first_step_seconds"] for result in results)
-            print(
-                f"| {name} | {rate:.3f} | {rate * tflop:.2f} | {rate * tflop / ceiling:.1%} | {peak:.1f} | {first:.1f} | "
-                f"{25_600 / rate / 60:.1f} |"
-            )
-    print("\nCosine between the gradient of one sample and its float32 gradient: ", end="")
-    print(", ".join(f"{mode} {value:.6f}" for mode, value in cosines.items()))
-    return {
-        "model": options.model,
-        "device": torch.cuda.get_device_name()
-        if device.type == "cuda"
-        else platform.processor() or platform.machine(),
-        "ceiling_tflops": ceiling,
-        "tflop_per_sample": tflop,
-        "turns": turns,
-        "gradient_cosine": cosines,
-        "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "accelerate")},
-        "options": {key: str(value) for key, value in vars(options).items()},
-    }
+    for row in summary(result):
+        name, rate, tflops, share, peak, first, minutes = row.values()
+        print(f"| {name} | {rate:.3f} | {tflops:.2f} | {share:.1%} | {peak:.1f} | {first:.1f} | {minutes:.1f} |")
+    if result["gradient_cosine"]:
+        print("\nCosine between the gradient of one sample and its float32 gradient: ", end="")
+        print(", ".join(f"{mode} {value:.6f}" for mode, value in result["gradient_cosine"].items()))
 
 
 def measure(run: Callable[[], dict], device: torch.device) -> dict:
@@ -304,19 +356,6 @@ def run_script(
         if accelerator.sync_gradients:
             clock.tick()
     return clock.result(batch_size * accumulation)
-
-
-def matmul_ceiling(device: torch.device) -> float:
-    """TFLOP/s of a large bfloat16 matrix product of random numbers."""
-    size = 8192 if device.type == "cuda" else 512
-    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
-    clock = Clock()
-    for _ in range(30):
-        clock.tick()
-        a @ b
-    clock.tick()
-    seconds = statistics.median(later - earlier for earlier, later in itertools.pairwise(clock.times[10:]))
-    return 2 * size**3 / seconds / 1e12
 
 
 def gradient_cosine(model: str, source: str, mode: str, device: torch.device) -> float:

@@ -17,8 +17,11 @@
 
 import gc
 import os
+import tempfile
+import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -119,3 +122,35 @@ def on_main_process(work: Callable[[], T]) -> T:
     """What `work` returns on the main process, for all: see [`on_all_processes`]."""
     is_main = process_state().is_main_process
     return on_all_processes(lambda: work() if is_main else None)[0]
+
+
+def check_shared(folder: Path, patience: float = 5) -> None:
+    """
+    Raise a [`UsageError`], on each machine, unless all processes that were launched see the same folder, which the main one has
+    made. All must call this.
+
+    Args:
+        folder (`Path`):
+            The folder.
+        patience (`float`, *optional*, defaults to `5`):
+            Seconds that a network drive may take to show a new file.
+    """
+    if process_state().num_processes == 1:
+        return
+
+    def seen() -> bool:
+        end = time.monotonic() + patience
+        while not mark.exists() and time.monotonic() < end:
+            time.sleep(0.1)
+        return mark.exists()
+
+    mark = folder / on_main_process(lambda: Path(tempfile.mkstemp(prefix=".shared-", dir=folder)[1]).name)
+    all_see = all(on_all_processes(seen))
+    on_main_process(mark.unlink)
+    if not all_see and process_state().is_local_main_process:
+        raise UsageError(
+            f"The machines do not share {folder}: each sees another folder of that name. Name an output_dir on a disk that all of them "
+            "have."
+        )
+    if not all_see:
+        raise SystemExit(2)

@@ -16,13 +16,14 @@
 
 import dataclasses
 import difflib
+import functools
 import json
 import os
 import re
 import sys
 import types
 from argparse import Namespace
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -47,13 +48,17 @@ class CraftParser(TrlParser):
             Dataclasses whose fields are the options.
         launched (`str`, *optional*):
             Import path of the script, if it can be started through `accelerate launch`.
+        launches (`bool`, *optional*, defaults to `False`):
+            Whether the `craft` command starts it so. Then options of `accelerate launch` may stand among the others, in recipes and
+            on command lines; those that were given are in `launch_options` of the dataclass that has such a field.
         kwargs:
             Arguments of [`~trl.TrlParser`].
     """
 
-    def __init__(self, dataclass_types: Iterable[type], launched: str | None = None, **kwargs):
+    def __init__(self, dataclass_types: Iterable[type], launched: str | None = None, launches: bool = False, **kwargs):
         super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
-        self.launched = launched
+        self.launched, self.launches = launched, launches
+        self.launch_options: list[str] = []  # of the recipe
         self.recipe: Path | None = None
         self.hints: dict[str, Any] = {}
         for dataclass_type in self.dataclass_types:
@@ -81,31 +86,43 @@ class CraftParser(TrlParser):
     def set_defaults_with_config(self, **kwargs) -> list[str]:
         # `TrlParser` hands over the raw values of the YAML file, and argparse converts string defaults only: a list or
         # a float where an integer belongs would go through. Check here, where the key is still known.
-        unknown = sorted(set(kwargs) - set(self.hints))
+        unknown = sorted(key for key in kwargs if key not in self.hints and not self.passes_on(key))
         if len(unknown) > 2:
             keys = ", ".join(map(repr, unknown[:3])) + (f" and {len(unknown) - 3} more" if unknown[3:] else "")
             raise UsageError(f"{self.recipe}: unknown keys {keys}. Is it a recipe of another command?")
         if unknown:
             raise UsageError(f"{self.recipe}: unknown key {unknown[0]!r}. {self.remedy(unknown[0])}")
         values = {key: relative_to(self.recipe.parent, value) for key, value in kwargs.items()}
+        self.launch_options = [
+            word for key in kwargs if key not in self.hints for word in _words(key, values.pop(key), self.recipe)
+        ]
         for key, value in values.items():
             if not _fits(value, self.hints[key]):
                 raise UsageError(f"{self.recipe}: {key} must be {_describe(self.hints[key])}, got {value!r}.")
         return super().set_defaults_with_config(**values)
 
     def parse_args_into_dataclasses(self, args: Sequence[str] | None = None, **kwargs) -> tuple:
-        given = set()
+        given, own, passed_on = set(), [], [*self.launch_options]
+        target = own  # where the words after an option go
         for arg in args or ():
             if not arg.startswith("--"):
+                target.append(arg)
                 continue
             key = arg.removeprefix("--").split("=")[0].replace("-", "_")
-            if not {key, key.removeprefix("no_")} & {*self.hints, "help"}:
+            ours = {key, key.removeprefix("no_")} & {*self.hints, "help"}
+            if not ours and not self.passes_on(key):
                 raise UsageError(f"Unknown argument {arg.split('=')[0]}. {self.remedy(key, prefix='--')}")
             # Of an option that is repeated argparse takes the last one. Whoever repeats a list means all of it.
             if key in given and list in map(get_origin, _options(self.hints.get(key))):
                 raise UsageError(f"--{key} is given twice: write all its values after one, --{key} A B.")
             given.add(key)
-        return super().parse_args_into_dataclasses(args=args, **kwargs)
+            target = own if ours else passed_on
+            target.append(arg)
+        parsed = super().parse_args_into_dataclasses(args=own, **kwargs)
+        for config in parsed:
+            if hasattr(config, "launch_options"):
+                config.launch_options = passed_on
+        return parsed
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Namespace | None = None) -> tuple:
         # `HfArgumentParser` raises a bare `ValueError` for words that no option takes, and makes the dataclasses before, whose
@@ -120,23 +137,53 @@ class CraftParser(TrlParser):
 
     def remedy(self, key: str, prefix: str = "") -> str:
         """What to do about an option that there is not."""
-        return self.of_accelerate(key) or suggest(key, self.hints, prefix)
+        known = {*self.hints, *(accelerate_options() if self.launches else ())}
+        return self.of_accelerate(key) or suggest(key, known, prefix)
+
+    def passes_on(self, key: str) -> bool:
+        """Whether this is an option of `accelerate launch` that may stand among those of the script."""
+        return self.launches and key in accelerate_options()
 
     def of_accelerate(self, key: str) -> str | None:
         """How to give an option of `accelerate launch`, if it is one and the script can be started so."""
-        if self.launched is None:
-            return None
-        from accelerate.commands.launch import launch_command_parser  # here: it imports PyTorch
-
-        # Not its short ones, `-m` and the like.
-        options = {option.lstrip("-").replace("-", "_") for option in launch_command_parser()._option_string_actions}
-        if len(key) < 3 or key not in options:
+        if self.launched is None or self.launches or key not in accelerate_options():
             return None
         return f"It is an option of accelerate: accelerate launch --{key} ... -m {self.launched} --config RECIPE."
 
     def error(self, message: str) -> None:
         # argparse would print the usage of every option, several screens, before the one line that matters.
         raise UsageError(message[0].upper() + message[1:].rstrip(".") + ".")
+
+
+@functools.cache
+def accelerate_options() -> frozenset[str]:
+    """Names of the options of `accelerate launch`, but for those that say what is launched."""
+    from accelerate.commands.launch import launch_command_parser  # here: it imports PyTorch
+
+    # Not its short ones, `-m` and the like.
+    options = {option[2:].replace("-", "_") for option in launch_command_parser()._option_string_actions if option[2:]}
+    return frozenset(options - {"help", "module", "no_python", "config_file"})
+
+
+def _words(key: str, value: Any, recipe: Path) -> list[str]:
+    """An option of `accelerate launch` in a recipe, as it stands on a command line."""
+    if isinstance(value, bool):
+        return [f"--{key}"] if value else []
+    if not isinstance(value, (str, int, float)):
+        raise UsageError(f"{recipe}: {key} must be text, a number, or true or false, got {value!r}.")
+    return [f"--{key}", str(value)]
+
+
+def without(names: Collection[str], argv: Iterable[str]) -> list[str]:
+    """A command line without some options and their values."""
+    left: list[str] = []
+    kept = True
+    for arg in argv:
+        if arg.startswith("--"):
+            kept = arg[2:].partition("=")[0].replace("-", "_") not in names
+        if kept:
+            left.append(arg)
+    return left
 
 
 def check_recipe(path: Path) -> dict:

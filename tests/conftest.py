@@ -51,6 +51,7 @@ LONGEST = (
     "trainer/test_trainer.py",
     "distributed/test_generate.py",
     "bakeoff/test_bakeoff.py",
+    "benchmarks/test_gpu.py",
     "hub/test_hub.py",
     "scripts/test_killed.py",
     "recipes/test_tiny_build.py",

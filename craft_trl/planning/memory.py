@@ -49,6 +49,8 @@ class Profile:
         offload_optimizer (`bool`, *optional*, defaults to `False`):
             Whether DeepSpeed keeps master weights and moments in the memory of the host: 16 bytes a trained parameter there,
             with the gradients that its optimizer reads.
+        fsdp (`bool`, *optional*, defaults to `False`):
+            Whether FSDP shards weights, gradients and moments.
     """
 
     num_processes: int
@@ -56,10 +58,13 @@ class Profile:
     dtype: str
     autocast: bool = False
     offload_optimizer: bool = False
+    fsdp: bool = False
 
     def static_bytes(self, trained: int, frozen: int) -> float:
         """Weights, gradients and AdamW's states on one GPU, with `trained` and `frozen` parameters."""
         n = self.num_processes
+        if self.fsdp:  # float32 weights, gradients and moments; a block at a time is gathered beside them
+            return (16 * trained + (4 if self.dtype == "float32" else 2) * frozen) / n
         if self.zero_stage == 0:
             # float32 weights, gradients and two moments; and, where it computes in 16 bits, copies of the weights. DDP sends
             # gradients from buffers of its own. They hold the gradients themselves only from the last micro-batch of a step

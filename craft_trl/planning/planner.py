@@ -213,7 +213,7 @@ class Planner:
         height, width = self.drawing.size
         picture, evaluated_picture = image_bytes(height, width), image_bytes(*self.judging.size)
         lora = " of LoRA" if self.adapter else ""
-        kind = f"ZeRO-{profile.zero_stage}" if profile.zero_stage else profile.dtype
+        kind = "FSDP2" if profile.fsdp else f"ZeRO-{profile.zero_stage}" if profile.zero_stage else profile.dtype
         watching = f", {self.watching.looks} looks of the guard" if self.watching.looks else ""
         guided = f" x {self.drawing.calls}" if self.drawing.calls > 1 else ""
         stages = [

@@ -23,7 +23,7 @@ from ..candidates.config import CandidatesConfig
 from ..errors import UsageError
 from ..evaluation.config import EvaluateArguments, EvaluationConfig
 from ..hub.config import PushConfig
-from ..parser import CraftParser, at_home, check_recipe, describe_unexpected, relative_to, split_path, suggest
+from ..parser import CraftParser, at_home, check_recipe, describe_unexpected, relative_to, split_path, suggest, without
 from ..trainer.arguments import LaunchArguments, TrainArguments, training_parser
 
 
@@ -89,7 +89,7 @@ class RunRecipes:
         training, evaluation = recipes.training, recipes.evaluation
         recipes.train_argv = ["--config", str(files["train"]), *routed["train"]]
         recipes.train_argv += ["--dataset_name", recipes.train.dataset_name, "--output_dir", training.output_dir]
-        recipes.evaluate_argv = ["--config", str(files["evaluate"]), *without("models", routed["evaluate"])]
+        recipes.evaluate_argv = ["--config", str(files["evaluate"]), *without({"models"}, routed["evaluate"])]
         recipes.evaluate_argv += ["--models", *evaluation.models, "--output_dir", evaluation.output_dir]
         if evaluation.run_dir is not None:
             recipes.evaluate_argv += ["--run_dir", evaluation.run_dir]
@@ -209,6 +209,7 @@ def route(overrides: Sequence[str], parsers: dict[str, CraftParser]) -> tuple[di
         knowing = [
             s for s, parser in parsers.items() if name in parser.hints or name.removeprefix("no_") in parser.hints
         ]
+        knowing = knowing or [s for s, parser in parsers.items() if parser.passes_on(name)]
         knowing = [s for s in knowing if s == stage] if dot else knowing
         if not knowing:
             asked = [parser for s, parser in parsers.items() if not dot or s == stage]
@@ -225,18 +226,6 @@ def route(overrides: Sequence[str], parsers: dict[str, CraftParser]) -> tuple[di
             what = "folder" if name == "output_dir" else "file"
             raise UsageError(f"--{name} needs one {what}, got {' '.join(values) or 'none'}.")
     return routed, {name: at_home(value) for name, (value,) in own.items()}
-
-
-def without(name: str, argv: Sequence[str]) -> list[str]:
-    """A command line without an option and its values."""
-    left: list[str] = []
-    kept = True
-    for arg in argv:
-        if arg.startswith("--"):
-            kept = arg.partition("=")[0] != f"--{name}"
-        if kept:
-            left.append(arg)
-    return left
 
 
 def find_train_recipe(folder: Path, name: str) -> Path:

@@ -75,7 +75,7 @@ class Bakeoff:
         generate.check(self.candidates)
         for arm in config.arms:
             train_args, training_args, launch_args = self.training(arm, config.seeds[0])
-            train.check(train_args, launch_args, training_args)
+            train.check(train_args, launch_args, training_args, on_one_machine="craft bakeoff")
         self.evaluation_argv = _given(
             num_prompts=config.num_test_prompts, output_dir=str(self.folder / "evaluation"), num_images_per_prompt=1
         )

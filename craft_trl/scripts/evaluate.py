@@ -74,7 +74,7 @@ def main(config: EvaluationConfig, args: EvaluateArguments | None = None) -> Non
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from ..devices import on_main_process, process_state
+    from ..devices import check_shared, on_main_process, process_state
     from ..evaluation.evaluate import Evaluation
     from ..evaluation.report import format_table, write_report
 
@@ -85,11 +85,11 @@ def main(config: EvaluationConfig, args: EvaluateArguments | None = None) -> Non
     # Images lie under the hash of what they depend on: with another model to compare, the others' are not drawn again.
     stage = Stage("evaluate", folder, evaluation.settings(), cache="images")
     results, report = folder / "results.json", folder / "report.html"
-    finished = stage.finished
-    state.wait_for_everyone()  # before the main process touches the folder
+    finished = on_main_process(lambda: stage.finished)
     if not finished:
         if message := on_main_process(stage.begin):
             say(f"[evaluate] {message}")
+        check_shared(folder)
         with stopwatch(stage, write=state.is_main_process) as watch:
             one_by_one = judges_one_by_one(evaluation)
             if one_by_one:

@@ -15,24 +15,29 @@
 
 """What the scripts share: how they start, and what they say."""
 
+import argparse
 import logging
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import UsageError, exit_code
-from ..parser import CraftParser
+from ..parser import CraftParser, check_recipe, describe_unexpected, without
 from ..quiet import quiet_logs
 from ..stages import Stage, stopwatch
 
 
 if TYPE_CHECKING:
     from ..trainer.arguments import LaunchArguments
+
+
+ALIASES = {"ddp": "multi_gpu"}
+SCRIPT = "the script"  # stands for it where options are checked
 
 
 def start(script: ModuleType, argv: Sequence[str], parsed: Sequence[Any]) -> None:
@@ -96,19 +101,91 @@ def launch(module: str, argv: list[str], launch_args: "LaunchArguments") -> None
         module (`str`):
             Import path of the script.
         argv (`list[str]`):
-            Its arguments.
+            Its arguments, among which those of `accelerate launch` may stand.
         launch_args ([`LaunchArguments`]):
             How to start it.
     """
-    options = []
-    if launch_args.accelerate_config is not None:
-        options += ["--config_file", str(find_accelerate_config(launch_args.accelerate_config))]
-    if launch_args.num_processes is not None:
-        options += ["--num_processes", str(launch_args.num_processes)]
+    options = check_launch(launch_args)
+    names = {option[2:].partition("=")[0].replace("-", "_") for option in launch_args.launch_options}
+    argv = without({*names, "accelerate_config", "num_processes"}, argv)
     command = [sys.executable, "-m", "accelerate.commands.launch", *options, "-m", module, *argv]
     code = subprocess.run(command, check=False).returncode
     if code:
         raise SystemExit(code)  # the script has said why
+
+
+def check_launch(launch_args: "LaunchArguments", on_one_machine: str | None = None) -> list[str]:
+    """
+    Options of `accelerate launch` for some arguments, or a [`UsageError`] for what it would misread or pass by.
+
+    Args:
+        launch_args ([`LaunchArguments`]):
+            How to start a script.
+        on_one_machine (`str`, *optional*):
+            Name of a command that works on one machine only.
+    """
+    if not launch_args.given:
+        return []
+    from accelerate.commands.config.config_args import default_config_file
+    from accelerate.commands.launch import launch_command_parser
+
+    parser = launch_command_parser()
+    parser.error = _refuse
+    config, options = {}, [*launch_args.launch_options]
+    if launch_args.num_processes is not None:
+        options += ["--num_processes", str(launch_args.num_processes)]
+    if launch_args.accelerate_config is not None:
+        path = find_accelerate_config(launch_args.accelerate_config)
+        config = check_recipe(path)
+        options += ["--config_file", str(path)]
+    given = parser.parse_args([*options, SCRIPT])
+    if given.training_script != SCRIPT or given.training_script_args:
+        raise UsageError(describe_unexpected(given.training_script, ()))
+    machines = check_machines(given, config)
+    if machines > 1 and on_one_machine:
+        raise UsageError(
+            f"num_machines is {machines}, and `{on_one_machine}` works on one machine: run `craft train` on each of them, see "
+            "docs/source/training.md."
+        )
+    kinds = (given.multi_gpu, given.cpu, given.tpu, given.use_deepspeed, given.use_fsdp, given.use_megatron_lm)
+    if not config and not any(kinds) and (given.num_processes or 1) > 1 and not Path(default_config_file).is_file():
+        options.append("--multi_gpu")  # without a GPU, or with one per machine, it would start one process of them
+    return options
+
+
+def check_machines(given: argparse.Namespace, config: Mapping[str, Any]) -> int:
+    """Number of machines that `accelerate launch` is told of, or a [`UsageError`] for what it would hang at."""
+    for name in ("num_machines", "num_processes", "machine_rank"):
+        if type(value := config.get(name, 1)) is not int:
+            raise UsageError(f"accelerate_config: {name} must be a whole number, got {value!r}.")
+    machines = given.num_machines or config.get("num_machines") or 1
+    if machines == 1:
+        for name in ("machine_rank", "main_process_ip"):
+            if getattr(given, name) is not None:
+                raise UsageError(f"{name} has no effect on one machine: leave it out, or set num_machines.")
+        return 1
+    # A configuration for one machine, as the packaged ones are, says nothing of several.
+    known = {name: value for name, value in config.items() if config.get("num_machines", 1) > 1}
+
+    def needed(name: str, what: str) -> Any:
+        value = getattr(given, name)
+        value = known.get(name) if value is None else value
+        if value in (None, -1):
+            raise UsageError(f"{name} is missing: with num_machines {machines}, give {what}.")
+        return value
+
+    processes = needed("num_processes", f"the processes of all machines together, such as {8 * machines}")
+    if processes < machines or processes % machines:
+        raise UsageError(f"num_processes must be a multiple of the {machines} machines, got {processes}.")
+    rank = needed("machine_rank", f"this machine's number, from 0 to {machines - 1}")
+    if not 0 <= rank < machines:
+        raise UsageError(f"machine_rank must be from 0 to {machines - 1}, got {rank}.")
+    needed("main_process_ip", "the address of machine 0, which all of them reach")
+    return machines
+
+
+def _refuse(message: str) -> NoReturn:
+    raise UsageError(message[0].upper() + message[1:].rstrip(".") + ".")
 
 
 def find_accelerate_config(name: str) -> Path:
@@ -116,6 +193,7 @@ def find_accelerate_config(name: str) -> Path:
     package = Path(__file__).parents[1]
     folders = (package.parent / "accelerate_configs", package / "accelerate_configs")
     known = {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+    name = ALIASES.get(name, name)
     if Path(name).is_file():
         return Path(name)
     if name not in known:
@@ -170,4 +248,16 @@ def run_script(main: Callable, make_parser: Callable[[], CraftParser], argv: lis
         `int`: exit code, see [`exit_code`].
     """
     argv = sys.argv[1:] if argv is None else argv
-    return exit_code(lambda: main(*make_parser().parse_args_and_config(args=argv)))
+
+    def work() -> None:
+        parser = make_parser()
+        for word in argv if parser.launches else ():
+            key = word[2:].partition("=")[0].replace("-", "_")
+            if word.startswith("--") and (key in ("accelerate_config", "num_processes") or parser.passes_on(key)):
+                raise UsageError(
+                    f"{word.partition('=')[0]} says how processes are started, and these have been: `craft` takes it, or accelerate "
+                    f"before the script, accelerate launch ... -m {parser.launched} --config RECIPE."
+                )
+        main(*parser.parse_args_and_config(args=argv))
+
+    return exit_code(work)

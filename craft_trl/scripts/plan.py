@@ -130,12 +130,18 @@ def training_profile(recipes: "RunRecipes", gpu: "GPU") -> "Profile":
     # What the configuration made of `bf16` is right for the machine that plans, not for the one that is planned for.
     wanted = check_recipe(recipes.files["train"]).get("bf16")
     half = training.bf16 if gpu.name == "cpu" else wanted is not False
+    num_processes = launch.num_processes or accelerate.get("num_processes", 1)
+    if num_processes < 1:
+        raise UsageError(
+            f"num_processes is missing: {launch.accelerate_config} says nothing of the processes of all machines together."
+        )
     return Profile(
-        num_processes=launch.num_processes or accelerate.get("num_processes", 1),
+        num_processes=num_processes,
         zero_stage=zero_stage,
         dtype="float16" if training.fp16 or (half and not gpu.bfloat16) else "bfloat16" if half else "float32",
         offload_optimizer=deepspeed.get("offload_optimizer_device", "none") != "none",
         autocast=not zero_stage and (training.fp16 or half and (not gpu.bfloat16 or training.bf16_mode == "autocast")),
+        fsdp=accelerate.get("distributed_type") == "FSDP",
     )
 
 

@@ -39,7 +39,7 @@ def check(recipes: RunRecipes) -> expand.Checked:
     checked = expand.check(recipes.candidates)
     generate.check(recipes.candidates)
     filter_script.check(recipes.candidates)
-    train.check(recipes.train, recipes.launch, recipes.training)
+    train.check(recipes.train, recipes.launch, recipes.training, on_one_machine="craft run")
     train.check_agreement(recipes.candidates.sampling(), recipes.training)
     if recipes.push is not None:
         from huggingface_hub import HfApi

@@ -34,6 +34,7 @@ craft train --config recipes/sdxl/craft.yaml --use_peft --lora_r 64 --output_dir
 """
 
 import dataclasses
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,7 +47,7 @@ from ..parser import CraftParser
 from ..sources import looks_like_hub_id, model_hash
 from ..stages import Stage, read_record, stopwatch
 from ..trainer.arguments import LaunchArguments, TrainArguments, training_parser
-from .launch import find_accelerate_config, run_script, say
+from .launch import check_launch, run_script, say
 
 
 if TYPE_CHECKING:
@@ -95,13 +96,14 @@ def check(
     train_args: TrainArguments,
     launch_args: LaunchArguments | None = None,
     training_args: "DiffusionConfig | None" = None,
+    on_one_machine: str | None = None,
 ) -> None:
-    """Find what is wrong before any work is done."""
+    """Find what is wrong before any work is done. `on_one_machine` is the command that trains, if it cannot on several."""
     check_sources(train_args, training_args)
     if train_args.held_out_rewards:
         train_args.load_guard_prompts()
-    if launch_args is not None and launch_args.accelerate_config is not None:
-        find_accelerate_config(launch_args.accelerate_config)
+    if launch_args is not None and "RANK" not in os.environ:  # else it was launched already
+        check_launch(launch_args, on_one_machine)
     if training_args is not None:
         from ..trainer.training_options import check_available
 
@@ -163,6 +165,15 @@ def check_agreement(sampling: dict, training_args: "DiffusionConfig") -> None:
             raise UsageError(f"{name} is {trained}, and the images are drawn with {option} {drawn}: make them agree.")
 
 
+def check_same(everywhere: list[dict]) -> None:
+    """Raise a [`UsageError`] unless all processes, which may be on several machines, have the same settings."""
+    for number, settings in enumerate(everywhere):
+        if unlike := [key for key in everywhere[0] if settings.get(key) != everywhere[0][key]]:
+            raise UsageError(
+                f"Process {number} has another {' and '.join(unlike)} than process 0: copy model, dataset and recipe to every machine."
+            )
+
+
 def check_checkpoint(folder: Path, settings: dict) -> None:
     """Raise a [`UsageError`] unless a folder is a complete checkpoint of a run with these settings."""
     from ..trainer.checkpoints import check_training_state, is_complete
@@ -188,7 +199,7 @@ def main(
     from accelerate.utils.memory import clear_device_cache
     from transformers import ProgressCallback
 
-    from ..devices import on_main_process
+    from ..devices import check_shared, on_all_processes, on_main_process
     from ..filtering.images import TrainingImages
     from ..trainer.callbacks import LossProgressCallback
     from ..trainer.checkpoints import has_training_state, last_complete_checkpoint
@@ -218,14 +229,18 @@ def main(
     if trainer_class is not CraftTrainer:
         settings["trainer"] = trainer_class._name
     check_origin(Path(train_args.dataset_name), settings["model"], training_args)
+    everywhere = on_all_processes(lambda: settings)
+    on_main_process(lambda: check_same(everywhere))
     if training_args.resume_from_checkpoint:
         check_checkpoint(Path(training_args.resume_from_checkpoint), settings)
     stage = Stage("train", training_args.output_dir, settings)
-    if stage.finished:
-        say(f"[train] done before: {describe(stage.record['summary'])} in {stage.folder}")
+    done = on_main_process(lambda: stage.record["summary"] if stage.finished else None)
+    if done is not None:
+        say(f"[train] done before: {describe(done)} in {stage.folder}")
         return
     if message := on_main_process(stage.begin):
         say(f"[train] {message}")
+    check_shared(stage.folder)
     if training_args.fell_back_to_fp16:
         say("[train] this GPU only emulates bfloat16: training in float16 (fp16).")
 
@@ -244,7 +259,9 @@ def main(
         images = TrainingImages(dataset, "chosen" if "chosen" in dataset.column_names else "image")
         guard = Guard(train_args, trainer, images)
         trainer.add_callback(guard)
-    checkpoint = training_args.resume_from_checkpoint or last_complete_checkpoint(training_args.output_dir)
+    checkpoint = training_args.resume_from_checkpoint or on_main_process(
+        lambda: last_complete_checkpoint(training_args.output_dir)
+    )
     if checkpoint and not has_training_state(Path(checkpoint)):
         say(f"[train] {checkpoint} has no state of optimizer and schedule (save_only_model): training starts again.")
         checkpoint = None

@@ -91,13 +91,15 @@ class TrainArguments(GuardConfig):
 @dataclass
 class LaunchArguments:
     """
-    How many processes to start. Read by the `craft` command; `accelerate launch` has options of its own.
+    How many processes to start, and where. Read by the `craft` command, which passes all options of `accelerate launch` on to it.
 
     Args:
         accelerate_config (`str`, *optional*):
             Name of one of the packaged configurations, such as `zero2`, or the path of another.
         num_processes (`int`, *optional*):
-            Number of processes, instead of the configuration's.
+            Number of processes, of all machines together, instead of the configuration's.
+        launch_options (`list[str]`):
+            Other options of `accelerate launch`, as words of its command line; set by the parser.
     """
 
     accelerate_config: str | None = field(
@@ -105,15 +107,17 @@ class LaunchArguments:
         metadata={"help": "A packaged accelerate configuration, such as zero2, or the path of another."},
     )
     num_processes: Processes | None = field(
-        default=None, metadata={"help": "Number of processes, instead of the configuration's."}
+        default=None,
+        metadata={"help": "Number of processes, of all machines together, instead of the configuration's."},
     )
+    launch_options: list[str] = field(default_factory=list, init=False)
 
     def __post_init__(self):
         check_ranges(self)
 
     @property
     def given(self) -> bool:
-        return self.accelerate_config is not None or self.num_processes is not None
+        return self.accelerate_config is not None or self.num_processes is not None or bool(self.launch_options)
 
 
 def training_parser(
@@ -132,4 +136,10 @@ def training_parser(
     if accelerator() is None:
         # DeepSpeed, where it is installed, is imported with the Trainer, looks for a GPU and warns that there is none.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    return CraftParser([arguments, config, LaunchArguments], prog=prog, launched=script)
+    return CraftParser(
+        [arguments, config, LaunchArguments],
+        prog=prog,
+        launched=script,
+        launches=True,
+        epilog="All options of `accelerate launch` are taken as well, such as --num_machines and --main_process_ip.",
+    )

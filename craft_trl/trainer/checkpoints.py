@@ -28,6 +28,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.tensor.experimental import implicit_replication
 
 from ..candidates.loading import load_pipeline
 from ..errors import UsageError
@@ -78,6 +79,15 @@ def drop_variant(folder: Path, variant: str | None) -> None:
         file.replace(folder / name)
 
 
+def with_own_storage(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """
+    Weights as safetensors takes them: those that FSDP gathers from uneven shards are views of a tensor with room for even ones, and
+    are copied.
+    """
+    whole = {name: value.untyped_storage().nbytes() == value.nbytes for name, value in state_dict.items()}
+    return {name: value if whole[name] else value.clone() for name, value in state_dict.items()}
+
+
 def save_weights(model: ModelMixin, state_dict: dict[str, torch.Tensor] | None, folder: Path) -> None:
     """
     Write a denoiser as diffusers loads it.
@@ -91,13 +101,15 @@ def save_weights(model: ModelMixin, state_dict: dict[str, torch.Tensor] | None, 
             Folder of the component.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    state_dict = model.state_dict() if state_dict is None else state_dict
+    state_dict = model.state_dict() if state_dict is None else with_own_storage(state_dict)
     pattern = "diffusion_pytorch_model{suffix}.safetensors"
     save_torch_state_dict(state_dict, folder, filename_pattern=pattern, max_shard_size="10GB")
     model.save_config(folder)
     check_saved(state_dict, *folder.glob("*.safetensors"))
 
 
+# Under FSDP each process takes its shard of what it reads.
+@implicit_replication()
 def load_weights(model: nn.Module, folder: Path) -> None:
     """Load what [`save_weights`] wrote."""
     files = sorted(folder.glob("*.safetensors"))
@@ -129,7 +141,7 @@ def save_adapter(
     # The prefix belongs to peft's wrapper; `load_lora_weights` would find no module under it. Other than that peft's names
     # stay: diffusers' `convert_state_dict_to_diffusers` renames those of attention projections alone, and
     # `load_lora_weights` silently drops them from a file that has both kinds (diffusers 0.42).
-    layers = get_peft_model_state_dict(model, state_dict=state_dict)
+    layers = get_peft_model_state_dict(model, state_dict=state_dict and with_own_storage(state_dict))
     layers = {name.removeprefix(PEFT_PREFIX): value for name, value in layers.items()}
     # With peft's configuration as metadata: without it the adapter's scale, alpha / r, is taken for 1.
     config = model.peft_config["default"].to_dict()
@@ -139,6 +151,7 @@ def save_adapter(
     check_saved({f"{component}.{name}": value for name, value in layers.items()}, folder / ADAPTER)
 
 
+@implicit_replication()
 def load_adapter(model: PeftModel, folder: Path, component: str) -> None:
     """Load what [`save_adapter`] wrote."""
     layers = load_file(folder / ADAPTER)
@@ -234,7 +247,8 @@ def is_complete(folder: Path) -> bool:
 
 def has_training_state(folder: Path) -> bool:
     """Whether a checkpoint holds the state of optimizer and schedule. The Trainer goes on without, and both begin anew."""
-    state = (folder / "optimizer.pt").is_file() and (folder / "scheduler.pt").is_file()
+    optimizer = any((folder / name).is_file() for name in ("optimizer.pt", "optimizer.bin"))  # the latter is FSDP's
+    state = optimizer and (folder / "scheduler.pt").is_file()
     return state or any(folder.glob("global_step*/*optim_states.pt"))  # the latter is DeepSpeed's
 
 

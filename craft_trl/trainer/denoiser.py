@@ -29,6 +29,7 @@ from ..candidates.loading import cast, load_network
 from ..errors import UsageError
 from ..families import Family, get_family
 from ..sources import first_line
+from .fsdp import uses_fsdp
 from .precision import checkpoint_block, frozen_dtype, is_bfloat16_module
 
 
@@ -151,7 +152,8 @@ def prepare_denoiser(
         trained = add_adapter(denoiser, peft_config, untrained)
     freeze(denoiser, untrained)
     if args.activation_checkpointing:
-        family.checkpoint_activations(denoiser, checkpoint_block if is_bfloat16_module(args) else None)
+        copied = is_bfloat16_module(args) and not uses_fsdp()
+        family.checkpoint_activations(denoiser, checkpoint_block if copied else None)
     # The Trainer calls it by this name, which diffusers' models do not have.
     denoiser.activation_checkpointing_enable = _is_enabled_already
     return trained

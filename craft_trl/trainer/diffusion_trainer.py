@@ -33,7 +33,7 @@ from safetensors import safe_open
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
-from transformers.integrations import TensorBoardCallback, is_deepspeed_zero3_enabled
+from transformers.integrations import TensorBoardCallback
 from trl.trainer.base_trainer import _BaseTrainer
 
 from ..candidates.loading import load_pipeline
@@ -66,6 +66,7 @@ from .checkpoints import (
 from .denoiser import load_denoiser, prepare_denoiser
 from .diffusion_config import DiffusionConfig
 from .facts import write_card
+from .fsdp import FSDP_WEIGHTS, check_shards, configure_fsdp, shard_on_cpu
 from .precision import compute_in_bfloat16, encoding_dtypes, is_bfloat16_module
 from .training_options import check_available
 from .training_samples import (
@@ -122,9 +123,7 @@ class DiffusionTrainer(_BaseTrainer):
         check_available(args)
         prompt_column = "prompt" if args.train_prompt == "original" else "expanded_prompt"
         on_main_process(lambda: validate(train_dataset, prompt_column))
-        for option in ("use_ema", "compile_blocks"):
-            if getattr(args, option) and is_deepspeed_zero3_enabled():
-                raise UsageError(f"{option} needs whole parameters, and ZeRO-3 shards them: use ZeRO-2.")
+        on_main_process(lambda: check_shards(args))
         self.args = args
         weights = self.sample_weights(torch.tensor(train_dataset["advantage"], dtype=torch.float32))
 
@@ -171,11 +170,12 @@ class DiffusionTrainer(_BaseTrainer):
         args.gradient_accumulation_steps = needed_micro_batches(
             samples, args.global_batch_size, args.train_batch_size, args.world_size
         )
-        if args.deepspeed_plugin is not None:
-            configure_deepspeed(args)
+        configure_deepspeed(args)
+        shard_on_cpu()
         super().__init__(model=trained, args=args, train_dataset=samples, callbacks=callbacks, optimizers=optimizers)
+        configure_fsdp(self.accelerator, trained, self.family.repeated_blocks, self.bf16_module)
         if self.bf16_module:
-            compute_in_bfloat16(denoiser)
+            compute_in_bfloat16(denoiser, cast_parameters=not self.is_fsdp_enabled)
             self.accelerator.native_amp = False  # `prepare` wraps the model in autocast wherever `bf16` is set
         if args.compile_blocks:
             compile_blocks(denoiser, self.family.repeated_blocks)
@@ -359,6 +359,11 @@ class DiffusionTrainer(_BaseTrainer):
             save_adapter(model, state_dict, folder, pipeline_class, self.family.denoiser)
         else:
             save_weights(model, state_dict, folder / self.family.denoiser)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.is_fsdp_enabled and self.args.should_save:
+            (Path(output_dir) / FSDP_WEIGHTS).unlink()  # a second copy of the weights, as a pickle
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         # The Trainer looks for weights at the root of the checkpoint. Under DeepSpeed it loads its own and not these.

@@ -74,7 +74,7 @@ class _Forward(nn.Module):
         return self.function(self.module, *args, **kwargs)
 
 
-def compute_in_bfloat16(module: nn.Module) -> None:
+def compute_in_bfloat16(module: nn.Module, cast_parameters: bool = True) -> None:
     """
     Let a module compute in bfloat16 throughout while its parameters stay float32.
 
@@ -88,6 +88,8 @@ def compute_in_bfloat16(module: nn.Module) -> None:
         module (`nn.Module`):
             Module to change in place. Parameters that are bfloat16 already, such as the frozen ones under an adapter,
             are used as they are.
+        cast_parameters (`bool`, *optional*, defaults to `True`):
+            Whether the forward pass casts the parameters. FSDP does when it gathers them.
     """
     # Nothing that the module holds may hold the module: memory of its size would wait for the garbage collector.
     itself, function = weakref.ref(module), type(module).forward
@@ -102,8 +104,10 @@ def compute_in_bfloat16(module: nn.Module) -> None:
     @functools.wraps(function)
     def bfloat16_forward(*args, **kwargs) -> Any:
         module = itself()
-        copies = {f"module.{name}": cast(p) for name, p in module.named_parameters()}
         args, kwargs = recursively_apply(cast, (args, kwargs), test_type=is_feature_map)
+        if not cast_parameters:
+            return function(module, *args, **kwargs)
+        copies = {f"module.{name}": cast(p) for name, p in module.named_parameters()}
         return functional_call(_Forward(module, function), copies, args, kwargs)
 
     module.forward = bfloat16_forward

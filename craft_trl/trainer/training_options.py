@@ -85,7 +85,6 @@ WORKS = {
     "save_steps": "a checkpoint every so many steps",
     "save_total_limit": "how many stay",
     "save_only_model": "checkpoints that cannot be gone on from",
-    "save_on_each_node": "on several machines",
     "resume_from_checkpoint": "the checkpoint to go on from, instead of the last one",
     "push_to_hub": "upload at the end",
     "hub_model_id": "repository",
@@ -108,11 +107,12 @@ WHY_NOT = {
     "torch_compile": "it compiles the whole denoiser, for minutes: use compile_blocks instead",
     "torch_compile_backend": "use compile_blocks instead",
     "torch_compile_mode": "use compile_blocks instead",
-    "fsdp": "use DeepSpeed, with accelerate_config zero2 or zero3",
-    "fsdp_config": "use DeepSpeed, with accelerate_config zero2 or zero3",
+    "fsdp": "use accelerate_config fsdp2",
+    "fsdp_config": "use accelerate_config fsdp2, or the path of another",
     "hub_revision": "a push goes to the main branch",
     "ignore_data_skip": "a run that goes on sees the samples that it would have seen",
     "logging_nan_inf_filter": "a loss that is no number stops training, it is never hidden",
+    "save_on_each_node": "machines share the output folder",
     "load_best_model_at_end": "the guard saves the best step",
 }
 

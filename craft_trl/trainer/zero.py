@@ -27,9 +27,11 @@ if TYPE_CHECKING:
 
 def configure_deepspeed(args: "DiffusionConfig") -> None:
     """
-    Complete DeepSpeed's configuration before its engine is made: gradients are summed over micro-batches in float32, where
+    Complete DeepSpeed's configuration, if there is one, before its engine is made: gradients are summed over micro-batches in float32, where
     DeepSpeed's default is the precision of the module (0.19), and there are as many micro-batches as `args` says.
     """
+    if args.deepspeed_plugin is None:
+        return
     # An accelerate configuration has no word for it (1.15).
     config = args.deepspeed_plugin.deepspeed_config
     config.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")

@@ -123,7 +123,7 @@ class TestMistakes:
             (["RECIPES", "--output_dir", "/proc/nowhere"], "Cannot write to /proc/nowhere"),
             (
                 ["RECIPES", "--accelerate_config", "zero9"],
-                "accelerate_config 'zero9' is neither a file nor one of cpu, ddp",
+                "accelerate_config 'zero9' is neither a file nor one of cpu, fsdp2",
             ),
         ],
     )

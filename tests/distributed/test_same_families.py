@@ -41,7 +41,7 @@ def workplace(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("mode", ["ddp", "zero2", "zero3"])
+@pytest.mark.parametrize("mode", ["ddp", "zero2", "zero3", "fsdp2"])
 def test_mode(workplace, mode, tmp_path):
     config = None
     if mode != "ddp":

@@ -29,6 +29,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from craft_trl.cli.main import main
+from craft_trl.sources import ADAPTER
 
 from ..processes import ROOT, Program, launch
 
@@ -117,7 +118,7 @@ def difference(folder: Path, name: str, other: str) -> float:
     return max((a[key].float() - b[key].float()).abs().max().item() for key in a)
 
 
-@pytest.mark.parametrize("mode", ["ddp", "zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("mode", ["ddp", "zero1", "zero2", "zero3", "fsdp2"])
 def test_mode(workplace, tiny, mode):
     # ZeRO-1 alone is not watched: that must not change what is learnt.
     arguments = ["--per_device_train_batch_size", "2", *(watched(tiny) if mode != "zero1" else [])]
@@ -146,19 +147,35 @@ def measurements(folder: Path, name: str) -> dict:
     return json.loads((folder / name / "guard" / "measurements.json").read_text())["steps"]
 
 
-def test_bfloat16_under_ddp(workplace, tiny):
+def test_bfloat16(workplace, tiny):
     """The same micro-batches one after the other and side by side: their gradients are added in float32 either way."""
     # Two steps, as a CPU is slow in bfloat16; the loss of the first is before any weight has changed.
     arguments = ["--bf16", "true", "--per_device_train_batch_size", "4", "--max_steps", "2"]
     alone = Program(main, "train", *options(tiny, "one_bf16", *arguments))
     train(tiny, "ddp", "ddp_bf16", *arguments)
+    train(tiny, "fsdp2", "fsdp2_bf16", *arguments, "--activation_checkpointing", "true")
     alone.finish()
     np.testing.assert_allclose(losses(workplace, "ddp_bf16"), losses(workplace, "one_bf16"), rtol=1e-5)
     assert difference(workplace, "ddp_bf16", "one_bf16") < 1e-5
     assert abs(losses(workplace, "one_bf16")[0] / losses(workplace, "one")[0] - 1) > 1e-4
+    # What FSDP gathers, once more for the backward pass, is what one process casts; where it lies in memory, a CPU rounds its
+    # gradients otherwise (cosine .999999), and AdamW makes whole steps of the smallest of them.
+    np.testing.assert_allclose(losses(workplace, "fsdp2_bf16")[0], losses(workplace, "one_bf16")[0], rtol=1e-5)
+    np.testing.assert_allclose(losses(workplace, "fsdp2_bf16"), losses(workplace, "one_bf16"), rtol=2e-3)
+    assert cosine_of_changes(tiny / "pipeline", workplace / "fsdp2_bf16", workplace / "one_bf16") > 0.9, (
+        cosine_of_changes(tiny / "pipeline", workplace / "fsdp2_bf16", workplace / "one_bf16")
+    )
 
 
-@pytest.mark.parametrize("mode", ["zero2", "zero3"])
+def cosine_of_changes(base: Path, one: Path, other: Path) -> float:
+    """Of what two trainings have changed in the weights."""
+    name = "unet/diffusion_pytorch_model.safetensors"
+    start, a, b = (load_file(folder / name) for folder in (base, one, other))
+    a, b = (np.concatenate([(new[key] - start[key].float()).numpy().ravel() for key in start]) for new in (a, b))
+    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+@pytest.mark.parametrize("mode", ["zero2", "zero3", "fsdp2"])
 def test_resuming_under_zero_is_exact(workplace, tiny, mode):
     """Training that was killed while it saved step 4, and goes on from step 2, equals training that went through."""
     folder = workplace / mode
@@ -171,3 +188,41 @@ def test_resuming_under_zero_is_exact(workplace, tiny, mode):
     assert f"goes on from {mode}/checkpoint-2" in output
     resumed = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
     assert all((whole[key] == resumed[key]).all() for key in whole)
+
+
+def test_an_adapter_under_fsdp(workplace, tiny):
+    """Killed while it saved step 2, it goes on from step 1 and ends as one process does."""
+    arguments = ["--per_device_train_batch_size", "4", "--max_steps", "2", "--save_steps", "1", "--use_peft", "true"]
+    alone = Program(main, "train", *options(tiny, "one_lora", *arguments))
+    train(tiny, "fsdp2", "fsdp2_lora", *arguments)
+    folder = workplace / "fsdp2_lora"
+    assert not (folder / "checkpoint-2" / "pytorch_model_fsdp.bin").exists()
+    whole = load_file(folder / ADAPTER)
+    record = json.loads((folder / "stage.json").read_text())
+    (folder / "stage.json").write_text(json.dumps({**record, "finished": False}))
+    (folder / "checkpoint-2" / "trainer_state.json").unlink()
+    assert "goes on from fsdp2_lora/checkpoint-1" in train(tiny, "fsdp2", "fsdp2_lora", *arguments)
+    alone.finish()
+    resumed, expected = load_file(folder / ADAPTER), load_file(workplace / "one_lora" / ADAPTER)
+    assert whole.keys() == resumed.keys() == expected.keys()
+    assert all((whole[key] == resumed[key]).all() for key in whole)
+    # Two steps of AdamW at 1e-4 move a weight by up to 2e-4.
+    assert max((expected[key] - resumed[key]).abs().max().item() for key in expected) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("settings", "arguments", "message"),
+    [
+        ({}, ["--use_ema", "true"], "use_ema needs whole parameters, and FSDP shards them: use ZeRO-2."),
+        ({"fsdp_version": 1, "fsdp_reshard_after_forward": "FULL_SHARD"}, [], "fsdp_version must be 2, got 1"),
+        ({"fsdp_state_dict_type": "SHARDED_STATE_DICT"}, [], "fsdp_state_dict_type must be FULL_STATE_DICT"),
+        ({"fsdp_cpu_ram_efficient_loading": True}, [], "fsdp_cpu_ram_efficient_loading must be false, got true"),
+    ],
+)
+def test_what_fsdp_cannot(tiny, settings, arguments, message):
+    path = accelerate_config("fsdp2")
+    config = yaml.safe_load(path.read_text())
+    config["fsdp_config"].update(settings)
+    path.write_text(yaml.safe_dump(config))
+    output = launch(path, "train", *options(tiny, "refused", *arguments)).finish(1)
+    assert output.count(f"craft: error: {message}") == 1 and "Encoding" not in output

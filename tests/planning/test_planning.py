@@ -149,6 +149,8 @@ def test_bytes_of_the_optimizer_by_hand():
     assert Profile(8, 1, "bfloat16").static_bytes(800, 0) == 800 * (2 + 4) + 100 * 12
     assert Profile(8, 2, "bfloat16").static_bytes(800, 0) == 800 * 2 + 100 * (4 + 12)
     assert Profile(8, 3, "bfloat16").static_bytes(800, 0) == 100 * 18
+    assert Profile(8, 0, "bfloat16", fsdp=True).static_bytes(800, 80) == 100 * 16 + 10 * 2
+    assert Profile(8, 0, "float32", fsdp=True).static_bytes(800, 80) == 100 * 16 + 10 * 4
     # The float32 sums of gradients stay on the GPU, each process's part of them under ZeRO-2.
     assert Profile(1, 2, "bfloat16", offload_optimizer=True).static_bytes(100, 50) == 600 + 100
     assert Profile(2, 2, "bfloat16", offload_optimizer=True).static_bytes(100, 50) == 400 + 100
@@ -246,6 +248,7 @@ class TestPlan:
             ({}, Profile(1, 0, "bfloat16")),
             ({"bf16_mode": "autocast"}, Profile(1, 0, "bfloat16", autocast=True)),
             ({"bf16_mode": "autocast", "accelerate_config": "zero2"}, Profile(8, 2, "bfloat16")),
+            ({"accelerate_config": "fsdp2", "num_processes": 4}, Profile(4, 0, "bfloat16", fsdp=True)),
             ({"accelerate_config": "zero2_offload"}, Profile(1, 2, "bfloat16", offload_optimizer=True)),
             ({"bf16": False}, Profile(1, 0, "float32")),
         ):
@@ -279,6 +282,10 @@ class TestPlan:
             (["--candidates.num_prompts", "5000"], "num_prompts must be from 1 to 2000"),
             (["--model_name_or_path", "nowhere"], "known to several stages"),
             (["--candidates.model_name_or_path", "nowhere"], "Model nowhere: there is no such folder"),
+            (
+                ["--accelerate_config", "multi_node", "--num_machines", "2"],
+                "num_processes is missing: multi_node says",
+            ),
             (["--accelerate_config", "zero9"], "accelerate_config 'zero9' is neither a file nor one of"),
         ],
     )

@@ -29,7 +29,11 @@ from torch import nn
 from craft_trl.cli.main import main
 from craft_trl.errors import UsageError
 from craft_trl.planning.recipes import RunRecipes
-from craft_trl.scripts import evaluate, expand, generate, run, train
+from craft_trl.scripts import dpo, evaluate, expand, generate, run, train
+from craft_trl.scripts.launch import check_launch, run_script
+from craft_trl.trainer.arguments import LaunchArguments
+
+from ..conftest import ROOT
 
 
 @pytest.fixture
@@ -127,20 +131,63 @@ class TestTrainRecipe:
 
 
 class TestOptionsOfAccelerate:
-    @pytest.mark.parametrize("command", ["train", "dpo", "evaluate"])
-    def test_of_a_stage(self, capsys, recipes, command):
-        path = recipes("evaluate" if command == "evaluate" else "craft")
-        assert main([command, "--config", str(path), "--num_machines", "2"]) == 2
-        said = "It is an option of accelerate: accelerate launch --num_machines ... -m craft_trl.scripts."
-        err = capsys.readouterr().err
-        assert err == f"craft: error: Unknown argument --num_machines. {said}{command} --config RECIPE.\n"
-        path = recipes("evaluate" if command == "evaluate" else "craft", main_process_ip="10.0.0.1")
+    @pytest.mark.parametrize("command", ["train", "dpo"])
+    def test_of_a_training(self, capsys, recipes, command):
+        """In the recipe and on the command line; what is wrong with them is told as of any other option."""
+        script = {"train": train, "dpo": dpo}[command]
+        path = recipes("craft", main_process_ip="10.0.0.1", num_machines=2, multi_gpu=True, same_network=False)
+        *_, launch = script.make_parser().parse_args_and_config(
+            ["--config", str(path), "--machine-rank=1", "--num_processes", "4", "--num_machines", "4"]
+        )
+        assert launch.given and launch.num_processes == 4
+        in_recipe = ["--main_process_ip", "10.0.0.1", "--multi_gpu", "--num_machines", "2"]
+        assert launch.launch_options == [*in_recipe, "--machine-rank=1", "--num_machines", "4"]
+        assert check_launch(launch) == [*launch.launch_options, "--num_processes", "4"]
+        with pytest.raises(UsageError, match="num_machines is 4, and `craft run` works on one machine"):
+            check_launch(launch, on_one_machine="craft run")
+        path = recipes("craft", num_machines=[2])
         assert main([command, "--config", str(path)]) == 2
-        assert "unknown key 'main_process_ip'. It is an option of accelerate" in capsys.readouterr().err
+        assert "craft.yaml: num_machines must be text, a number, or true or false, got [2]." in capsys.readouterr().err
+        path = recipes("craft", num_machines="DELETE", main_process_ipp="10.0.0.1")
+        assert main([command, "--config", str(path)]) == 2
+        assert "unknown key 'main_process_ipp'. Did you mean main_process_ip" in capsys.readouterr().err
+
+    def test_after_the_script(self, capsys, recipes):
+        """Where accelerate has started the processes already, they would do nothing."""
+        for words in (["--num_processes", "2"], ["--machine_rank=1"], ["--accelerate_config", "zero2"]):
+            argv = ["--config", str(recipes("craft")), *words]
+            assert run_script(train.main, train.make_parser, argv) == 2
+            said = f"craft: error: {words[0].partition('=')[0]} says how processes are started, and these have been"
+            assert capsys.readouterr().err.startswith(said)
+
+    def test_one_process_is_not_made_of_several(self, in_tmp_path):
+        assert check_launch(LaunchArguments(num_processes=2)) == ["--num_processes", "2", "--multi_gpu"]
+        assert check_launch(LaunchArguments(num_processes=1)) == ["--num_processes", "1"]
+        assert check_launch(LaunchArguments()) == []
+        config = str(ROOT / "accelerate_configs" / "multi_gpu.yaml")
+        Path("mine.yaml").write_text("num_machines: two\n")
+        with pytest.raises(UsageError, match="accelerate_config: num_machines must be a whole number, got 'two'"):
+            check_launch(LaunchArguments("mine.yaml"))
+        assert check_launch(LaunchArguments("ddp", 2)) == ["--num_processes", "2", "--config_file", config]
+
+    def test_of_an_evaluation(self, capsys, recipes):
+        assert main(["evaluate", "--config", str(recipes("evaluate")), "--num_machines", "2"]) == 2
+        said = "It is an option of accelerate: accelerate launch --num_machines ... -m craft_trl.scripts.evaluate --config RECIPE."
+        assert capsys.readouterr().err == f"craft: error: Unknown argument --num_machines. {said}\n"
 
     def test_of_a_run(self, capsys, recipes):
-        assert main(["run", str(recipes.folder), "--machine_rank", "1"]) == 2
-        assert re.search(r"--machine_rank. It is an option of accelerate: .*scripts.train --", capsys.readouterr().err)
+        folder = str(recipes.folder)
+        assert RunRecipes.load(recipes.folder, ["--main_process_port", "1234"]).launch.launch_options == [
+            "--main_process_port", "1234",
+        ]  # fmt: skip
+        assert main(["run", folder, "--machine_rank", "1"]) == 2
+        assert "machine_rank has no effect on one machine" in capsys.readouterr().err
+        machines = ["--num_machines=2", "--train.num_processes=2", "--machine_rank=0", "--main_process_ip=10.0.0.1"]
+        assert main(["run", folder, *machines]) == 2
+        assert (
+            "num_machines is 2, and `craft run` works on one machine: run `craft train` on each"
+            in capsys.readouterr().err
+        )
         assert main(["expand", "--config", str(recipes("candidates")), "--machine_rank", "1"]) == 2
         assert "accelerate" not in capsys.readouterr().err
 
