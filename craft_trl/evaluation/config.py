@@ -20,6 +20,7 @@ import numpy as np
 
 from ..candidates.config import SamplingConfig
 from ..errors import UsageError
+from ..families.strength import Strength
 from ..prompts.benchmarks import load_evaluation_prompts
 from ..ranges import Count, Processes, Seed, check_ranges
 from ..rewards import parse_rewards
@@ -37,6 +38,9 @@ class EvaluationConfig(SamplingConfig, ScoringConfig):
             Models to compare, see [`ModelSpec`]: `NAME=FOLDER` or `NAME=HUB_ID`, and parts that go into the first one's
             pipeline, `NAME=unet:SOURCE` or `NAME=transformer:SOURCE`, and `NAME=lora:SOURCE`. The first is the base that the others are
             compared with.
+        strengths (`list[float]`, *optional*):
+            The last model is evaluated at these strengths too, as `NAME-0.5`: 0 is the base, 1 the model itself, and above it
+            is led on. Each takes the images of a model.
         model_revision (`str`, *optional*):
             Revision on the Hub of the base, alone and with the parts that go into it.
         templates (`list[str]`, *optional*):
@@ -75,6 +79,12 @@ class EvaluationConfig(SamplingConfig, ScoringConfig):
         metadata={
             "help": "Models to compare: NAME=FOLDER, NAME=HUB_ID, NAME=unet:SOURCE, NAME=transformer:SOURCE or "
             "NAME=lora:SOURCE. The first is the base."
+        },
+    )
+    strengths: list[Strength] | None = field(
+        default=None,
+        metadata={
+            "help": "Strengths from 0 to 2 at which the last model is evaluated too: 0 is the base, 1 the model itself."
         },
     )
     model_revision: str | None = field(
@@ -145,7 +155,7 @@ class EvaluationConfig(SamplingConfig, ScoringConfig):
     @cached_property
     def model_specs(self) -> dict[str, ModelSpec]:
         """The models by name, the base first."""
-        return ModelSpec.parse_all(self.models, self.model_revision)
+        return ModelSpec.parse_all(self.models, self.model_revision, self.strengths or ())
 
 
 @dataclass

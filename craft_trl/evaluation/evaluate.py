@@ -102,7 +102,7 @@ class Evaluation:
     @cached_property
     def models(self) -> dict[str, Model]:
         """The models by name, the base first."""
-        return Model.parse_all(self.config.models, self.config.model_revision)
+        return Model.parse_all(self.config.models, self.config.model_revision, self.config.strengths or ())
 
     def check_models(self, yet_to_come: str | None = None) -> None:
         """
