@@ -54,9 +54,10 @@ def advantage_weighted_loss(
             Denoising loss of each sample.
         advantages (`torch.Tensor` of shape `(B,)`):
             Advantage of each sample. 1 everywhere is plain supervised fine-tuning.
-        negative_advantages (`"zero"` or `"keep"`, *optional*, defaults to `"zero"`):
+        negative_advantages (`"zero"`, `"keep"` or `"proximal"`, *optional*, defaults to `"zero"`):
             `"zero"` clips at 0: only for `A >= 0` is the loss a bound of the policy objective, while a negative weight
-            on a squared error has no minimum. `"keep"` pushes the model away from images below their group's mean.
+            on a squared error has no minimum. `"keep"` pushes the model away from images below their group's mean, and so
+            does `"proximal"`, which needs [`proximal_term`] beside it to have one.
 
     Returns:
         `torch.Tensor` of shape `(B,)`.
@@ -68,6 +69,26 @@ def advantage_weights(advantages: torch.Tensor, negative_advantages: str = "zero
     """Weight of each sample, shape `(B,)`, see [`advantage_weighted_loss`]."""
     if negative_advantages == "zero":
         return advantages.clamp(min=0)
-    if negative_advantages == "keep":
+    if negative_advantages in ("keep", "proximal"):
         return advantages
-    raise ValueError(f"negative_advantages must be 'zero' or 'keep', got {negative_advantages!r}.")
+    raise ValueError(f"negative_advantages must be 'zero', 'keep' or 'proximal', got {negative_advantages!r}.")
+
+
+def proximal_term(distances: torch.Tensor, advantages: torch.Tensor, tau: float) -> torch.Tensor:
+    """
+    `(tau - A) || f_theta - f_old ||^2` of each sample. With `e = f_old - target` and `d = f_theta - f_old` it makes of the
+    loss `A || e ||^2 + 2 A <e, d> + tau || d ||^2`: the same slope where training begins, and a curvature that is `tau` for
+    advantages of either sign, so that there is a minimum. Ours, and not the paper's: see docs/source/theory.md.
+
+    Args:
+        distances (`torch.Tensor` of shape `(B,)`):
+            Mean squared distance of each prediction to that of the model that training began with.
+        advantages (`torch.Tensor` of shape `(B,)`):
+            Advantage of each sample.
+        tau (`float`):
+            The curvature.
+
+    Returns:
+        `torch.Tensor` of shape `(B,)`.
+    """
+    return (tau - advantages) * distances

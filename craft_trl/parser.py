@@ -253,8 +253,11 @@ def relative_to(folder: Path, value: Any) -> Any:
 
 
 def split_path(value: str) -> tuple[str, str]:
-    """What stands before the path in a recipe's `NAME=KIND:PATH`, `NAME=PATH`, `KIND:PATH` or `PATH`, and the path."""
-    prefix = re.match(r"(?:[\w.-]+=)?(?:[a-z]+:)?", value).group()
+    """
+    What stands before the path in a recipe's `NAME=KIND:PATH`, `NAME=PATH`, `KIND:PATH` or `PATH`, and the path. Before a
+    kind may stand a strength, as in `NAME=strength:0.7:KIND:PATH`.
+    """
+    prefix = re.match(r"(?:[\w.-]+=)?(?:strength:[^:/]*:)?(?:[a-z]+:)?", value).group()
     return prefix, value[len(prefix) :]
 
 

@@ -31,6 +31,7 @@ from .errors import UsageError, out_of_memory
 
 
 ADAPTER = "pytorch_lora_weights.safetensors"  # the file of a LoRA, as diffusers names it
+FACTS = "training.json"  # what a trainer says of the model beside it
 
 
 def looks_like_hub_id(source: str) -> bool:

@@ -61,6 +61,23 @@ def sharded(folder: Path, component: str, stem: str, variant: str = "") -> list[
     return [folder / component / name for name in names]
 
 
+def tuned(source: Path, folder: Path, amount: float = 0.25) -> Path:
+    """A model as a trainer leaves it: its UNet's weights moved a little, and the word of what it was trained from."""
+    from safetensors.torch import load_file
+
+    from craft_trl.sources import model_hash
+
+    linked(source, folder)
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    file.unlink()
+    moved = {name: value + amount * value.abs().mean() * (-1) ** i for i, (name, value) in enumerate(weights.items())}
+    save_file(moved, file)
+    facts = {"base_model": None, "base_name": source.name, "base_revision": None, "base_hash": model_hash(str(source))}
+    (folder / "training.json").write_text(json.dumps(facts))
+    return folder
+
+
 def checkpoint(path: Path, without: str = "none", **more: torch.Tensor) -> Path:
     """
     A single file with a tensor of each part of SDXL, which is all that its header is looked at for. It cannot be loaded.

@@ -17,7 +17,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from craft_trl.losses import advantage_weighted_loss, advantage_weights, min_snr_weights, per_sample_mse
+from craft_trl.losses import advantage_weighted_loss, advantage_weights, min_snr_weights, per_sample_mse, proximal_term
 from craft_trl.noise import noise_process
 
 
@@ -52,7 +52,7 @@ class TestAdvantageWeightedLoss:
         assert torch.equal(advantage_weighted_loss(losses, torch.ones(5)), losses)
 
     def test_unknown_option(self):
-        with pytest.raises(ValueError, match="'zero' or 'keep', got 'clip'"):
+        with pytest.raises(ValueError, match="'zero', 'keep' or 'proximal', got 'clip'"):
             advantage_weights(torch.ones(1), "clip")
 
     @pytest.mark.parametrize("negative_advantages", ["zero", "keep"])
@@ -70,6 +70,15 @@ class TestAdvantageWeightedLoss:
         residual = (model_pred - noise).detach()
         per_sample = 2 * (residual * noisy_latents).sum((2, 3)) / noise[0].numel()  # (3, 4)
         torch.testing.assert_close(theta.grad, (weights[:, None] * per_sample).mean(0))
+
+    def test_proximal_hand_worked(self):
+        """`A e^2 + 2 A e d + tau d^2` with an error of 2 before, and a step of 1: of 4 - A * 4 by itself."""
+        old, new, target = torch.tensor([[2.0]]), torch.tensor([[3.0]]), torch.tensor([[0.0]])
+        for advantage, tau in ((1.5, 0.5), (-1.0, 0.5), (-1.0, 4.0)):
+            a = torch.tensor([advantage])
+            loss = advantage_weighted_loss(per_sample_mse(new, target), a, "proximal")
+            loss = loss + proximal_term(per_sample_mse(new, old), a, tau)
+            assert loss.item() == pytest.approx(4 * advantage + 2 * advantage * 2 * 1 + tau)
 
     def test_weight_zero_has_no_gradient(self):
         losses = torch.tensor([1.0, 2.0], requires_grad=True)

@@ -60,6 +60,8 @@ class TestHome:
             ("hps=~/w", "hps=/home/me/w"),
             ("base=lora:~/l", "base=lora:/home/me/l"),
             ("lora:~/l", "lora:/home/me/l"),
+            ("half=strength:0.5:~/m", "half=strength:0.5:/home/me/m"),
+            ("half=strength:0.5:lora:~/l", "half=strength:0.5:lora:/home/me/l"),
             ("mine=~/r.py:Reward", "mine=/home/me/r.py:Reward"),
             ("~nobody-of-this-name/p", "~nobody-of-this-name/p"),  # as a shell leaves it
             ("./~/p", "{folder}/~/p"),

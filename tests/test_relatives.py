@@ -19,7 +19,7 @@ import math
 import pytest
 import torch
 
-from craft_trl.losses import advantage_weighted_loss, per_sample_mse
+from craft_trl.losses import advantage_weighted_loss, per_sample_mse, proximal_term
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ class TestNFT:
         torch.testing.assert_close(craft, a * squared(error) + a * linear + a * squared(change))
         # With a curvature in the place of A the loss has a minimum for any sign.
         tau = 0.5
-        proximal = craft + (tau - a) * squared(change)
+        proximal = craft + proximal_term(squared(change), a, tau)
         torch.testing.assert_close(proximal, a * squared(error) + a * linear + tau * squared(change))
 
     def test_minima(self, velocities):
@@ -93,3 +93,20 @@ class TestNFT:
         ours = ((weights * target).mean(0, keepdim=True) / weights.mean()).requires_grad_()
         (gradient,) = torch.autograd.grad((r * squared(ours - target)).mean(), ours)
         assert gradient.abs().max() < 1e-12
+
+    def test_minimum_of_the_proximal_loss(self, velocities):
+        """A step from the old prediction, by the mean of advantage times error over tau: half as long for twice the tau."""
+        old, _, target = velocities
+        advantages = torch.randn(16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        old, a, steps = old[:1], advantages.view(-1, 1, 1, 1), []
+        for tau in (0.5, 1.0):
+            step = (a * (target - old)).mean(0, keepdim=True) / tau
+            lowest = (old + step).requires_grad_()
+            loss = advantage_weighted_loss(squared(lowest - target), advantages, "proximal")
+            loss = loss + proximal_term(squared(lowest - old), advantages, tau)
+            (gradient,) = torch.autograd.grad(loss.mean(), lowest)
+            assert gradient.abs().max() < 1e-12
+            bound = (advantages * (1 - advantages / tau) * squared(old - target)).mean()
+            assert loss.mean() >= bound
+            steps.append(step)
+        torch.testing.assert_close(steps[0], 2 * steps[1])

@@ -17,13 +17,14 @@ docs/source/theory.md on models of diffusion and of rectified flow whose likelih
 Gaussian throughout.
 """
 
+import functools
 import math
 
 import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from craft_trl.losses import advantage_weighted_loss
+from craft_trl.losses import advantage_weighted_loss, proximal_term
 from craft_trl.noise import FlowNoise
 
 
@@ -363,3 +364,63 @@ def test_of_logit_normal_timesteps_the_loss_is_no_bound():
     assert (model.steps < 0).nonzero().flatten().tolist() == [17, 18, 19]
     assert model.gap(model.theta_old + change, x, ONE) < -0.02
     assert other.gap(other.theta_old + change, x, ONE) > 0
+
+
+# Section "A bounded loss for advantages of either sign".
+
+
+def proximal(model, theta, x, advantages, tau):
+    """The loss in use, with the library's term: of diffusion weighted like the bound, of a flow as levels are drawn."""
+    is_flow = isinstance(model, LinearFlow)
+    signal, noise = (1 - model.t, model.t) if is_flow else (model.alpha_bar.sqrt(), (1 - model.alpha_bar).sqrt())
+    # x_t is a Gaussian of this mean and deviation, and the difference of two linear predictions is linear in it.
+    a, b = theta - model.theta_old
+    distances = (a * signal * x[:, None] + b) ** 2 + (a * noise) ** 2  # E_eps, shape (N, T)
+    weights = model.p if is_flow else model.w
+    return model.loss(theta, x, advantages) + proximal_term((weights * distances).sum(1), advantages, tau).mean()
+
+
+@pytest.mark.parametrize("kind", [LinearDiffusion, LinearFlow])
+class TestProximal:
+    tau = 0.7
+
+    def test_its_gradient_is_the_policy_gradient_at_the_old_model(self, kind, samples):
+        model, (x, advantages) = kind(), samples
+        theta = model.theta_old.clone().requires_grad_()
+        (of_loss,) = torch.autograd.grad(proximal(model, theta, x, advantages, self.tau), theta)
+        (of_objective,) = torch.autograd.grad(model.objective(theta, x, advantages), theta)
+        assert of_objective.abs().max() > 1e-3
+        torch.testing.assert_close(-of_loss, of_objective)
+
+    def test_it_is_bounded_below(self, kind, samples):
+        """By a number from the old model's errors alone, where the loss without it falls below any."""
+        model, (x, advantages) = kind(), samples
+        advantages = advantages - 0.5  # most of them negative
+        # Of a batch, mean A (1 - A / tau) e^2: the old model's errors, by the library's own loss.
+        weights = advantages * (1 - advantages / self.tau)
+        bound = model.loss(model.theta_old, x, weights)
+        scales = (1e-3, 0.1, 1, 10, 1e3)
+        generator = torch.Generator().manual_seed(2)
+        for scale in scales:
+            for _ in range(40):
+                step = scale * torch.randn(model.theta_old.shape, generator=generator, dtype=torch.float64)
+                assert proximal(model, model.theta_old + step, x, advantages, self.tau) >= bound - 1e-9
+        kept = [model.loss(model.theta_old * scale, x, advantages) for scale in (1, 10, 100)]
+        tied = [proximal(model, model.theta_old * scale, x, advantages, self.tau) for scale in (1, 10, 100)]
+        assert kept[0] > kept[1] > kept[2] and kept[2] < bound and tied[2] > tied[1] > tied[0]
+
+    def test_it_has_a_minimum_to_which_a_descent_comes(self, kind, samples):
+        """In the linear predictions of a level it is a quadratic function, of curvature tau for any advantages."""
+        model, (x, advantages) = kind(), samples
+        for signed in (advantages - 0.5, -advantages.abs()):
+            loss = functools.partial(proximal, model, x=x, advantages=signed, tau=self.tau)
+            hessian = torch.autograd.functional.hessian(loss, model.theta_old).reshape(2 * len(model.w), -1)
+            ones = torch.autograd.functional.hessian(
+                lambda theta: proximal(model, theta, x, torch.full_like(x, self.tau), self.tau), model.theta_old
+            ).reshape(2 * len(model.w), -1)
+            torch.testing.assert_close(hessian, ones)  # that of A = tau: the advantages have no part in it
+            assert torch.linalg.eigvalsh(hessian).min() > 0
+            (gradient,) = torch.autograd.grad(loss(theta := model.theta_old.clone().requires_grad_()), theta)
+            lowest = model.theta_old - torch.linalg.solve(hessian, gradient.flatten()).reshape(2, -1)
+            (rest,) = torch.autograd.grad(loss(lowest := lowest.requires_grad_()), lowest)
+            assert rest.abs().max() < 1e-8 and loss(lowest) < loss(model.theta_old)

@@ -15,13 +15,15 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Annotated
 
 import numpy as np
 
 from ..candidates.config import SamplingConfig
 from ..errors import UsageError
+from ..families.strength import Strength
 from ..prompts.benchmarks import load_evaluation_prompts
-from ..ranges import Count, Processes, Seed, check_ranges
+from ..ranges import Count, NotNegative, Processes, Range, Seed, check_ranges
 from ..rewards import parse_rewards
 from ..rewards.config import ScoringConfig
 from .specs import ModelSpec
@@ -37,6 +39,9 @@ class EvaluationConfig(SamplingConfig, ScoringConfig):
             Models to compare, see [`ModelSpec`]: `NAME=FOLDER` or `NAME=HUB_ID`, and parts that go into the first one's
             pipeline, `NAME=unet:SOURCE` or `NAME=transformer:SOURCE`, and `NAME=lora:SOURCE`. The first is the base that the others are
             compared with.
+        strengths (`list[float]`, *optional*):
+            The last model is evaluated at these strengths too, as `NAME-0.5`: 0 is the base, 1 the model itself, and above it
+            is led on. Each takes the images of a model.
         model_revision (`str`, *optional*):
             Revision on the Hub of the base, alone and with the parts that go into it.
         templates (`list[str]`, *optional*):
@@ -62,6 +67,13 @@ class EvaluationConfig(SamplingConfig, ScoringConfig):
             Judges that training never saw. They decide whether it worked.
         num_bootstrap (`int`, *optional*, defaults to `2000`):
             Bootstrap samples of the 95 % intervals.
+        frontier (`bool`, *optional*, defaults to `False`):
+            Also hold what every model gains against what it costs in variety, beside the base model where the best of k images is
+            kept, with more guidance and with expanded prompts, see [`Frontier`]. It draws more images of the base.
+        frontier_images (`int`, *optional*, defaults to `16`):
+            Images per prompt of the base from which the best of k is taken, for k up to half as many.
+        frontier_guidance (`list[float]`, *optional*):
+            Guidance scales at which the base is drawn too. Defaults to one and a half and two and a half times `guidance_scale`.
         run_dir (`str`, *optional*):
             Folder of the run that trained the last model; the report then shows candidates, loss and time per stage.
         output_dir (`str`):
@@ -75,6 +87,12 @@ class EvaluationConfig(SamplingConfig, ScoringConfig):
         metadata={
             "help": "Models to compare: NAME=FOLDER, NAME=HUB_ID, NAME=unet:SOURCE, NAME=transformer:SOURCE or "
             "NAME=lora:SOURCE. The first is the base."
+        },
+    )
+    strengths: list[Strength] | None = field(
+        default=None,
+        metadata={
+            "help": "Strengths from 0 to 2 at which the last model is evaluated too: 0 is the base, 1 the model itself."
         },
     )
     model_revision: str | None = field(
@@ -108,6 +126,18 @@ class EvaluationConfig(SamplingConfig, ScoringConfig):
         default_factory=list, metadata={"help": "Judges that training never saw, NAME or NAME=SOURCE."}
     )
     num_bootstrap: Count = field(default=2000, metadata={"help": "Bootstrap samples of the 95 %% intervals."})
+    frontier: bool = field(
+        default=False, metadata={"help": "Also hold every model's gain against what it costs in variety."}
+    )
+    frontier_images: Annotated[int, Range(4, 256)] = field(
+        default=16, metadata={"help": "Images per prompt of the base from which the best of k is taken, k up to half."}
+    )
+    frontier_guidance: list[NotNegative] | None = field(
+        default=None,
+        metadata={
+            "help": "Guidance scales at which the base is drawn too. Defaults to 1.5 and 2.5 times guidance_scale."
+        },
+    )
     run_dir: str | None = field(
         default=None, metadata={"help": "Folder of the run that trained the last model, for the report."}
     )
@@ -120,7 +150,27 @@ class EvaluationConfig(SamplingConfig, ScoringConfig):
                 raise UsageError(f"{name} is missing: give it in the recipe or as --{name}.")
         if not self.rewards and not self.held_out_rewards:
             raise UsageError("Nothing to measure: give rewards, held_out_rewards or both.")
+        self._check_frontier()
         self.model_specs  # noqa: B018 - parsed now, so that a mistake is found now
+
+    def _check_frontier(self) -> None:
+        """Raise a [`UsageError`] if the frontier lacks what it is made of, or is not asked for."""
+        if not self.frontier:
+            if self.frontier_guidance is not None or self.frontier_images != 16:
+                raise UsageError("frontier_images and frontier_guidance have no effect without frontier: true.")
+            return
+        if self.num_images_per_prompt < 2:
+            raise UsageError(
+                "frontier needs num_images_per_prompt of 2 or more: variety is between images of a prompt."
+            )
+        if not self.rewards:
+            raise UsageError("frontier needs rewards, by which the best of k images is chosen.")
+        scales = self.frontier_guidance or []
+        if self.guidance_scale in scales or len({*scales}) != len(scales):
+            raise UsageError(
+                f"frontier_guidance must be other scales than guidance_scale {self.guidance_scale:g}, each once; got "
+                f"{', '.join(f'{scale:g}' for scale in scales)}."
+            )
 
     def load_prompts(self) -> tuple[list[dict], str, str | None]:
         """Rows of the prompts, the column of the prompt, and the one by which results are broken down, if any."""
@@ -145,7 +195,7 @@ class EvaluationConfig(SamplingConfig, ScoringConfig):
     @cached_property
     def model_specs(self) -> dict[str, ModelSpec]:
         """The models by name, the base first."""
-        return ModelSpec.parse_all(self.models, self.model_revision)
+        return ModelSpec.parse_all(self.models, self.model_revision, self.strengths or ())
 
 
 @dataclass

@@ -14,11 +14,15 @@
 
 """How much the images of one prompt differ."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 
 import numpy as np
 from PIL import Image
+
+
+# Of images of some prompts, their features if there are any, and how many each prompt has.
+Measure = Callable[[list[Image.Image], np.ndarray | None, int], np.ndarray]
 
 
 def pixel_distance(images: Sequence[Image.Image]) -> float:
@@ -41,3 +45,29 @@ def diversity(features: np.ndarray) -> np.ndarray:
     cosines = features @ features.transpose(0, 2, 1)  # (P, S, S)
     size = features.shape[1]
     return 1 - (cosines.sum(axis=(1, 2)) - size)[:, None] / (size * (size - 1))
+
+
+def pair_distances(images: Sequence[Image.Image], features: np.ndarray | None = None) -> np.ndarray:
+    """
+    How much each two images of a prompt differ: root mean square difference of pixels from 0 to 1, of images of a size, and
+    before it one minus the cosine of unit features of shape `(S, D)`, if there are any. Shape `(1, S, S)` or `(2, S, S)`.
+    """
+    distances = np.zeros((1, len(images), len(images)))
+    pixels = [np.asarray(image.convert("RGB"), dtype=np.float32) / 255 for image in images]
+    for a, b in combinations(range(len(images)), 2):
+        distances[0, a, b] = distances[0, b, a] = np.sqrt(np.mean(np.square(pixels[a] - pixels[b])))
+    if features is None:
+        return distances
+    return np.concatenate([(1 - features @ features.T)[None], distances])
+
+
+def mean_distances(images: Sequence[Image.Image], features: np.ndarray | None, n: int) -> np.ndarray:
+    """How much `n` images each of some prompts differ, in their features `(prompts, n, D)`, if there are any, and in pixels: `(prompts, 1 or 2)`."""
+    pixels = np.array([pixel_distance(images[i : i + n]) for i in range(0, len(images), n)])[:, None]
+    return pixels if features is None else np.hstack([diversity(features), pixels])
+
+
+def all_distances(images: Sequence[Image.Image], features: np.ndarray | None, n: int) -> np.ndarray:
+    """How much each two of them differ: `(prompts, 1 or 2, n, n)`."""
+    parts = [images[i : i + n] for i in range(0, len(images), n)]
+    return np.stack([pair_distances(p, None if features is None else features[i]) for i, p in enumerate(parts)])

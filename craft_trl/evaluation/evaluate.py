@@ -15,11 +15,9 @@
 
 """Images of several models for the same prompts and seeds, their scores, and what the differences amount to."""
 
-import io
 import json
 import shutil
 from collections.abc import Callable, Container
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -28,8 +26,6 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from accelerate.utils import gather_object
-from PIL import Image
 
 from ..candidates.drawing import fill_pool
 from ..candidates.generation import ImageGenerator
@@ -37,13 +33,14 @@ from ..candidates.pool import CandidatePool, Key
 from ..candidates.turns import load_reward
 from ..devices import main_process_first, on_main_process, process_state
 from ..errors import UsageError
-from ..expansion import PromptExpander
-from ..progress import progress_bar
+from ..families.checks import check_model
 from ..rewards import Reward, RewardSpec, lower_is_better, parse_rewards
 from ..rewards.geneval.judge import GenEval
 from ..stages import fingerprint
+from .arms import Arm, arms_of, at_guidance, by_prompt, frontier_arms, guidance_scales
 from .config import EvaluationConfig
-from .diversity import diversity, pixel_distance
+from .diversity import all_distances, mean_distances
+from .frontier import Frontier
 from .models import Model
 from .one_by_one import DRAWN, WaitingImages
 from .provenance import describe_scorer, judges_of_guard, settings_difference
@@ -51,28 +48,6 @@ from .statistics import compare
 
 
 T = TypeVar("T")
-
-
-@dataclass
-class Arm:
-    """
-    A model to compare, and the images that are asked of it.
-
-    Args:
-        name (`str`):
-            Name in the tables.
-        spec ([`Model`]):
-            The model.
-        keys (`list[Key]`):
-            Prompt, text given to the model, and seed of each image.
-        folder (`Path`):
-            Where its images and scores lie; of a model from earlier results, the folder of those.
-    """
-
-    name: str
-    spec: Model
-    keys: list[Key]
-    folder: Path
 
 
 class Evaluation:
@@ -98,11 +73,12 @@ class Evaluation:
         self.prompts = [" ".join(row[column].split()) for row in rows]
         self.prompt_rows = dict(zip(self.prompts, rows, strict=True))
         self.parts = [str(row[self.group_by]) for row in rows] if self.group_by else None
+        self.frontier: dict | None = None  # of a `run` that was asked for it
 
     @cached_property
     def models(self) -> dict[str, Model]:
         """The models by name, the base first."""
-        return Model.parse_all(self.config.models, self.config.model_revision)
+        return Model.parse_all(self.config.models, self.config.model_revision, self.config.strengths or ())
 
     def check_models(self, yet_to_come: str | None = None) -> None:
         """
@@ -116,6 +92,8 @@ class Evaluation:
         }
         # What must be downloaded is downloaded once.
         main_process_first(lambda: [spec.check(self.config) for spec in there.values()])
+        for scale in self.guidance_scales if self.config.frontier else ():
+            check_model(*next(iter(self.models.values())).whole, at_guidance(self.config, scale))
         for name, spec in there.items():
             if spec.kind == "results":
                 self.earlier_results(name)
@@ -170,28 +148,45 @@ class Evaluation:
             "roles": self.roles,
             "group_by": self.group_by,
             "num_bootstrap": config.num_bootstrap,
+            # An option that came later and is not used is left out: it makes no older results others.
+            **({"frontier": [config.frontier_images, self.guidance_scales]} if config.frontier else {}),
         }
 
     def arms(self) -> list[Arm]:
         """The models, the base first, each with a folder for its images under these settings."""
-        config = self.config
-        base, base_spec = next(iter(self.models.items()))
-        texts = {name: (spec, self.prompts) for name, spec in self.models.items()}
-        if config.templates:
-            expanded = PromptExpander(config.templates, config.seed)(self.prompts, 1)
-            texts[f"{base}+expansion"] = base_spec, [variants[0] for variants in expanded]
-        arms, n = [], config.num_images_per_prompt
-        for name, (spec, given) in texts.items():
-            keys = [
-                (prompt, text, config.seed + i * n + j)
-                for i, (prompt, text) in enumerate(zip(self.prompts, given, strict=True))
-                for j in range(n)
-            ]
-            # Named by what decides an image and its scores, so that another model or sampler finds no stale ones.
-            model = self.model_hashes[name.removesuffix("+expansion")]
-            drawn = Path(config.output_dir) / "images" / fingerprint([model, config.sampling(), self.scorers])[:12]
-            arms.append(Arm(name, spec, keys, Path(spec.source) if spec.kind == "results" else drawn))
-        return arms
+        return arms_of(self)
+
+    def frontier_arms(self) -> list[Arm]:
+        """The base again, if a frontier is asked for: many images to choose from, then at each other guidance scale."""
+        return frontier_arms(self) if self.config.frontier else []
+
+    @cached_property
+    def guidance_scales(self) -> list[float]:
+        """Guidance scales of the frontier."""
+        return guidance_scales(self.config, *next(iter(self.models.values())).whole)
+
+    def image_counts(self) -> list[int]:
+        """Images of each model, and of the base again for a frontier, whether they are there or not."""
+        n, config = len(self.prompts), self.config
+        counts = [n * config.num_images_per_prompt] * (len(self.models) + bool(config.templates))
+        if config.frontier:
+            counts += [n * config.frontier_images] + [n * config.num_images_per_prompt] * len(self.guidance_scales)
+        return counts
+
+    def price(self) -> str:
+        """What a frontier takes, in images."""
+        counts, config = self.image_counts(), self.config
+        besides = counts[len(self.models) + bool(config.templates) :]
+        scales = " and ".join(f"{scale:g}" for scale in self.guidance_scales)
+        at = (
+            f", and {len(self.prompts)} x {config.num_images_per_prompt} at each guidance of {scales}"
+            if scales
+            else ""
+        )
+        return (
+            f"the frontier takes {sum(besides):,} images of the base beside the {sum(counts) - sum(besides):,} of the comparison: "
+            f"{len(self.prompts)} x {config.frontier_images} to choose from{at}"
+        )
 
     def run(
         self, device: torch.device | str, one_by_one: bool = False
@@ -210,8 +205,8 @@ class Evaluation:
             `tuple[list[dict], dict]`: the rows of `results.json`, and per model and metric the scores of shape
             `(prompts, images per prompt)`.
         """
-        arms = self.arms()
-        own = [arm for arm in arms if arm.spec.kind != "results"]
+        arms, besides = self.arms(), self.frontier_arms()
+        own = [arm for arm in (*arms, *besides) if arm.spec.kind != "results"]
         waiting = self._draw_only(own, device) if one_by_one else []
         rewards: dict[str, Reward | None] = {}
         lower, mean_of_parts, notes, embedders = set(), set(), {}, []
@@ -239,19 +234,66 @@ class Evaluation:
             if arm.spec.kind == "results":
                 scores[arm.name] = self._earlier_scores(arm, metrics)
                 continue
-            pool = self._draw(arm, rewards, device)
-            values = np.array([pool.scores[key] for key in arm.keys])  # (images, rewards)
-            scores[arm.name] = {name: values[:, i].reshape(shape) for i, name in enumerate(rewards)}
-            if shape[1] > 1:
-                distances = self._diversity(arm, pool, embedder)  # (prompts, 1 or 2)
-                for i, name in enumerate(metrics[len(rewards) :]):
-                    scores[arm.name][name] = np.broadcast_to(distances[:, i, None], shape)
+            scores[arm.name] = self._measure(arm, rewards, embedder, metrics, device)
         roles = self.roles | dict.fromkeys(metrics[len(rewards) :], "diversity")
         rows = compare(scores, roles, lower, self.parts, self.config.num_bootstrap, mean_of_parts)
         settings = self.settings()
         for row in rows:
             row["scorer"] = self.scorers.get(row["metric"], {}) | {"note": notes.get(row["metric"])}
+        if besides:
+            self.frontier = self._frontier(besides, scores, rewards, embedder, metrics, lower, device)
         return [row | {"settings": settings} for row in rows], scores
+
+    def _measure(
+        self,
+        arm: Arm,
+        rewards: dict[str, Reward],
+        embedder: Reward | None,
+        metrics: list[str],
+        device: torch.device | str,
+    ) -> dict[str, np.ndarray]:
+        """Scores of a model's images, and how much those of a prompt differ, shape `(prompts, images)`; all are made if need be."""
+        pool, shape = self._draw(arm, rewards, device), (len(self.prompts), arm.images)
+        values = np.array([pool.scores[key] for key in arm.keys])  # (images, rewards)
+        scores = {name: values[:, i].reshape(shape) for i, name in enumerate(rewards)}
+        if arm.images > 1:
+            distances = by_prompt(arm, pool, embedder, mean_distances, self.config.batch_size)  # (prompts, 1 or 2)
+            for i, name in enumerate(metrics[len(rewards) :]):
+                scores[name] = np.broadcast_to(distances[:, i, None], shape)
+        return scores
+
+    def _frontier(
+        self,
+        arms: list[Arm],
+        scores: dict[str, dict[str, np.ndarray]],
+        rewards: dict[str, Reward],
+        embedder: Reward | None,
+        metrics: list[str],
+        lower: set[str],
+        device: torch.device | str,
+    ) -> dict:
+        """What [`Frontier`] makes of the scores of the models, and of more images of the base."""
+        draws, *guided = arms
+        pool, kinds = self._draw(draws, rewards, device), metrics[len(rewards) :]
+        values = np.array([pool.scores[key] for key in draws.keys]).reshape(len(self.prompts), draws.images, -1)
+        distances = by_prompt(
+            draws, pool, embedder, all_distances, self.config.batch_size
+        )  # (prompts, kinds, images, images)
+        base = next(iter(scores))
+        ways = {name: "expanded prompt" if name not in self.models else "model" for name in scores} | {base: "base"}
+        labels = {name: name for name in scores} | {f"{base}+expansion": "expanded prompt"}
+        for arm in guided:
+            scores = scores | {arm.name: self._measure(arm, rewards, embedder, metrics, device)}
+            ways[arm.name], labels[arm.name] = "guidance", f"{arm.sampling.guidance_scale:g}"
+        return Frontier(
+            draws={name: values[..., i] for i, name in enumerate(rewards)},
+            distances={name: distances[:, i] for i, name in enumerate(kinds)},
+            arms=scores,
+            ways=ways,
+            labels={name: labels[name] for name in scores},
+            roles=self.roles,
+            lower_is_better=frozenset(lower),
+        ).results(self.config.num_bootstrap)
 
     def _load(self, name: str, device: torch.device | str) -> Reward:
         """A judge, ready to score."""
@@ -303,31 +345,13 @@ class Evaluation:
         """Draw those of the images that are not in a pool, and score them."""
         state, config = self.state, self.config
         if any(key not in pool for key in keys):
-            generator = ImageGenerator(arm.spec.load(getattr(torch, config.dtype)), config, device=device)
+            generator = ImageGenerator(arm.spec.load(getattr(torch, config.dtype)), arm.sampling, device=device)
             share = f" ({state.process_index + 1} of {state.num_processes})" if state.num_processes > 1 else ""
             fill_pool(pool, keys, generator, rewards, config.batch_size, f"Images of {arm.name}{share}")
             del generator
             torch.cuda.empty_cache()
         state.wait_for_everyone()
         pool.refresh()  # what other processes have made
-
-    def _diversity(self, arm: Arm, pool: CandidatePool, embedder: Reward | None) -> np.ndarray:
-        """
-        How much the images of each prompt differ, in the embedder's space, if there is one, and in pixels: shape
-        `(prompts, 2)` or `(prompts, 1)`. Every process looks at its share of the prompts.
-        """
-        state, n = self.state, self.config.num_images_per_prompt
-        block = max(1, self.config.batch_size // n) * n
-        starts = range(0, len(arm.keys), block)[state.process_index :: state.num_processes]
-        distances = []
-        for start in progress_bar(starts, desc=f"Diversity of {arm.name}", disable=not state.is_main_process):
-            images = [Image.open(io.BytesIO(png)) for png in pool.images(arm.keys[start : start + block])]
-            columns = [np.array([pixel_distance(images[i : i + n]) for i in range(0, len(images), n)])[:, None]]
-            if embedder is not None:
-                features = embedder.image_features(images).cpu().numpy()
-                columns.insert(0, diversity(features.reshape(-1, n, features.shape[-1])))
-            distances.append((start, np.hstack(columns)))
-        return np.concatenate([values for _, values in sorted(gather_object(distances), key=lambda item: item[0])])
 
     def earlier_results(self, name: str) -> dict:
         """Settings of the earlier results that a model is taken from, which must be those of this comparison."""

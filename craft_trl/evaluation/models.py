@@ -17,7 +17,8 @@
 import logging
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,9 @@ from ..families import get_family
 from ..families.adapters import attach_adapter, lora_loader
 from ..families.checks import check_model, read_header
 from ..families.files import ModelFiles, find_files
+from ..families.strength import Tensors, check_base, facts_of, scale_adapter, set_strength
 from ..quiet import quiet_logs
-from ..sources import ADAPTER, content_hash, first_line, looks_like_hub_id, model_hash
+from ..sources import ADAPTER, FACTS, content_hash, first_line, looks_like_hub_id, model_hash
 from .specs import ModelSpec
 
 
@@ -64,12 +66,17 @@ class Model(ModelSpec):
         denoiser, and the file of a state dict or adapter.
         """
         whole = self.kind in ("pipeline", "results")
-        if not whole and Path(self.base).is_file():
+        if not (whole and self.strength == 1) and Path(self.base).is_file():
+            what = self.kind if self.strength == 1 else f"model of strength {self.strength:g}"
             raise UsageError(
-                f"Model {self.name}: a {self.kind} goes into a base that is a folder or on the Hub, and {self.base} is a file."
+                f"Model {self.name}: a {what} goes into a base that is a folder or on the Hub, and {self.base} is a file."
             )
         check_model(*self.whole, drawing)
+        if self.strength != 1:
+            self.check_base()
         if whole:
+            if self.strength != 1:
+                self.denoiser_alone.check(drawing)
             return
         if self.kind == "lora":
             self.attach(self.empty_pipeline())
@@ -85,23 +92,57 @@ class Model(ModelSpec):
     def hash(self) -> str:
         """Content of the model: of its files if they are here, else repository and commit."""
         whole = model_hash(*self.whole)
-        if self.kind == "pipeline":
+        if self.kind == "pipeline" and self.strength == 1:
             return whole
+        base = model_hash(self.base, self.base_revision)
+        if self.strength == 0:
+            return base
+        strength = "" if self.strength == 1 else f"*{self.strength}"
+        if self.kind == "pipeline":
+            return f"{base}+{self.kind}:{whole}{strength}"
         part = content_hash(self.path) if Path(self.source).exists() else f"{self.source}@{_commit(self.path)}"
-        return f"{whole}+{self.kind}:{part}"
+        return f"{base}+{self.kind}:{part}{strength}"
 
     def load(self, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
         """The pipeline, ready to draw."""
+        if self.kind == "pipeline" and self.strength != 1:
+            return self.denoiser_alone.load(dtype)
         source, revision = self.whole
         pipeline = load_pipeline(source, dtype=dtype, revision=revision)
+        if self.strength == 0:
+            return pipeline
         if self.kind == "lora":
             self.attach(pipeline)
+            for network in pipeline.components.values() if self.strength != 1 else ():
+                if isinstance(network, nn.Module):
+                    scale_adapter(network, self.strength)
+        elif self.strength != 1:
+            base = Tensors(self.base_files.read_weights()[self.kind])
+            set_strength(getattr(pipeline, self.kind), base, self.tensors(), self.strength, f"Model {self.name}")
         elif self.kind != "pipeline" and self.path.is_file():
             getattr(pipeline, self.kind).load_state_dict(self.state_dict())
         elif self.kind != "pipeline":
             denoiser = load_network(self.denoiser_class, str(self.path), dtype)
             pipeline.register_modules(**{self.kind: denoiser})
         return pipeline
+
+    @property
+    def denoiser_alone(self) -> "Model":
+        """A whole pipeline's denoiser in the pipeline of the base: of a model that was trained from it, all there is to it."""
+        denoiser = self.family.denoiser
+        return replace(self, kind=denoiser, source=f"{self.source}/{denoiser}")
+
+    def check_base(self) -> None:
+        """Raise a [`UsageError`] if the model says that it was trained from another one than the base."""
+        source: str | Path = self.source
+        if not Path(source).exists():
+            with suppress(Exception):  # the Hub, the network and the cache have errors of their own each
+                source = hf_hub_download(_repository(self)[0], FACTS)
+        remedy = None
+        if self.kind == "pipeline":
+            part = f"{self.family.denoiser}:{self.source}/{self.family.denoiser}"
+            remedy = f" If it is a model of {self.base}, name its denoiser alone: strength:{self.strength:g}:{part}."
+        check_base(f"Model {self.name}", self.source, facts_of(source), self.base, self.base_revision, remedy)
 
     @cached_property
     def base_files(self) -> ModelFiles:
@@ -190,6 +231,13 @@ class Model(ModelSpec):
             raise UsageError(
                 f"Model {self.name}: {self.source} cannot be read as weights: {first_line(error)}"
             ) from error
+
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        """Tensors of a denoiser, of a folder or a file."""
+        if self.path.is_file():
+            return self.state_dict()
+        held = find_files(str(self.path)).weights("", "diffusers")
+        return Tensors(self.path / name for name in held[min(held, key=lambda variant: variant or "")])
 
     def lora_state_dict(
         self, tensors: dict[str, torch.Tensor] | None = None

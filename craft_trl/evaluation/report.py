@@ -26,7 +26,10 @@ from ..candidates.pool import CandidatePool, Key
 from ..filtering.filter import vetoed_itself
 from ..pages import data_uri, render
 from ..stages import read_record, read_timings
-from .evaluate import Arm, Evaluation
+from .arms import Arm
+from .evaluate import Evaluation
+from .figure import frontier_svg, unit
+from .frontier import in_words
 from .provenance import check_comparable, notes
 from .statistics import decide
 
@@ -173,9 +176,38 @@ def write_report(
         run=_run(Path(config.run_dir), Path(arms[model].spec.source)) if config.run_dir else None,
         num_prompts=len(evaluation.prompts),
         num_images=config.num_images_per_prompt,
+        frontier=_frontier(evaluation.frontier, list(evaluation.models)) if evaluation.frontier else None,
     )
     path.write_text(page, encoding="utf-8")
     return said
+
+
+def _frontier(results: dict, models: Sequence[str]) -> dict:
+    """What the report shows of a frontier: the figure, a sentence for each model, and tables, that of the verdict's score first."""
+    full = {kind: results["points"][0][kind] for kind in results["variety"]}
+    kept = {(row["name"], row["score"], row["variety"]): row for row in results["kept"]}
+    tables = []
+    for score in results["scores"]:
+        rows = [
+            {
+                "name": point["name"],
+                "way": point["way"],
+                "gain": point[score],
+                "kinds": [
+                    (point[kind] / (full[kind] or 1.0), kept.get((point["name"], score, kind))) for kind in full
+                ],
+            }
+            for point in results["points"]
+            if point["way"] != "base"
+        ]
+        tables.append({"score": score, "title": unit(score), "rows": rows})
+    return {
+        "svg": frontier_svg(results),
+        "said": in_words(results, models),
+        "kinds": [kind.removeprefix("diversity_") for kind in full],
+        "images": results["images"],
+        "tables": tables,
+    }
 
 
 def _pairs(evaluation: Evaluation, base: Arm, model: Arm, scores, judge: str, rows: Sequence[dict]) -> list[dict]:

@@ -15,11 +15,15 @@
 """The models of a comparison, as a recipe names them."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..errors import UsageError
 from ..families import DENOISERS
+from ..families.strength import parse_strength
 from ..parser import suggest
+from ..sources import ADAPTER
 
 
 KINDS = (*DENOISERS, "lora", "results")
@@ -36,6 +40,8 @@ class ModelSpec:
       executing it,
     - `NAME=lora:SOURCE`: the base model with an adapter, a folder or a `.safetensors` file, in any format that diffusers
       reads,
+    - `NAME=strength:0.7:MODEL`: the base moved by 0.7 of the way to any of the models above, see [`strength`]. A folder or
+      `.safetensors` file of an adapter needs no `lora:` here,
     - `NAME=results:FOLDER`: the model of that name in an earlier comparison under the same settings.
 
     A `SOURCE` is a path here, or a repository on the Hub with or without a path in it.
@@ -51,6 +57,8 @@ class ModelSpec:
             Folder or Hub id of the base model's pipeline.
         base_revision (`str`, *optional*):
             Revision of the base model on the Hub.
+        strength (`float`, *optional*, defaults to `1.0`):
+            How far the way from the base to it is gone.
     """
 
     name: str
@@ -58,6 +66,7 @@ class ModelSpec:
     source: str
     base: str
     base_revision: str | None = None
+    strength: float = 1.0
 
     @property
     def whole(self) -> tuple[str, str | None]:
@@ -66,22 +75,50 @@ class ModelSpec:
         return source, self.base_revision if source == self.base else None
 
     @classmethod
-    def parse_all(cls, texts: list[str], base_revision: str | None = None) -> "dict[str, ModelSpec]":
-        """Models of a recipe's list by name, the base first."""
+    def parse_all(
+        cls, texts: list[str], base_revision: str | None = None, strengths: Sequence[float] = ()
+    ) -> "dict[str, ModelSpec]":
+        """Models of a recipe's list by name, the base first; the last one at these strengths too, as `NAME-0.5`, before itself."""
         specs: dict[str, ModelSpec] = {}
-        for text in texts:
+        for text in [*texts[:-1], *at_strengths(texts, strengths), *texts[-1:]]:
             name, equals, source = text.partition("=")
             if not (equals and source and re.fullmatch(r"\w[\w.-]*", name)):
                 raise UsageError(f"models must be NAME=FOLDER or NAME=HUB_ID, got {text!r}.")
-            match = re.fullmatch(r"(\w+):(.+)", source)
-            kind, source = match.groups() if match else ("pipeline", source)
+            strength, kind = 1.0, "pipeline"
+            if match := re.fullmatch(r"strength:([^:]*):(.+)", source):
+                strength, source = parse_strength(match[1], f"models: the strength in {text!r}"), match[2]
+                # Of the models that have a strength, only adapters are single files.
+                if source.endswith(".safetensors") or (Path(source) / ADAPTER).is_file():
+                    kind = "lora"
+                if source.startswith(("results:", "strength:")):
+                    raise UsageError(
+                        f"models: {text!r}: a strength is of a model, not of its results or of another strength."
+                    )
+            if match := re.fullmatch(r"(\w+):(.+)", source):
+                kind, source = match.groups()
+            if kind == "strength":
+                raise UsageError(
+                    f"models: {text!r} must be NAME=strength:NUMBER:MODEL, such as {name}=strength:0.7:{source}."
+                )
             if kind not in ("pipeline", *KINDS):
                 remedy = suggest(kind, KINDS)
                 raise UsageError(f"models: {text!r} is of no known kind, {kind!r} before the colon. {remedy}")
-            if not specs and kind != "pipeline":
+            if not specs and (kind != "pipeline" or strength != 1):
                 raise UsageError(f"models: the first is the base, a whole pipeline; got {text!r}.")
             if name in specs:
                 raise UsageError(f"Every model needs a name of its own, got {name} twice.")
             base = next(iter(specs.values())).source if specs else source
-            specs[name] = cls(name, kind, source, base, base_revision)
+            specs[name] = cls(name, kind, source, base, base_revision, strength)
         return specs
+
+
+def at_strengths(texts: Sequence[str], strengths: Sequence[float]) -> list[str]:
+    """The last model of a recipe's list at other strengths than 1, as models of the list."""
+    if not strengths:
+        return []
+    name, _, source = texts[-1].partition("=")
+    if len(texts) < 2 or source.startswith(("results:", "strength:")):
+        raise UsageError(
+            f"strengths are of the last of models, beside a base and with weights of its own; it is {texts[-1]!r}."
+        )
+    return [f"{name}-{strength:g}=strength:{strength}:{source}" for strength in strengths if strength != 1]

@@ -29,7 +29,6 @@ from ..masking import mask_settings
 from ..pages import TEMPLATES
 
 
-FACTS = "training.json"
 TAG = "craft_trl"  # in the metadata of every card; by it a push knows a repository that an earlier push filled
 
 

@@ -40,9 +40,9 @@ from ..filtering.dataset import with_images
 from ..filtering.filter import beyond, filter_candidates, vetoed_itself
 from ..filtering.veto import load_vetoes, veto_line, veto_mask
 from ..progress import progress_bar
-from ..sources import content_hash, looks_like_hub_id, model_hash
+from ..sources import FACTS, content_hash, looks_like_hub_id, model_hash
 from ..stages import check_writable, fingerprint, read_record, read_timings, write_atomically
-from .cards import FACTS, dataset_card, flat, model_card
+from .cards import dataset_card, flat, model_card
 from .upload import Content, model_files, scan, shards
 
 

@@ -85,6 +85,13 @@ class Profile:
         whole = {1: 6, 2: 2, 3: 0}[self.zero_stage]
         return (whole + sharded / n) * trained + 2 * frozen / (n if self.zero_stage == 3 else 1)
 
+    def copy_bytes(self, parameters: int) -> float:
+        """A frozen copy of a network beside the one in training, whole on every GPU."""
+        if self.dtype == "float32":
+            return 4 * parameters
+        # In the precision that it computes in; autocast to bfloat16 makes copies of float32 weights.
+        return (6 if self.autocast and self.dtype == "bfloat16" else 2) * parameters
+
 
 @dataclass(frozen=True)
 class SamplingMemory:

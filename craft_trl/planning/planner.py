@@ -77,12 +77,11 @@ class Planner:
         self.places = whole_batches(self.images, config.batch_size)
         self.kept_images = drawn_groups * self.odds.kept_images
         self.kept_groups = drawn_groups * self.odds.kept_groups
-        arms = len(self.evaluation.config.model_specs) + bool(self.evaluation.config.templates)
-        evaluated = len(self.evaluation.prompts) * self.evaluation.config.num_images_per_prompt  # of each model
-        self.evaluated = arms * evaluated
-        self.evaluated_places = arms * whole_batches(evaluated, self.evaluation.config.batch_size)
+        evaluated = self.evaluation.image_counts()  # of each model
+        self.evaluated = sum(evaluated)
+        self.evaluated_places = sum(whole_batches(n, self.evaluation.config.batch_size) for n in evaluated)
         self.samples = recipes.training.max_steps * recipes.training.global_batch_size
-        self.weighted = 1.0 if recipes.training.negative_advantages == "keep" else self.odds.weighted
+        self.weighted = self.odds.weighted if recipes.training.negative_advantages == "zero" else 1.0
         self._count()
 
     def _count(self) -> None:

@@ -14,6 +14,7 @@
 
 """The recipes of a run, read and checked together."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -124,7 +125,8 @@ class RunRecipes:
             name, _, source = text.partition("=")
             if Path(split_path(text)[1]) not in known or source.startswith("results:"):
                 continue
-            models[number] = f"{name}={kind}{self.training.output_dir}"
+            strength = re.match("(strength:[^:]*:)?", source).group()
+            models[number] = f"{name}={strength}{kind}{self.training.output_dir}"
             base = next(iter(self.evaluation.model_specs.values())).source
             if kind and Path(base).is_file():
                 raise UsageError(

@@ -67,15 +67,19 @@ class Training:
             *size, bool(args.activation_checkpointing), lora, args.max_sequence_length
         )
         frozen = whole - (0 if lora is not None else trained)
+        # The model that training began with is asked too: the one in training without its adapter, or a copy.
+        asked = args.negative_advantages == "proximal"
+        copy = profile.copy_bytes(whole) if asked and lora is None else 0.0
         return cls(
             lora=lora,
             trained=trained,
             frozen=frozen,
             micro_batch=min(args.per_device_train_batch_size, args.global_batch_size // profile.num_processes or 1),
-            flops=sample.flops,
+            flops=sample.flops * (1 + asked / (4 if args.activation_checkpointing else 3)),
             activations=sample.activations * (AUTOCAST_ACTIVATIONS if profile.autocast else 1),
             static=profile.static_bytes(trained, frozen)
             + (4 * trained if args.use_ema else 0)
+            + copy
             + tables(meta.denoiser),
         )
 

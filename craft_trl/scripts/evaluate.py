@@ -76,6 +76,8 @@ def main(config: EvaluationConfig, args: EvaluateArguments | None = None) -> Non
 
     from ..devices import check_shared, on_main_process, process_state
     from ..evaluation.evaluate import Evaluation
+    from ..evaluation.figure import frontier_svg
+    from ..evaluation.frontier import in_words
     from ..evaluation.report import format_table, write_report
 
     state = process_state()
@@ -94,10 +96,15 @@ def main(config: EvaluationConfig, args: EvaluateArguments | None = None) -> Non
             one_by_one = judges_one_by_one(evaluation)
             if one_by_one:
                 say("[evaluate] the GPU does not hold a model and all judges: images first, then one judge at a time")
+            if config.frontier:
+                say(f"[evaluate] {evaluation.price()}")
             rows, scores = evaluation.run(state.device, one_by_one)
         if state.is_main_process:
             pq.write_table(pa.Table.from_pylist(per_image(evaluation, scores)), folder / "scores.parquet")
             write_atomically(results, json.dumps(rows, indent=1) + "\n")
+            if evaluation.frontier is not None:
+                write_atomically(folder / "frontier.json", json.dumps(evaluation.frontier, indent=1) + "\n")
+                write_atomically(folder / "frontier.svg", frontier_svg(evaluation.frontier))
             # After the stopwatch has written its seconds, which the report shows.
             said = write_report(evaluation, rows, scores, report)
             stage.finish(verdict=said)
@@ -106,6 +113,9 @@ def main(config: EvaluationConfig, args: EvaluateArguments | None = None) -> Non
         say(f"[evaluate] done before, in {folder}")
     if state.is_main_process:
         say(format_table(json.loads(results.read_text(encoding="utf-8"))))
+        if config.frontier:
+            frontier = json.loads((folder / "frontier.json").read_text(encoding="utf-8"))
+            say("\n" + "\n".join(in_words(frontier, list(evaluation.models))))
         say(f"\nVerdict: {stage.record['summary']['verdict']['sentence']}\nReport: {report}")
 
 

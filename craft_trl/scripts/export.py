@@ -26,6 +26,11 @@ craft export --model runs/sdxl/lora --format kohya --output runs/sdxl/lora.safet
 craft export --model runs/sd3/lora --format comfyui --output runs/sd3/lora.safetensors
 craft export --model runs/sdxl/lora --format peft --output runs/sdxl/lora_peft
 ```
+
+# A model between the base and the tuned one: less of what training gained, and of what it cost
+```bash
+craft export --model runs/sdxl/model --strength 0.7 --format diffusers --output runs/sdxl/model_0.7
+```
 """
 
 import contextlib
@@ -41,7 +46,9 @@ from ..errors import UsageError
 from ..families import get_family
 from ..families.checks import check_model
 from ..families.files import find_files
+from ..families.strength import Strength, check_base, facts_of
 from ..parser import CraftParser
+from ..ranges import check_ranges
 from ..sources import ADAPTER, first_line
 from ..stages import check_writable
 from .launch import run_script, say
@@ -67,6 +74,12 @@ class ExportArguments:
             File to write for `single-file`, `kohya` and `comfyui`, folder for the others. Must not exist.
         dtype (`"float32"`, `"float16"` or `"bfloat16"`, *optional*):
             Precision of the weights. Defaults to that of the model.
+        strength (`float`, *optional*, defaults to `1.0`):
+            How far the way from the base to the model is gone: 0 is the base, 1 the model, and up to 2 it is led on. Of an
+            adapter it is a factor of its scale.
+        base (`str`, *optional*):
+            Folder or Hub id of the model that the training of a pipeline began with, which a strength needs. Defaults to
+            what the model's `training.json` names, which is a Hub id or nothing.
     """
 
     model: str = field(default=None, metadata={"help": "Folder that `craft train` wrote: a pipeline or an adapter."})
@@ -81,8 +94,19 @@ class ExportArguments:
     dtype: Literal["float32", "float16", "bfloat16"] | None = field(
         default=None, metadata={"help": "Precision of the weights. Defaults to that of the model."}
     )
+    strength: Strength = field(
+        default=1.0,
+        metadata={"help": "How far the way from the base, 0, to the model, 1, is gone; from 0 to 2."},
+    )
+    base: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder or Hub id that the model was trained from, for a strength. Defaults to what it says."
+        },
+    )
 
     def __post_init__(self):
+        check_ranges(self)
         for name in ("model", "format", "output"):
             if not getattr(self, name):
                 raise UsageError(f"{name} is missing: give it as --{name}.")
@@ -123,8 +147,25 @@ def check(args: ExportArguments) -> bool:
     if formats[args.format] != (output.suffix == ".safetensors"):
         kind = "a file that ends in .safetensors" if formats[args.format] else "a folder"
         raise UsageError(f"The output of {args.format} is {kind}, got {output}.")
+    if args.base is not None and (adapter or args.strength == 1):
+        why = "the strength of an adapter needs none" if adapter else "without a strength it has no effect"
+        raise UsageError(f"base {args.base}: {why}, leave it out.")
+    if not adapter and args.strength != 1:
+        check_model(*base_of(args))
+        check_base(f"strength {args.strength:g}", args.model, facts_of(args.model), *base_of(args))
     check_writable(output)
     return adapter
+
+
+def base_of(args: ExportArguments) -> tuple[str, str | None]:
+    """Folder or Hub id, and revision, of the model that a pipeline was trained from."""
+    facts = facts_of(args.model)
+    if (base := args.base or facts.get("base_model")) is None:
+        name = f" It was trained from a folder of the name {facts['base_name']}." if facts.get("base_name") else ""
+        raise UsageError(
+            f"base is missing: strength {args.strength:g} is of the way from the model that {args.model} was trained from.{name}"
+        )
+    return base, None if Path(base).exists() or base != facts.get("base_model") else facts.get("base_revision")
 
 
 def main(args: ExportArguments) -> None:
@@ -134,9 +175,10 @@ def main(args: ExportArguments) -> None:
 
     with complete_or_nothing(Path(args.output)) as output:
         if adapter:
-            export_adapter(args.model, output, args.format, args.dtype)
+            export_adapter(args.model, output, args.format, args.dtype, args.strength)
         else:
-            export_pipeline(args.model, output, args.format, args.dtype)
+            base = base_of(args) if args.strength != 1 else None
+            export_pipeline(args.model, output, args.format, args.dtype, args.strength, base)
     files = [p for p in (Path(args.output), *Path(args.output).rglob("*")) if p.is_file()]
     say(
         f"[export] {args.output}: {args.format}, {sum(p.stat().st_size for p in files) / 1e6:.1f} MB, read back and equal"

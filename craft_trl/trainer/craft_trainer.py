@@ -26,12 +26,14 @@ from ..losses import (
     advantage_weights,
     min_snr_weights,
     per_sample_mse,
+    proximal_term,
 )
 from .craft_config import CraftConfig
 from .diffusion_trainer import DiffusionTrainer
+from .reference import ReferenceModel
 
 
-class CraftTrainer(DiffusionTrainer):
+class CraftTrainer(ReferenceModel, DiffusionTrainer):
     """
     Trainer for CRAFT (https://huggingface.co/papers/2603.18991): supervised fine-tuning on images that the model drew
     itself and that passed Composite Reward Filtering, each weighted by its group-normalised advantage.
@@ -89,13 +91,25 @@ class CraftTrainer(DiffusionTrainer):
         return_outputs: bool = False,
         num_items_in_batch: int | None = None,
     ) -> torch.Tensor:
-        """`L = mean_k A_k || f_theta(x_t, t, c) - target ||^2`, this micro-batch's part of it, a scalar."""
+        """
+        `L = mean_k A_k || f_theta(x_t, t, c) - target ||^2`, this micro-batch's part of it, a scalar; with [`proximal_term`]
+        added where negative advantages are to have it.
+        """
         target = self.noise_process.target(inputs["latents"], inputs["noise"], inputs["timesteps"])
-        denoising_loss = per_sample_mse(self.predict(model, inputs), target)  # (B,)
+        reference = self.predict_reference(inputs) if self.needs_reference else None  # before there are activations
+        prediction = self.predict(model, inputs)
+        denoising_loss = per_sample_mse(prediction, target)  # (B,)
         self.log_metric("denoising_loss", denoising_loss, counted=inputs["advantage"] != 0)
+        weights = 1.0
         if self.args.snr_gamma is not None:
             weights = min_snr_weights(self.noise_process, inputs["timesteps"], self.args.snr_gamma)
-            denoising_loss = weights * denoising_loss
-        return self.batch_mean(
-            advantage_weighted_loss(denoising_loss, inputs["advantage"], self.args.negative_advantages)
-        )
+        losses = advantage_weighted_loss(weights * denoising_loss, inputs["advantage"], self.args.negative_advantages)
+        if reference is not None:
+            distances = per_sample_mse(prediction, reference)  # (B,)
+            self.log_metric("distance_to_base", distances, counted=inputs["advantage"] != 0)
+            losses = losses + proximal_term(weights * distances, inputs["advantage"], self.args.proximal_tau)
+        return self.batch_mean(losses)
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.args.negative_advantages == "proximal"

@@ -23,22 +23,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from datasets import Dataset, concatenate_datasets
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig
 from torch import nn
 from transformers import TrainerCallback
 
-from ..candidates.loading import cast
 from ..errors import UsageError
 from ..families.latents import normalise
 from ..filtering.dataset import check_image_column
 from ..filtering.images import TrainingImages
 from ..losses import per_sample_mse
-from .denoiser import load_denoiser
 from .diffusion_trainer import DiffusionTrainer
 from .dpo_config import DiffusionDPOConfig
-from .precision import compute_in_bfloat16
+from .reference import ReferenceModel
 from .training_samples import TrainingSamples
-from .zero import zero_init_disabled
 
 
 def diffusion_dpo_loss(
@@ -84,7 +81,7 @@ class PairSamples(TrainingSamples):
         return sample | {"rejected_latents": normalise(latents, self.statistics)}
 
 
-class DiffusionDPOTrainer(DiffusionTrainer):
+class DiffusionDPOTrainer(ReferenceModel, DiffusionTrainer):
     """
     Trainer for Diffusion-DPO (https://huggingface.co/papers/2311.12908): the model is to denoise the better image of a pair
     better than the reference model does, and the worse one no better.
@@ -135,14 +132,6 @@ class DiffusionDPOTrainer(DiffusionTrainer):
             samples.seed,
             samples.proportion_empty_prompts,
         )
-        self.reference: nn.Module | None = None
-        if peft_config is None:
-            with zero_init_disabled():
-                self.reference = load_denoiser(self.source, revision)
-            self.reference.requires_grad_(False).eval().to(args.device)
-            if self.bf16_module:
-                cast(self.reference, torch.bfloat16)
-                compute_in_bfloat16(self.reference)
 
     def compute_loss(
         self,
@@ -162,20 +151,6 @@ class DiffusionDPOTrainer(DiffusionTrainer):
         self.log_metric("denoising_loss", errors)
         self.log_metric("implicit_accuracy", losses < np.log(2))
         return self.batch_mean(losses)
-
-    @torch.no_grad()
-    def predict_reference(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """What the reference model predicts, shape `(B, C, h, w)`."""
-        model = self.accelerator.unwrap_model(self.model)
-        if isinstance(model, PeftModel):
-            with model.disable_adapter():
-                return self.predict(model, inputs)
-        if not self.bf16_module:
-            # DeepSpeed casts the model when training begins, and `predict` casts its inputs to that.
-            cast(self.reference, self.model.dtype)
-        # In the precision of the model, whose forward method accelerate has wrapped in autocast where there is any.
-        with self.accelerator.autocast():
-            return self.predict(self.reference, inputs)
 
 
 def flatten_pairs(pairs: Dataset) -> Dataset:

@@ -29,17 +29,26 @@ from peft.utils.other import get_pattern_key
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from ..candidates.loading import load_network
 from ..errors import UsageError
 from ..families import get_family
 from ..families.files import find_files
 from ..families.single_file import markers, single_file_state_dict
+from ..families.strength import Tensors, set_strength
 from ..quiet import quiet_bars, quiet_casts, quiet_logs
 from ..sources import ADAPTER
 from .checkpoints import PEFT_PREFIX
 
 
 @quiet_bars()
-def export_pipeline(model: str, output: Path, format: str, dtype: str | None = None) -> None:
+def export_pipeline(
+    model: str,
+    output: Path,
+    format: str,
+    dtype: str | None = None,
+    strength: float = 1.0,
+    base: tuple[str, str | None] | None = None,
+) -> None:
     """
     Write a pipeline, and read it back.
 
@@ -52,6 +61,10 @@ def export_pipeline(model: str, output: Path, format: str, dtype: str | None = N
             `"diffusers"`, a folder, or `"single-file"`.
         dtype (`str`, *optional*):
             Precision of the weights. Defaults to that of the model.
+        strength (`float`, *optional*, defaults to `1.0`):
+            How far the way from the base to the model is gone.
+        base (`tuple[str, str | None]`, *optional*):
+            Folder or Hub id, and revision, of the base, for another strength than 1.
     """
     dtype = getattr(torch, dtype) if dtype else None
     files = find_files(model)
@@ -62,6 +75,13 @@ def export_pipeline(model: str, output: Path, format: str, dtype: str | None = N
     dtype = dtype or stored_dtype(files.folder / held.get(files.variant, held.get(None))[0])
     options = {"dtype": dtype, "use_safetensors": True, **files.absent}
     pipeline = DiffusionPipeline.from_pretrained(model, variant=files.variant, **options)
+    if strength != 1:
+        denoiser = getattr(pipeline, family.denoiser)
+        load_network(
+            type(denoiser), base[0], revision=base[1], component=family.denoiser
+        )  # what must be downloaded, is
+        ends = (Tensors(find_files(*end).read_weights()[family.denoiser]) for end in (base, (model, None)))
+        set_strength(denoiser, *ends, strength, f"strength {strength:g}: {model} and {base[0]}")
     if format == "diffusers":
         with quiet_logs():  # diffusers warns of each part that is not there
             pipeline.save_pretrained(output, max_shard_size="10GB")
@@ -78,7 +98,7 @@ def export_pipeline(model: str, output: Path, format: str, dtype: str | None = N
             assert_equal(part.state_dict(), getattr(again, name).state_dict(), f"{name} of {output}")
 
 
-def export_adapter(model: str, output: Path, format: str, dtype: str | None = None) -> None:
+def export_adapter(model: str, output: Path, format: str, dtype: str | None = None, strength: float = 1.0) -> None:
     """
     Write an adapter of a denoiser, and read it back.
 
@@ -91,6 +111,8 @@ def export_adapter(model: str, output: Path, format: str, dtype: str | None = No
             `"diffusers"` or `"peft"`, each a folder, or `"kohya"`, of a UNet, or `"comfyui"`, of a transformer, each a file.
         dtype (`str`, *optional*):
             Precision of the weights. Defaults to that of the adapter.
+        strength (`float`, *optional*, defaults to `1.0`):
+            Factor of its scale. The weights stay what they are but in `"comfyui"`, which holds the scale in them.
     """
     prefix = stored_prefix(Path(model) / ADAPTER)
     # The layout of an adapter does not depend on the class, and its folder does not name one.
@@ -104,6 +126,9 @@ def export_adapter(model: str, output: Path, format: str, dtype: str | None = No
     if not config:
         raise UsageError(f"The adapter in {model} does not say its scale, as those of `craft train` do.")
     dtype = getattr(torch, dtype) if dtype else None
+    if strength != 1:
+        patterns = {name: alpha * strength for name, alpha in (config.get("alpha_pattern") or {}).items()}
+        config |= {"lora_alpha": config["lora_alpha"] * strength, "alpha_pattern": patterns}
     if format in ("kohya", "comfyui"):
         scales = layer_scales(model, layers, config)
     if format == "comfyui":
@@ -144,9 +169,11 @@ def export_adapter(model: str, output: Path, format: str, dtype: str | None = No
             raise RuntimeError(f"The configuration in {output} is not that of the adapter.")
     else:
         shutil.copytree(model, output, ignore=lambda folder, names: [name for name in names if name != ADAPTER])
-        if dtype:
+        if dtype or strength != 1:
             reader.save_lora_weights(output, **parts)
-        again, _ = read(output)
+        again, read_config = read(output)
+        if strength != 1 and any(read_config[key] != config[key] for key in ("lora_alpha", "alpha_pattern")):
+            raise RuntimeError(f"The scale in {output} is not that of the adapter.")
     assert_equal(layers, again, str(output))
 
 

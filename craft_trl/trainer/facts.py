@@ -27,7 +27,8 @@ import trl
 
 from .. import __version__
 from ..families.files import find_files
-from ..hub.cards import FACTS, model_card
+from ..hub.cards import model_card
+from ..sources import FACTS, commit, model_hash
 
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ def training_facts(trainer: "DiffusionTrainer", dataset_name: str | None = None)
         # The name of a local folder and no more: its path is nobody's business.
         "base_model": None if local else trainer.source,
         "base_name": Path(trainer.source).name if local else trainer.source,
+        "base_revision": None if local else commit(trainer.source, trainer.revision),
+        "base_hash": model_hash(trainer.source, trainer.revision),
         "pipeline": trainer.model_index["_class_name"],
         "lora": lora,
         "dataset": dataset_name,

@@ -163,6 +163,7 @@ RANGES = {
     "max_sequence_length": Range(0, 1024),
     "ema_decay": Range(0, 1, open=True),
     "beta": Range(0, open=True),
+    "proximal_tau": Range(0, open=True),
     "validation_steps": Range(1),
     "validation_num_inference_steps": Range(1),
     "validation_guidance_scale": Range(0),

@@ -32,6 +32,8 @@ from craft_trl.sources import content_hash
 from craft_trl.stages import Stage
 from craft_trl.trainer.guard import GuardConfig
 
+from ..models import tuned
+
 
 class TestPairedBootstrap:
     def test_hand_worked(self):
@@ -384,6 +386,7 @@ class TestEvaluation:
             ({"rewards": ["hpsv9"]}, "no reward 'hpsv9'"),
             ({"prompts": "nothing.txt"}, "Cannot read the prompts nothing.txt"),
             ({"templates": ["sharp"]}, "must contain {prompt} once"),
+            ({"strengths": [0.5, 2.5]}, "every number of strengths must be from 0 to 2, got 2.5"),
         ],
     )
     def test_wrong_settings(self, tiny, settings, message):
@@ -397,6 +400,22 @@ class TestEvaluation:
     def test_missing_model(self, tiny):
         with pytest.raises(UsageError, match="runs/tiny/model: there is no such folder"):
             Evaluation(self.config(tiny, models=[f"base={tiny / 'pipeline'}", "craft=runs/tiny/model"])).check_models()
+
+
+def test_strengths(tiny, tmp_path):
+    """Between the base, whose images strength 0 has, and the model, which stands last and has the verdict."""
+    models = [f"base={tiny / 'pipeline'}", f"craft={tuned(tiny / 'pipeline', tmp_path / 'model')}"]
+    small = {"num_prompts": 2, "num_inference_steps": 1, "num_bootstrap": 10, "held_out_rewards": []}
+    config = make_config(tiny, models=models, strengths=[0, 0.5], **small)
+    main(config)
+    rows = [row for row in json.loads((tmp_path / "out" / "results.json").read_text()) if row["metric"] == "aesthetic"]
+    assert [row["model"] for row in rows] == ["base", "craft-0", "craft-0.5", "craft"]
+    means = [row["mean"] for row in rows]
+    assert means[0] == means[1] and len({*means}) == 3 and len([*(tmp_path / "out" / "images").iterdir()]) == 3
+    hashes = rows[0]["settings"]["models"]
+    assert hashes["craft-0"] == hashes["base"] and hashes["craft-0.5"].endswith("*0.5")
+    record = json.loads((tmp_path / "out" / "stage.json").read_text())
+    assert record["summary"]["verdict"]["sentence"].startswith("craft ")
 
 
 def test_a_judge_that_chose_the_saved_step_is_named(tiny, tmp_path):

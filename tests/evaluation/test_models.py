@@ -31,6 +31,8 @@ from craft_trl.prompts.benchmarks import BENCHMARKS
 from craft_trl.rewards import parse_rewards
 from craft_trl.scripts.evaluate import make_parser
 
+from ..models import tuned
+
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -252,6 +254,108 @@ class TestLoRA:
         save_file(layers, tmp_path / "a.safetensors")
         with pytest.raises(UsageError, match="is not a LoRA for"):
             spec(tiny, f"lora:{tmp_path / 'a.safetensors'}").check()
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory):
+    return tuned(tiny / "pipeline", tmp_path_factory.mktemp("trained") / "model")
+
+
+class TestStrength:
+    """`strength:0.7:MODEL`: the base at 0, the model at 1."""
+
+    def ends(self, tiny, trained):
+        name = "unet/diffusion_pytorch_model.safetensors"
+        return load_file(tiny / "pipeline" / name), load_file(trained / name)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize("kind", ["", "unet:"])
+    def test_a_full_model(self, tiny, trained, kind, dtype):
+        base, end = self.ends(tiny, trained)
+        source = trained / "unet" if kind else trained
+        for strength in (0, 0.5, 1, 1.5):
+            model = spec(tiny, f"strength:{strength}:{kind}{source}")
+            model.check()
+            pipeline = model.load(dtype)
+            for name, value in pipeline.unet.state_dict().items():
+                expected = {0: base[name], 1: end[name]}.get(strength)
+                if expected is None:
+                    expected = torch.lerp(base[name].float(), end[name].float(), strength)
+                assert torch.equal(value, expected.to(dtype))
+
+    @pytest.mark.parametrize("name", ["lora", "lora/pytorch_lora_weights.safetensors"])
+    @pytest.mark.parametrize("kind", ["", "lora:"])
+    def test_an_adapter(self, tiny, published, kind, name):
+        model = spec(tiny, f"strength:0.25:{kind}{published / name}")
+        model.check()
+        scales = {s for m in model.load().unet.modules() for s in getattr(m, "scaling", {}).values()}
+        assert model.kind == "lora" and scales == {1.0}  # a quarter of 8 by 2
+        nothing = spec(tiny, f"strength:0:{kind}{published / name}").load()
+        assert not any(hasattr(module, "scaling") for module in nothing.unet.modules())
+
+    def test_it_is_in_the_hash(self, tiny, trained, published):
+        """At 0 it is the base's and at 1 the model's, whose images serve for it."""
+        base = Model.parse_all([f"base={tiny / 'pipeline'}"])["base"].hash()
+        for source in (f"{trained}", f"unet:{trained / 'unet'}", f"lora:{published / 'lora'}"):
+            hashes = {s: spec(tiny, f"strength:{s}:{source}").hash() for s in (0, 0.5, 0.7, 1)}
+            assert hashes[0] == base and hashes[1] == spec(tiny, source).hash()
+            assert len({*hashes.values()}) == 4 and hashes[0.7].endswith("*0.7")
+
+    def test_from_the_hub(self, tiny, trained, tmp_path, monkeypatch):
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+        root = tmp_path / "models--org--craft"
+        (root / "refs").mkdir(parents=True)
+        (root / "refs" / "main").write_text(COMMIT)
+        shutil.copytree(trained, root / "snapshots" / COMMIT)
+        model = spec(tiny, "strength:0.5:org/craft")
+        model.check()
+        assert model.hash().endswith(f"+pipeline:org/craft@{COMMIT}*0.5")
+        assert torch.equal(
+            model.load().unet.conv_in.weight, spec(tiny, f"strength:0.5:{trained}").load().unet.conv_in.weight
+        )
+
+    def test_a_model_of_another_base(self, tiny, trained, tmp_path):
+        other = tuned(trained, tmp_path / "other")
+        for source in (other, f"unet:{other / 'unet'}"):
+            with pytest.raises(
+                UsageError, match="other.* was trained from another model than .*pipeline: from model"
+            ) as error:
+                spec(tiny, f"strength:0.5:{source}").check()
+            assert "\n" not in str(error.value)
+
+    @pytest.mark.parametrize(
+        ("source", "message"),
+        [
+            ("strength:2.5:{}", "the strength in .* must be from 0 to 2: 0 is the base, 1 the tuned model; got 2.5"),
+            ("strength:-1:{}", "must be from 0 to 2"),
+            ("strength:much:{}", "must be a finite number: .* got much"),
+            ("strength:{}", "must be NAME=strength:NUMBER:MODEL, such as model=strength:0.7:"),
+            ("strength:0.5:results:{}", "a strength is of a model, not of its results"),
+            ("strength:0.5:strength:0.5:{}", "not of its results or of another strength"),
+            ("strength:0.5:unte:{}", "'unte' before the colon"),
+            ("strength:0.5:{}/nothing", "there is no such folder"),
+            ("strength:0.5:{base}", "has no training.json .* denoiser alone: strength:0.5:unet:.*pipeline/unet"),
+        ],
+    )
+    def test_mistakes(self, tiny, trained, source, message):
+        with pytest.raises(UsageError, match=message) as error:
+            spec(tiny, source.format(trained, base=f"{tiny}/./pipeline")).check()
+        assert "\n" not in str(error.value)
+
+    def test_the_base_has_none(self, trained):
+        with pytest.raises(UsageError, match="the first is the base, a whole pipeline; got 'a=strength:0.5"):
+            Model.parse_all([f"a=strength:0.5:{trained}"])
+
+    def test_strengths_are_of_the_last(self, tiny, trained):
+        models = [f"base={tiny / 'pipeline'}", f"a={trained}", f"b=unet:{trained / 'unet'}"]
+        specs = Model.parse_all(models, None, [0.25, 1, 1.5])
+        assert [*specs] == ["base", "a", "b-0.25", "b-1.5", "b"]
+        assert specs["b-0.25"].kind == "unet" and specs["b-0.25"].strength == 0.25
+        for wrong in (models[:1], [*models, "c=results:out"], [*models, f"c=strength:0.5:{trained}"]):
+            with pytest.raises(UsageError, match="strengths are of the last of models"):
+                Model.parse_all(wrong, None, [0.5])
+        with pytest.raises(UsageError, match="a name of its own, got b-0.5 twice"):
+            Model.parse_all(models, None, [0.5, 0.5])
 
 
 def test_a_unet_of_half_precision_only(tiny, published, tmp_path, monkeypatch):

@@ -25,6 +25,7 @@ import torch
 from craft_trl import CraftTrainer, ImageGenerator, SamplingConfig
 from craft_trl.families import get_family
 from craft_trl.hub.cards import model_card, pipeline_call
+from craft_trl.sources import model_hash
 from craft_trl.trainer.denoiser import lora_config
 
 from ..families.random_pipelines import CASES
@@ -48,6 +49,7 @@ def test_the_code_draws(name, adapter, tmp_path):
     facts = json.loads((tmp_path / "out" / "training.json").read_text())
     without = ["text_encoder_3", "tokenizer_3"] if name.endswith("without_t5") else []
     assert facts["absent"] == without
+    assert facts["base_revision"] is None and facts["base_hash"] == model_hash(str(tmp_path / "base"))
 
     sampling = SamplingConfig(
         num_inference_steps=2, guidance_scale=3.0, height=SIZE, width=SIZE, max_sequence_length=20

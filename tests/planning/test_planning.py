@@ -302,3 +302,20 @@ class TestPlan:
 
 def test_durations():
     assert [duration(s) for s in (0.1, 42.4, 700, 40000)] == ["", "42 s", "12 min", "11.1 h"]
+
+
+def test_what_asks_the_base_and_draws_more_of_it(recipes):
+    """The proximal loss: a copy of the denoiser and a third of a training sample more. A frontier: its images."""
+    gpu = find_gpu("h100:80")
+
+    def planned(*options):
+        loaded = RunRecipes.load(recipes.folder, list(options))
+        return Planner(loaded, training_profile(loaded, gpu), gpu)
+
+    plain = planned()
+    tied = planned("--negative_advantages", "proximal", "--num_images_per_prompt", "2", "--frontier", "true")
+    profile = plain.profile
+    assert tied.training.static - plain.training.static == profile.copy_bytes(plain.denoiser_parameters) > 0
+    assert tied.training.flops == pytest.approx(4 / 3 * plain.training.flops)
+    assert plain.weighted < tied.weighted == 1.0
+    assert plain.evaluated == 2 * 4 and tied.evaluated == 4 * (2 * 2 + 16 + 2 * 2)

@@ -35,7 +35,7 @@ from craft_trl.trainer.export import assert_equal
 
 from ..families.random_pipelines import CASES
 from ..helpers import config, make_dataset, warnings_of
-from ..models import edit, linked, renamed
+from ..models import edit, linked, renamed, tuned
 from ..pipelines import make_pipeline
 
 
@@ -196,6 +196,81 @@ def test_adapter(pipelines, adapter, tmp_path, format):
     else:
         pipeline.load_lora_weights(tmp_path / output)
     np.testing.assert_allclose(draw(pipeline), expected, atol=1e-4)
+
+
+class TestStrength:
+    """The base at 0, the model at 1, to the byte; between them the mean of the weights, or a smaller scale."""
+
+    @pytest.mark.parametrize("format", ["diffusers", "single-file"])
+    def test_a_pipeline(self, pipelines, tmp_path, format):
+        base, end = pipelines / "sd", tuned(pipelines / "sd", tmp_path / "model")
+
+        def exported(name, model, **options):
+            output = f"{name}.safetensors" if format == "single-file" else name
+            main(ExportArguments(model=str(model), format=format, output=output, **options))
+            return tmp_path / output
+
+        def content(path):
+            files = [path] if path.is_file() else sorted(path.rglob("*.safetensors"))
+            return [file.read_bytes() for file in files]
+
+        files = {s: exported(f"at{s}", end, strength=s, base=str(base)) for s in (0.0, 0.5, 1.5)}
+        assert content(files[0.0]) == content(exported("base", base))
+        whole = exported("whole", end)
+        assert content(exported("at1", end, strength=1.0)) == content(whole)
+
+        def weights(path):
+            return load_file(path if path.is_file() else path / "unet" / "diffusion_pytorch_model.safetensors")
+
+        first, last = weights(files[0.0]), weights(whole)
+        for strength in (0.5, 1.5):
+            for name, value in weights(files[strength]).items():
+                assert torch.equal(value, torch.lerp(first[name], last[name], strength))
+        assert any(not torch.equal(first[name], value) for name, value in last.items())
+
+    @pytest.mark.parametrize("format", ["diffusers", "kohya", "peft"])
+    def test_an_adapter(self, pipelines, adapter, tmp_path, format):
+        """Half of the scale is half of what is added to the weights."""
+        output = "lora.safetensors" if format == "kohya" else "exported"
+        main(ExportArguments(model=str(adapter[0]), format=format, output=output, strength=0.5))
+        pipeline = StableDiffusionXLPipeline.from_pretrained(pipelines / "sdxl")
+        if format == "peft":
+            pipeline.unet = PeftModel.from_pretrained(pipeline.unet, tmp_path / output)
+        else:
+            pipeline.load_lora_weights(tmp_path / output)
+        scales = {s for module in pipeline.unet.modules() for s in getattr(module, "scaling", {}).values()}
+        assert scales == {1.5}  # half of 6 by 2
+
+    def test_an_adapter_at_1_is_itself(self, adapter, tmp_path):
+        main(ExportArguments(model=str(adapter[0]), format="diffusers", output="exported", strength=1.0))
+        name = "pytorch_lora_weights.safetensors"
+        assert (tmp_path / "exported" / name).read_bytes() == (adapter[0] / name).read_bytes()
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"strength": 2.1}, "strength must be from 0 to 2, got 2.1"),
+            ({"strength": 0.5}, "base is missing: .* trained from. It was trained from a folder of the name sd"),
+            ({"base": "x/y"}, "base x/y: without a strength it has no effect"),
+            ({"strength": 0.5, "base": "nothing"}, "Model nothing: there is no such folder"),
+            (
+                {"strength": 0.5, "base": "{}/sdxl"},
+                "strength 0.5: model was trained from another model than .*sdxl: from sd",
+            ),
+        ],
+    )
+    def test_mistakes(self, pipelines, tmp_path, options, message):
+        tuned(pipelines / "sd", tmp_path / "model")
+        options = {
+            name: value.format(pipelines) if isinstance(value, str) else value for name, value in options.items()
+        }
+        with pytest.raises(UsageError, match=message) as error:
+            main(ExportArguments(model="model", format="diffusers", output="x", **options))
+        assert "\n" not in str(error.value) and not (tmp_path / "x").exists()
+
+    def test_an_adapter_needs_no_base(self, adapter):
+        with pytest.raises(UsageError, match="base x/y: the strength of an adapter needs none"):
+            main(ExportArguments(model=str(adapter[0]), format="peft", output="x", strength=0.5, base="x/y"))
 
 
 @pytest.mark.parametrize(

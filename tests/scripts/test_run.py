@@ -97,6 +97,16 @@ class TestTrainRecipe:
             (["--train.output_dir", "runs/tiny/other"], "craft=runs/tiny/other", "craft=runs/tiny/other"),
             (["--train_recipe", "craft_lora"], "craft=lora:runs/tiny/lora", "craft=lora:runs/tiny/lora"),
             (["--train_recipe=craft_lora.yaml", "--output_dir", "o"], "craft=lora:o/lora", "craft=lora:o/lora"),
+            (
+                ["--use_peft", "true", "--models", "base=x/y", "half=strength:0.5:runs/tiny/model"],
+                "half=strength:0.5:lora:runs/tiny/model",
+                "half=strength:0.5:lora:runs/tiny/model",
+            ),
+            (
+                ["--output_dir", "o", "--models", "base=x/y", "half=strength:0.5:runs/tiny/model"],
+                "half=strength:0.5:o/model",
+                None,
+            ),
             (["--models", "base=x/y", "mine=lora:runs/tiny/model"], "mine=runs/tiny/model", "mine=runs/tiny/model"),
         ],
     )

@@ -644,7 +644,9 @@ class TestConfig:
             ({"proportion_empty_prompts": 1.5}, "proportion_empty_prompts must be from 0 to 1, got 1.5"),
             ({"snr_gamma": 0.0}, "snr_gamma must be above 0, got 0.0"),
             ({"max_steps": -1}, "max_steps must be at least 1, got -1"),
-            ({"negative_advantages": "clip"}, "'zero' or 'keep', got 'clip'"),
+            ({"negative_advantages": "clip"}, "'zero', 'keep' or 'proximal', got 'clip'"),
+            ({"proximal_tau": 2.0}, "proximal_tau 2 has no effect with negative_advantages: zero"),
+            ({"negative_advantages": "proximal", "proximal_tau": 0.0}, "proximal_tau must be above 0, got 0"),
             ({"train_prompt": "both"}, "'original' or 'expanded', got 'both'"),
             (
                 {"load_best_model_at_end": True, "save_strategy": "no", "eval_strategy": "no"},
