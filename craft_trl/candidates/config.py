@@ -47,6 +47,11 @@ class SamplingConfig:
         guidance_rescale (`float`, *optional*, defaults to `0.0`):
             How far guidance is scaled back to the contrast of the prediction without it, against overexposure in models
             of zero terminal SNR (https://huggingface.co/papers/2305.08891, section 3.4).
+        guidance_cutoff (`float`, *optional*):
+            Share of the steps, the first ones, that are guided: the rest takes half the work. Defaults to all steps.
+        timestep_spacing (`"linspace"`, `"leading"` or `"trailing"`, *optional*):
+            Which of the noise levels that a model was trained on are steps, as diffusers' schedulers have it. Defaults to what
+            the model's scheduler says; models that draw in a few steps mostly want `trailing`.
         negative_prompt (`str`, *optional*):
             Negative prompt of every image.
         max_sequence_length (`int`, *optional*):
@@ -77,6 +82,13 @@ class SamplingConfig:
     guidance_rescale: Share = field(
         default=0.0,
         metadata={"help": "How far guidance is scaled back to the contrast of the prediction without it."},
+    )
+    guidance_cutoff: Annotated[float, Range(0, 1)] | None = field(
+        default=None, metadata={"help": "Share of the steps, the first ones, that are guided. Defaults to all steps."}
+    )
+    timestep_spacing: Literal["linspace", "leading", "trailing"] | None = field(
+        default=None,
+        metadata={"help": "Which of the noise levels are steps. Defaults to what the model's scheduler says."},
     )
     negative_prompt: str | None = field(default=None, metadata={"help": "Negative prompt of every image."})
     max_sequence_length: Annotated[int, Range(0, 1024)] | None = field(
@@ -129,6 +141,7 @@ class SamplingConfig:
         rounding = ("batch_size", "torch_compile")
         # Options that came later and are not used are left out: they make no older pool another one.
         later = {"guidance_rescale": 0.0, "vae_name_or_path": None, "max_sequence_length": None}
+        later |= {"guidance_cutoff": None, "timestep_spacing": None}
         settings = {name: value for name, value in asdict(self).items() if name in SamplingConfig.__dataclass_fields__}
         settings = {name: value for name, value in settings.items() if name not in rounding}
         settings = {name: value for name, value in settings.items() if name not in later or value != later[name]}

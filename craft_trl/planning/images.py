@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from ..candidates.config import CandidatesConfig
 from ..evaluation.config import EvaluationConfig
+from ..families.family import guided_steps
 from ..rewards import RewardSpec, parse_rewards
 from ..rewards.reward_model import RewardModel
 from ..trainer.sampling import LARGEST_BATCH
@@ -47,9 +48,13 @@ class Counts:
             meta.count_decoding(height, width),
         )
 
-    def flops(self, steps: int, calls: int) -> float:
-        """Operations of an image in so many steps, of so many calls of the denoiser each."""
-        return calls * (steps * self.denoising.flops + self.text.flops) + self.decoding.flops
+    def flops(self, steps: int, calls: int, guided: int | None = None) -> float:
+        """
+        Operations of an image in so many steps, of so many calls of the denoiser each in the first `guided` steps, which are all by
+        default, and of one after them.
+        """
+        guided = steps if guided is None else guided
+        return (calls * guided + steps - guided) * self.denoising.flops + calls * self.text.flops + self.decoding.flops
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,8 @@ class Drawing:
             Steps of an image.
         calls (`int`):
             Calls of the denoiser for an image in a step: 2 with guidance, of most models.
+        guided (`int`):
+            Steps that take so many calls; the others take one.
         counts ([`Counts`]):
             Work for one image.
         flops (`float`):
@@ -77,6 +84,7 @@ class Drawing:
     size: tuple[int, int]
     steps: int
     calls: int
+    guided: int
     counts: Counts
     flops: float
     score_flops: float
@@ -91,7 +99,8 @@ class Drawing:
         counts: Counts | None = None,
     ) -> "Drawing":
         """The stage of a configuration, with a pipeline of its precision, and work for an image that is counted already."""
-        size, steps = meta.size(config), meta.steps(config.num_inference_steps, config.scheduler)
+        steps = meta.steps(config.num_inference_steps, config.scheduler, config.timestep_spacing)
+        size, guided = meta.size(config), guided_steps(steps, config.guidance_cutoff)
         calls = meta.family.calls(config.guidance_scale)
         counts = counts or Counts.of(meta, *size, config.max_sequence_length)
         return cls(
@@ -99,7 +108,8 @@ class Drawing:
             steps=steps,
             calls=calls,
             counts=counts,
-            flops=counts.flops(steps, calls),
+            guided=guided,
+            flops=counts.flops(steps, calls, guided),
             score_flops=sum(map(flops, specs)),
             memory=sampling_memory(config, meta, specs, counts.denoising, counts.decoding),
         )

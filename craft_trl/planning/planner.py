@@ -216,6 +216,8 @@ class Planner:
         kind = f"ZeRO-{profile.zero_stage}" if profile.zero_stage else profile.dtype
         watching = f", {self.watching.looks} looks of the guard" if self.watching.looks else ""
         guided = f" x {self.drawing.calls}" if self.drawing.calls > 1 else ""
+        if self.drawing.guided < self.drawing.steps:
+            guided = f", of which {self.drawing.guided} are guided{guided}"
         stages = [
             StagePlan("expand", f"{self.num_prompts:,} prompts, {config.num_variants} variants each"),
             StagePlan(
