@@ -28,7 +28,7 @@ from ..parser import suggest
 from ..prompts.config import PromptsConfig
 from ..ranges import Count, Finite, Pixels, Positive, Processes, Range, Seed, Share, check_ranges
 from ..rewards.config import ScoringConfig
-from ..sources import looks_like_hub_id, source_hash
+from ..sources import adapter_hash, looks_like_hub_id, source_hash
 
 
 @dataclass
@@ -226,6 +226,10 @@ class CandidatesConfig(PromptsConfig, ExpansionConfig, SamplingConfig, ScoringCo
             file, see [`load_pipeline`].
         model_revision (`str`, *optional*):
             Revision on the Hub.
+        draft_adapter (`str`, *optional*):
+            Adapter that the model draws the candidates with, in fewer steps than it takes itself: a folder, a `.safetensors` file,
+            or such a file on the Hub, as `org/name/file.safetensors`. It is merged into the weights that draw. What is trained is the
+            model without it.
         rewards (`list[str]`, *optional*, defaults to `["hpsv2", "pickscore", "aesthetic"]`):
             Rewards that score every candidate, as `NAME` or `NAME=SOURCE`, see [`rewards`].
         generate_all (`bool`, *optional*, defaults to `False`):
@@ -266,6 +270,13 @@ class CandidatesConfig(PromptsConfig, ExpansionConfig, SamplingConfig, ScoringCo
         },
     )
     model_revision: str | None = field(default=None, metadata={"help": "Revision on the Hub."})
+    draft_adapter: str | None = field(
+        default=None,
+        metadata={
+            "help": "Adapter that the model draws the candidates with, in fewer steps: a folder or file, or org/name/FILE on the "
+            "Hub. It is not trained."
+        },
+    )
     rewards: list[str] = field(
         default_factory=lambda: ["hpsv2", "pickscore", "aesthetic"],
         metadata={"help": "Rewards that score every candidate, as NAME or NAME=SOURCE."},
@@ -328,6 +339,12 @@ class CandidatesConfig(PromptsConfig, ExpansionConfig, SamplingConfig, ScoringCo
         self.check_rewards(self.reward_names)
         if self.push_to_hub and not self.hub_dataset_id:
             raise UsageError("push_to_hub needs the repository: hub_dataset_id: org/name.")
+
+    def sampling(self) -> dict:
+        """As [`SamplingConfig.sampling`], with the adapter that draws, if there is one."""
+        if self.draft_adapter is None:
+            return super().sampling()
+        return super().sampling() | {"draft_adapter": adapter_hash(self.draft_adapter)}
 
     @property
     def reward_names(self) -> list[str]:

@@ -150,6 +150,12 @@ class RunRecipes:
                 f"{self.files['evaluate']}: models does not name {self.training.output_dir}, which {self.files['train']} "
                 "writes."
             )
+        draft = self.candidates.draft_adapter
+        if draft is not None and Path(draft) == Path(self.training.output_dir):
+            raise UsageError(
+                f"{self.files['candidates']}: draft_adapter {draft} is what {self.files['train']} writes. It is one that draws in "
+                "few steps, and is not trained."
+            )
         named = [(self.files["candidates"], self.candidates.model_name_or_path, self.candidates.model_revision)]
         named += [(self.files["train"], self.train.model_name_or_path, self.train.model_revision)]
         named += [(self.files["evaluate"], *spec.whole) for spec in self.evaluation.model_specs.values()]
