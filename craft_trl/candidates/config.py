@@ -52,6 +52,9 @@ class SamplingConfig:
         timestep_spacing (`"linspace"`, `"leading"` or `"trailing"`, *optional*):
             Which of the noise levels that a model was trained on are steps, as diffusers' schedulers have it. Defaults to what
             the model's scheduler says; models that draw in a few steps mostly want `trailing`.
+        cache_interval (`int`, *optional*):
+            After the first steps, compute the denoiser in every so many steps only, and extrapolate what it says in between, by
+            diffusers' TaylorSeer (https://huggingface.co/papers/2503.06923) in its light form. Defaults to every step.
         negative_prompt (`str`, *optional*):
             Negative prompt of every image.
         max_sequence_length (`int`, *optional*):
@@ -89,6 +92,12 @@ class SamplingConfig:
     timestep_spacing: Literal["linspace", "leading", "trailing"] | None = field(
         default=None,
         metadata={"help": "Which of the noise levels are steps. Defaults to what the model's scheduler says."},
+    )
+    cache_interval: Annotated[int, Range(2, 1000)] | None = field(
+        default=None,
+        metadata={
+            "help": "Compute the denoiser in every so many steps only, and extrapolate in between (TaylorSeer)."
+        },
     )
     negative_prompt: str | None = field(default=None, metadata={"help": "Negative prompt of every image."})
     max_sequence_length: Annotated[int, Range(0, 1024)] | None = field(
@@ -141,7 +150,7 @@ class SamplingConfig:
         rounding = ("batch_size", "torch_compile")
         # Options that came later and are not used are left out: they make no older pool another one.
         later = {"guidance_rescale": 0.0, "vae_name_or_path": None, "max_sequence_length": None}
-        later |= {"guidance_cutoff": None, "timestep_spacing": None}
+        later |= {"guidance_cutoff": None, "timestep_spacing": None, "cache_interval": None}
         settings = {name: value for name, value in asdict(self).items() if name in SamplingConfig.__dataclass_fields__}
         settings = {name: value for name, value in settings.items() if name not in rounding}
         settings = {name: value for name, value in settings.items() if name not in later or value != later[name]}

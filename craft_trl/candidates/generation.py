@@ -86,6 +86,9 @@ class ImageGenerator:
             model.scheduler = make_scheduler(config.scheduler or own["_class_name"], own, config.timestep_spacing)
         if config.torch_compile:
             compile_blocks(getattr(model, self.family.denoiser), self.family.repeated_blocks)
+        if config.cache_interval is not None:
+            how = {"cache_interval": config.cache_interval, "taylor_factors_dtype": dtype, "use_lite_mode": True}
+            getattr(model, self.family.denoiser).enable_cache(diffusers.TaylorSeerCacheConfig(**how))
         height, width = self.family.size(getattr(model, self.family.denoiser).config, model.vae.config)
         self.height, self.width = config.height or height, config.width or width
         self.encoded: dict[str, dict[str, torch.Tensor]] = {}  # conditioning of prompts, the oldest first

@@ -42,6 +42,11 @@ def guided_steps(steps: int, cutoff: float | None) -> int:
     return steps if cutoff is None else round(cutoff * steps)
 
 
+def computed_steps(steps: int, cache_interval: int | None) -> list[int]:
+    """Steps in which TaylorSeer computes the denoiser, see `disable_cache_before_step` of diffusers' `TaylorSeerCacheConfig`."""
+    return [i for i in range(steps) if cache_interval is None or i < 3 or (i - 4) % cache_interval == 0]
+
+
 class Family:
     """
     A family of text-to-image models: all that its pipeline, its denoiser and its VAE have of their own.
@@ -79,6 +84,8 @@ class Family:
         guided_tensors (`tuple[str, ...]`, *optional*):
             Tensors that the pipeline's `callback_on_step_end` can change and of which guidance makes two halves, without the
             prompt and with it. `None` where the pipeline, once it guides, does so to the end.
+        caches (`bool`):
+            Whether the pipeline draws with diffusers' TaylorSeer, for which it must tell apart its calls without a prompt and with it.
         own_sigmas (`bool`):
             Whether the pipeline hands its scheduler the noise levels, which few schedulers take.
         default_sample_size (`int`, *optional*):
@@ -100,6 +107,7 @@ class Family:
     no_guidance: float | None = 1.0
     guidance_rescale: bool = False
     guided_tensors: tuple[str, ...] | None = None
+    caches: bool = False
     own_sigmas: bool = False
     default_sample_size: int | None = None
     max_sequence_length: int | None = None

@@ -48,6 +48,13 @@ def check_drawing(files: ModelFiles, config: "SamplingConfig") -> None:
     if config.guidance_rescale and not family.guidance_rescale:
         raise UsageError(f"guidance_rescale {config.guidance_rescale}: the {files.index['_class_name']} has none.")
     check_cutoff(files, config)
+    if config.cache_interval is not None and not family.caches:
+        raise UsageError(
+            f"cache_interval {config.cache_interval}: diffusers' TaylorSeer does not work on a {files.index['_class_name']}, leave "
+            "it out."
+        )
+    if config.cache_interval is not None and config.torch_compile:
+        raise UsageError("cache_interval and torch_compile: compiled blocks cannot be skipped, leave one of them out.")
     check_sequence_length(files, config.max_sequence_length)
     if config.scheduler is not None and config.scheduler not in (known := schedulers_of(family)):
         raise UsageError(

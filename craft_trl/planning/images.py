@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from ..candidates.config import CandidatesConfig
 from ..evaluation.config import EvaluationConfig
-from ..families.family import guided_steps
+from ..families.family import computed_steps, guided_steps
 from ..rewards import RewardSpec, parse_rewards
 from ..rewards.reward_model import RewardModel
 from ..trainer.sampling import LARGEST_BATCH
@@ -48,13 +48,16 @@ class Counts:
             meta.count_decoding(height, width),
         )
 
-    def flops(self, steps: int, calls: int, guided: int | None = None) -> float:
+    def flops(
+        self, steps: int, calls: int, guidance_cutoff: float | None = None, cache_interval: int | None = None
+    ) -> float:
         """
-        Operations of an image in so many steps, of so many calls of the denoiser each in the first `guided` steps, which are all by
-        default, and of one after them.
+        Operations of an image in so many steps, of so many calls of the denoiser each with guidance, and of one after its cutoff.
+        What is left of a call that a cache stands for is little, and is not counted.
         """
-        guided = steps if guided is None else guided
-        return (calls * guided + steps - guided) * self.denoising.flops + calls * self.text.flops + self.decoding.flops
+        guided = guided_steps(steps, guidance_cutoff)
+        made = sum(calls if step < guided else 1 for step in computed_steps(steps, cache_interval))
+        return made * self.denoising.flops + calls * self.text.flops + self.decoding.flops
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ class Drawing:
             Calls of the denoiser for an image in a step: 2 with guidance, of most models.
         guided (`int`):
             Steps that take so many calls; the others take one.
+        computed (`int`):
+            Steps in which the denoiser is computed, and not extrapolated.
         counts ([`Counts`]):
             Work for one image.
         flops (`float`):
@@ -85,6 +90,7 @@ class Drawing:
     steps: int
     calls: int
     guided: int
+    computed: int
     counts: Counts
     flops: float
     score_flops: float
@@ -109,7 +115,8 @@ class Drawing:
             calls=calls,
             counts=counts,
             guided=guided,
-            flops=counts.flops(steps, calls, guided),
+            computed=len(computed_steps(steps, config.cache_interval)),
+            flops=counts.flops(steps, calls, config.guidance_cutoff, config.cache_interval),
             score_flops=sum(map(flops, specs)),
             memory=sampling_memory(config, meta, specs, counts.denoising, counts.decoding),
         )

@@ -219,6 +219,8 @@ class Planner:
         guided = f" x {self.drawing.calls}" if self.drawing.calls > 1 else ""
         if self.drawing.guided < self.drawing.steps:
             guided = f", of which {self.drawing.guided} are guided{guided}"
+        if self.drawing.computed < self.drawing.steps:
+            guided += f", {self.drawing.computed} of them computed"
         stages = [
             StagePlan("expand", f"{self.num_prompts:,} prompts, {config.num_variants} variants each"),
             StagePlan(

@@ -68,6 +68,7 @@ def test_every_setting(tiny, model, vae, tmp_path):
         "guidance_rescale": (0.5, "sampling.guidance_rescale was null, is now 0.5"),
         "guidance_cutoff": (0.5, "sampling.guidance_cutoff was null, is now 0.5"),
         "timestep_spacing": ("trailing", 'sampling.timestep_spacing was null, is now "trailing"'),
+        "cache_interval": (3, "sampling.cache_interval was null, is now 3"),
         "draft_adapter": (adapter, "sampling.draft_adapter was null"),
         "negative_prompt": ("blurry", 'sampling.negative_prompt was null, is now "blurry"'),
         "height": (128, "sampling.height was 64, is now 128"),
