@@ -96,6 +96,16 @@ class Drawing:
     score_flops: float
     memory: SamplingMemory
 
+    @property
+    def work(self) -> str:
+        """Calls of the denoiser for an image, in words."""
+        guided = f" x {self.calls}" if self.calls > 1 else ""
+        if self.guided < self.steps:
+            guided = f", of which {self.guided} are guided{guided}"
+        if self.computed < self.steps:
+            guided += f", {self.computed} of them computed"
+        return f"{self.steps} calls{guided}"
+
     @classmethod
     def of(
         cls,

@@ -216,16 +216,11 @@ class Planner:
         lora = " of LoRA" if self.adapter else ""
         kind = f"ZeRO-{profile.zero_stage}" if profile.zero_stage else profile.dtype
         watching = f", {self.watching.looks} looks of the guard" if self.watching.looks else ""
-        guided = f" x {self.drawing.calls}" if self.drawing.calls > 1 else ""
-        if self.drawing.guided < self.drawing.steps:
-            guided = f", of which {self.drawing.guided} are guided{guided}"
-        if self.drawing.computed < self.drawing.steps:
-            guided += f", {self.drawing.computed} of them computed"
         stages = [
             StagePlan("expand", f"{self.num_prompts:,} prompts, {config.num_variants} variants each"),
             StagePlan(
                 "generate",
-                f"{self.images:,} of {most:,} images of {height}x{width}, {self.drawing.steps} calls{guided}",
+                f"{self.images:,} of {most:,} images of {height}x{width}, {self.drawing.work}",
                 flops=self.images * (self.image_flops + self.drawing.score_flops),
                 memory=self.drawing.memory.peak(config.reward_device, self.available),
                 disk=self.images * picture,
