@@ -184,6 +184,14 @@ def source_hash(source: str, revision: str | None = None) -> str:
     return f"{source}@{commit(source, revision)}"
 
 
+def adapter_hash(source: str) -> str:
+    """What identifies an adapter in a fingerprint: the content of its file, else its place on the Hub with the commit."""
+    path = Path(source)
+    if path.exists():
+        return content_hash(path / ADAPTER if (path / ADAPTER).is_file() else path)
+    return f"{source}@{commit('/'.join(source.split('/')[:2]))}"
+
+
 def commit(repo_id: str, revision: str | None = None) -> str:
     """
     Commit that a revision of a model on the Hub is at, `main` by default; without a network the one in the cache. Where

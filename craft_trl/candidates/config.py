@@ -30,7 +30,7 @@ from ..parser import suggest
 from ..prompts.config import PromptsConfig
 from ..ranges import Count, Pixels, Positive, Processes, Range, Seed, Share, check_ranges
 from ..rewards.config import ScoringConfig
-from ..sources import looks_like_hub_id, source_hash
+from ..sources import adapter_hash, looks_like_hub_id, source_hash
 
 
 @dataclass
@@ -49,6 +49,14 @@ class SamplingConfig:
         guidance_rescale (`float`, *optional*, defaults to `0.0`):
             How far guidance is scaled back to the contrast of the prediction without it, against overexposure in models
             of zero terminal SNR (https://huggingface.co/papers/2305.08891, section 3.4).
+        guidance_cutoff (`float`, *optional*):
+            Share of the steps, the first ones, that are guided: the rest takes half the work. Defaults to all steps.
+        timestep_spacing (`"linspace"`, `"leading"` or `"trailing"`, *optional*):
+            Which of the noise levels that a model was trained on are steps, as diffusers' schedulers have it. Defaults to what
+            the model's scheduler says; models that draw in a few steps mostly want `trailing`.
+        cache_interval (`int`, *optional*):
+            After the first steps, compute the denoiser in every so many steps only, and extrapolate what it says in between, by
+            diffusers' TaylorSeer (https://huggingface.co/papers/2503.06923) in its light form. Defaults to every step.
         negative_prompt (`str`, *optional*):
             Negative prompt of every image.
         max_sequence_length (`int`, *optional*):
@@ -79,6 +87,19 @@ class SamplingConfig:
     guidance_rescale: Share = field(
         default=0.0,
         metadata={"help": "How far guidance is scaled back to the contrast of the prediction without it."},
+    )
+    guidance_cutoff: Annotated[float, Range(0, 1)] | None = field(
+        default=None, metadata={"help": "Share of the steps, the first ones, that are guided. Defaults to all steps."}
+    )
+    timestep_spacing: Literal["linspace", "leading", "trailing"] | None = field(
+        default=None,
+        metadata={"help": "Which of the noise levels are steps. Defaults to what the model's scheduler says."},
+    )
+    cache_interval: Annotated[int, Range(2, 1000)] | None = field(
+        default=None,
+        metadata={
+            "help": "Compute the denoiser in every so many steps only, and extrapolate in between (TaylorSeer)."
+        },
     )
     negative_prompt: str | None = field(default=None, metadata={"help": "Negative prompt of every image."})
     max_sequence_length: Annotated[int, Range(0, 1024)] | None = field(
@@ -131,6 +152,7 @@ class SamplingConfig:
         rounding = ("batch_size", "torch_compile")
         # Options that came later and are not used are left out: they make no older pool another one.
         later = {"guidance_rescale": 0.0, "vae_name_or_path": None, "max_sequence_length": None}
+        later |= {"guidance_cutoff": None, "timestep_spacing": None, "cache_interval": None}
         settings = {name: value for name, value in asdict(self).items() if name in SamplingConfig.__dataclass_fields__}
         settings = {name: value for name, value in settings.items() if name not in rounding}
         settings = {name: value for name, value in settings.items() if name not in later or value != later[name]}
@@ -270,6 +292,10 @@ class CandidatesConfig(PromptsConfig, ExpansionConfig, SamplingConfig, ScoringCo
             file, see [`load_pipeline`].
         model_revision (`str`, *optional*):
             Revision on the Hub.
+        draft_adapter (`str`, *optional*):
+            Adapter that the model draws the candidates with, in fewer steps than it takes itself: a folder, a `.safetensors` file,
+            or such a file on the Hub, as `org/name/file.safetensors`. It is merged into the weights that draw. What is trained is the
+            model without it.
         rewards (`list[str]`, *optional*, defaults to `["hpsv2", "pickscore", "aesthetic"]`):
             Rewards that score every candidate, as `NAME` or `NAME=SOURCE`, see [`rewards`].
         generate_all (`bool`, *optional*, defaults to `False`):
@@ -310,6 +336,13 @@ class CandidatesConfig(PromptsConfig, ExpansionConfig, SamplingConfig, ScoringCo
         },
     )
     model_revision: str | None = field(default=None, metadata={"help": "Revision on the Hub."})
+    draft_adapter: str | None = field(
+        default=None,
+        metadata={
+            "help": "Adapter that the model draws the candidates with, in fewer steps: a folder or file, or org/name/FILE on the "
+            "Hub. It is not trained."
+        },
+    )
     rewards: list[str] = field(
         default_factory=lambda: ["hpsv2", "pickscore", "aesthetic"],
         metadata={"help": "Rewards that score every candidate, as NAME or NAME=SOURCE."},
@@ -372,6 +405,12 @@ class CandidatesConfig(PromptsConfig, ExpansionConfig, SamplingConfig, ScoringCo
         self.check_rewards(self.reward_names)
         if self.push_to_hub and not self.hub_dataset_id:
             raise UsageError("push_to_hub needs the repository: hub_dataset_id: org/name.")
+
+    def sampling(self) -> dict:
+        """As [`SamplingConfig.sampling`], with the adapter that draws, if there is one."""
+        if self.draft_adapter is None:
+            return super().sampling()
+        return super().sampling() | {"draft_adapter": adapter_hash(self.draft_adapter)}
 
     @property
     def reward_names(self) -> list[str]:

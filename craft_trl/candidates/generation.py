@@ -80,12 +80,15 @@ class ImageGenerator:
             cast(model.vae, torch.float32)  # as the pipeline of SDXL does for every batch
         model.to(device or default_device())
         model.set_progress_bar_config(disable=True)
-        if config.scheduler is not None:
+        if config.scheduler is not None or config.timestep_spacing is not None:
             # One that was not loaded does not name its class, which says whether it is of flow matching.
             own = {"_class_name": type(model.scheduler).__name__, **model.scheduler.config}
-            model.scheduler = make_scheduler(config.scheduler, own)
+            model.scheduler = make_scheduler(config.scheduler or own["_class_name"], own, config.timestep_spacing)
         if config.torch_compile:
             compile_blocks(getattr(model, self.family.denoiser), self.family.repeated_blocks)
+        if config.cache_interval is not None:
+            how = {"cache_interval": config.cache_interval, "taylor_factors_dtype": dtype, "use_lite_mode": True}
+            getattr(model, self.family.denoiser).enable_cache(diffusers.TaylorSeerCacheConfig(**how))
         height, width = self.family.size(getattr(model, self.family.denoiser).config, model.vae.config)
         self.height, self.width = config.height or height, config.width or width
         self.encoded: dict[str, dict[str, torch.Tensor]] = {}  # conditioning of prompts, the oldest first
@@ -172,6 +175,8 @@ class ImageGenerator:
         )
         if self.family.guidance_rescale:
             arguments["guidance_rescale"] = self.config.guidance_rescale
+        if self.config.guidance_cutoff is not None:
+            arguments |= self.family.guidance_arguments(self.config.guidance_cutoff)
         # Every step is one call of the denoiser on the images with and without their prompt together.
         output = self.pipeline(
             **arguments,

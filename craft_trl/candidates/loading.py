@@ -47,10 +47,10 @@ def cast(module: torch.nn.Module, dtype: torch.dtype) -> None:
     torch.nn.Module.to(module, dtype)
 
 
-def make_scheduler(name: str, config: dict) -> "diffusers.SchedulerMixin":
+def make_scheduler(name: str, config: dict, timestep_spacing: str | None = None) -> "diffusers.SchedulerMixin":
     """
     The scheduler of this class name with the settings of a model's own, such as its noise schedule, `prediction_type`
-    and `rescale_betas_zero_snr`.
+    and `rescale_betas_zero_snr`, but for another `timestep_spacing`.
     """
     scheduler_class = getattr(diffusers, name)
     parameters = inspect.signature(scheduler_class).parameters
@@ -63,6 +63,8 @@ def make_scheduler(name: str, config: dict) -> "diffusers.SchedulerMixin":
     # Latents reach far beyond [-1, 1]. Schedulers of pixel-space origin clip by default, and another scheduler's config
     # need not say otherwise: without this DDIM turns every image into noise.
     overrides = {"clip_sample": False} if "clip_sample" in parameters else {}
+    if timestep_spacing is not None:
+        overrides["timestep_spacing"] = timestep_spacing
     if is_flow(config):  # solvers of diffusion that also solve flows have other names for it
         shift = config.get("shift") or config.get("flow_shift") or 1.0
         flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift, "shift": shift}

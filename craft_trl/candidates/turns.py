@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from diffusers import DiffusionPipeline
 from torch import nn
 
 from ..devices import default_device
@@ -80,7 +81,10 @@ def load_reward(spec: RewardSpec, config: ScoringConfig, device: str | torch.dev
 
 
 def load_stage(
-    config: CandidatesConfig, specs: Sequence[RewardSpec], offload: bool
+    config: CandidatesConfig,
+    specs: Sequence[RewardSpec],
+    offload: bool,
+    model: str | DiffusionPipeline,
 ) -> tuple[ImageGenerator, dict[str, Reward], Turns | None]:
     """
     Pipeline and rewards of a stage that draws and scores, on this process's device.
@@ -92,6 +96,8 @@ def load_stage(
             The rewards.
         offload (`bool`):
             Whether they take turns on the device.
+        model (`str` or [`~diffusers.DiffusionPipeline`]):
+            What draws: the configuration's model, or its pipeline with an adapter.
 
     Returns:
         `tuple[ImageGenerator, dict[str, Reward], Turns | None]`: the turns are `None` if they lie beside each other.
@@ -105,7 +111,7 @@ def load_stage(
         if isinstance(reward, RewardModel):
             offloaded[spec.name] = Offloaded(reward.networks)
             offloaded[spec.name].away()
-    generator = ImageGenerator(config.model_name_or_path, config, config.model_revision, device)
+    generator = ImageGenerator(model, config, config.model_revision, device)
     if offload:
         return generator, rewards, Turns(generator, offloaded)
     return generator, {spec.name: load_reward(spec, config, device) for spec in specs}, None

@@ -34,11 +34,11 @@ from peft import get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from ..candidates.config import SamplingConfig
+from ..candidates.config import CandidatesConfig, SamplingConfig
 from ..candidates.loading import load_network, load_pipeline
 from ..errors import UsageError
 from ..families import get_family
-from ..families.adapters import attach_adapter, lora_loader
+from ..families.adapters import attach_adapter, lora_loader, merge_adapter
 from ..families.checks import check_model, read_header
 from ..families.files import ModelFiles, find_files
 from ..families.strength import Tensors, check_base, facts_of, scale_adapter, set_strength
@@ -58,6 +58,14 @@ class Model(ModelSpec):
     """
     A [`ModelSpec`] with what it names: its files, found and checked, and the pipeline made of them.
     """
+
+    @classmethod
+    def of_candidates(cls, config: CandidatesConfig) -> "Model":
+        """What draws a recipe's candidates: its model, or that with the draft adapter."""
+        base, revision = config.model_name_or_path, config.model_revision
+        if config.draft_adapter is None:
+            return cls("candidates", "pipeline", base, base, revision)
+        return cls("draft_adapter", "lora", config.draft_adapter, base, revision)
 
     def check(self, drawing: SamplingConfig | None = None) -> None:
         """
@@ -344,6 +352,15 @@ class Model(ModelSpec):
                     f"Model {self.name}: {self.source} is not for {self.base}: {key} has shape {tuple(given[key])}, "
                     f"expected {tuple(shape)}."
                 )
+
+
+def load_drawing(config: CandidatesConfig) -> str | DiffusionPipeline:
+    """What an [`ImageGenerator`] of candidates draws from: the model's name, or its pipeline with the draft adapter merged into it."""
+    if config.draft_adapter is None:
+        return config.model_name_or_path
+    pipeline = Model.of_candidates(config).load(getattr(torch, config.dtype))
+    merge_adapter(pipeline)
+    return pipeline
 
 
 def _repository(spec: ModelSpec) -> tuple[str, str]:

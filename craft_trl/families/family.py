@@ -37,6 +37,16 @@ def config_of(denoiser: "torch.nn.Module") -> Mapping[str, Any]:
     return getattr(denoiser, "module", denoiser).config
 
 
+def guided_steps(steps: int, cutoff: float | None) -> int:
+    """Steps of the first share `cutoff` of all, to the nearest; all of them where it is `None`."""
+    return steps if cutoff is None else round(cutoff * steps)
+
+
+def computed_steps(steps: int, cache_interval: int | None) -> list[int]:
+    """Steps in which TaylorSeer computes the denoiser, see `disable_cache_before_step` of diffusers' `TaylorSeerCacheConfig`."""
+    return [i for i in range(steps) if cache_interval is None or i < 3 or (i - 4) % cache_interval == 0]
+
+
 class Family:
     """
     A family of text-to-image models: all that its pipeline, its denoiser and its VAE have of their own.
@@ -71,6 +81,11 @@ class Family:
             image takes one call a step whatever it is.
         guidance_rescale (`bool`):
             Whether the pipeline takes `guidance_rescale`.
+        guided_tensors (`tuple[str, ...]`, *optional*):
+            Tensors that the pipeline's `callback_on_step_end` can change and of which guidance makes two halves, without the
+            prompt and with it. `None` where the pipeline, once it guides, does so to the end.
+        caches (`bool`):
+            Whether the pipeline draws with diffusers' TaylorSeer, for which it must tell apart its calls without a prompt and with it.
         own_sigmas (`bool`):
             Whether the pipeline hands its scheduler the noise levels, which few schedulers take.
         default_sample_size (`int`, *optional*):
@@ -91,6 +106,8 @@ class Family:
     packing: int = 1
     no_guidance: float | None = 1.0
     guidance_rescale: bool = False
+    guided_tensors: tuple[str, ...] | None = None
+    caches: bool = False
     own_sigmas: bool = False
     default_sample_size: int | None = None
     max_sequence_length: int | None = None
@@ -302,6 +319,25 @@ class Family:
     def calls(self, guidance_scale: float) -> int:
         """Calls of the denoiser for one image in one step."""
         return 1 if self.no_guidance is None or guidance_scale <= self.no_guidance else 2
+
+    def guidance_arguments(self, cutoff: float) -> dict[str, Any]:
+        """
+        The pipeline's arguments with which it guides in its first steps only, see [`guided_steps`].
+
+        diffusers has callbacks for it (0.42: `SDXLCFGCutoffCallback` and two more) that keep the text of the last image of a batch
+        only, and give it to all. To be replaced by them when they keep a batch's.
+        """
+
+        def end_guidance(pipeline, step: int, timestep, tensors: dict) -> dict:
+            if step + 1 == guided_steps(pipeline.num_timesteps, cutoff):
+                pipeline._guidance_scale = 0.0  # until the next call
+                tensors |= {name: tensors[name].chunk(2)[1] for name in self.guided_tensors}
+            return tensors
+
+        return {
+            "callback_on_step_end": end_guidance,
+            "callback_on_step_end_tensor_inputs": list(self.guided_tensors),
+        }
 
     def log_shift(self, scheduler: Mapping[str, Any], tokens: int) -> float:
         """`mu` of schedulers that shift their noise levels by the number of an image's tokens, see [`FlowNoise`]."""

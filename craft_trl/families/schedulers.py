@@ -29,6 +29,12 @@ SCHEDULERS = (
     "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LCMScheduler", "LMSDiscreteScheduler", "PNDMScheduler",
     "SASolverScheduler", "TCDScheduler", "UniPCMultistepScheduler",
 )  # fmt: skip
+UNSPACED = (
+    "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler",
+    "LCMScheduler",
+    "TCDScheduler",
+)  # no timestep_spacing
 PREDICTION_TYPES = ("epsilon", "v_prediction")  # as craft_trl.noise knows them
 # Schedulers of rectified flow, the last two where their configuration says so.
 FLOW_SCHEDULERS = (

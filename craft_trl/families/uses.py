@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from . import get_family
+from .family import guided_steps
 from .files import ModelFiles
-from .schedulers import lacking_package, schedulers_of
+from .schedulers import UNSPACED, lacking_package, schedulers_of
 
 
 if TYPE_CHECKING:
@@ -46,6 +47,14 @@ def check_drawing(files: ModelFiles, config: "SamplingConfig") -> None:
         )
     if config.guidance_rescale and not family.guidance_rescale:
         raise UsageError(f"guidance_rescale {config.guidance_rescale}: the {files.index['_class_name']} has none.")
+    check_cutoff(files, config)
+    if config.cache_interval is not None and not family.caches:
+        raise UsageError(
+            f"cache_interval {config.cache_interval}: diffusers' TaylorSeer does not work on a {files.index['_class_name']}, leave "
+            "it out."
+        )
+    if config.cache_interval is not None and config.torch_compile:
+        raise UsageError("cache_interval and torch_compile: compiled blocks cannot be skipped, leave one of them out.")
     check_sequence_length(files, config.max_sequence_length)
     if config.scheduler is not None and config.scheduler not in (known := schedulers_of(family)):
         raise UsageError(
@@ -54,7 +63,37 @@ def check_drawing(files: ModelFiles, config: "SamplingConfig") -> None:
         )
     if reason := lacking_package(config.scheduler):
         raise UsageError(f"scheduler {config.scheduler}{reason}")
+    if config.timestep_spacing is not None:
+        name = config.scheduler or files.json("scheduler/scheduler_config.json").get("_class_name")
+        if family.noise == "flow" or name in UNSPACED:
+            raise UsageError(
+                f"timestep_spacing {config.timestep_spacing}: {name} {what} spaces its steps by itself, leave it out."
+            )
     check_steps(files, "num_inference_steps", config.num_inference_steps, config.scheduler)
+
+
+def check_cutoff(files: ModelFiles, config: "SamplingConfig") -> None:
+    """Raise a [`UsageError`] unless guidance can end where `guidance_cutoff` says, and there is some that ends."""
+    family, cutoff = get_family(files.index["_class_name"]), config.guidance_cutoff
+    if cutoff is None:
+        return
+    what = f"guidance_cutoff {cutoff:g}"
+    if family.no_guidance is None:
+        raise UsageError(
+            f"{what}: the guidance_scale of a {files.index['_class_name']} is an input of its denoiser and costs no calls, leave "
+            "it out."
+        )
+    if files.json(f"{family.denoiser}/config.json").get("time_cond_proj_dim"):  # as those of LCM
+        raise UsageError(f"{what}: guidance_scale is an input of this denoiser and costs no calls, leave it out.")
+    if family.calls(config.guidance_scale) == 1:
+        raise UsageError(f"{what}: there is no guidance at guidance_scale {config.guidance_scale:g}, leave it out.")
+    if family.guided_tensors is None:
+        raise UsageError(f"{what}: a {files.index['_class_name']} of diffusers guides to the end, leave it out.")
+    if not 0 < (guided := guided_steps(config.num_inference_steps, cutoff)) < config.num_inference_steps:
+        raise UsageError(
+            f"{what} of {config.num_inference_steps} steps guides {guided} of them: set it so that some are guided and some are "
+            "not, or leave it out."
+        )
 
 
 def check_guidance(files: ModelFiles, option: str, scale: float) -> None:

@@ -32,6 +32,10 @@ from ..pages import TEMPLATES
 TAG = "craft_trl"  # in the metadata of every card; by it a push knows a repository that an earlier push filled
 
 
+# Settings of the sampler that change what is drawn, and that a pipeline's call does not take.
+CHEAPER = ("guidance_cutoff", "timestep_spacing", "cache_interval")
+
+
 def model_card(
     facts: dict[str, Any],
     model_id: str,
@@ -109,6 +113,7 @@ def model_card(
         # Parts that the pipeline does without. Facts of older trainings do not name them, and have none.
         absent="".join(f", {name}=None" for name in facts.get("absent", [])),
         sampling=sampling,
+        cheaper=", ".join(f"`{name}: {sampling[name]}`" for name in CHEAPER if name in (sampling or {})),
         cost=cost,
         data=data,
     )

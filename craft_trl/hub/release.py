@@ -314,7 +314,9 @@ def model_release(
         run = Run(run_dir)
         values["cost"] = run.cost([*STAGES, "train", "evaluate"])
         if (pool := read_record(run_dir / "pool")) is not None:
-            values["sampling"] = pool["settings"]["sampling"]
+            # Not of an adapter that drew in a few steps, and that the model has not.
+            drawn = pool["settings"]["sampling"]
+            values["sampling"] = None if "draft_adapter" in drawn else drawn
         if (kept := read_record(run_dir / "dataset")) is not None and kept["finished"]:
             values["data"] = kept["summary"] | filter_settings(kept["settings"])
         if (evaluated := read_record(run_dir / "evaluation")) is not None and evaluated["finished"]:

@@ -31,6 +31,7 @@ from transformers import PrinterCallback, TrainerCallback
 from ..candidates.generation import ImageGenerator
 from ..candidates.pool import CandidatePool
 from ..devices import accelerator, default_device
+from ..evaluation.models import load_drawing
 from ..rewards import score
 from ..rewards.geneval.judge import GenEval
 from ..trainer.arguments import training_parser
@@ -97,9 +98,7 @@ def calibrate(planner: Planner) -> Rates:
 def draw(planner: Planner, prompts: list[str], device: torch.device) -> tuple[list[Image.Image], float, float]:
     """A batch of candidates, the seconds it took, and those of loading the model."""
     config = planner.recipes.candidates
-    generator, loading = timed(
-        lambda: ImageGenerator(config.model_name_or_path, config, config.model_revision, device)
-    )
+    generator, loading = timed(lambda: ImageGenerator(load_drawing(config), config, config.model_revision, device))
     generator.config = dataclasses.replace(config, num_inference_steps=2)
     generator(prompts, range(len(prompts)))
     generator.config = config

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from ..candidates.config import CandidatesConfig
 from ..evaluation.config import EvaluationConfig
+from ..families.family import computed_steps, guided_steps
 from ..rewards import RewardSpec, parse_rewards
 from ..rewards.reward_model import RewardModel
 from ..trainer.sampling import LARGEST_BATCH
@@ -47,9 +48,16 @@ class Counts:
             meta.count_decoding(height, width),
         )
 
-    def flops(self, steps: int, calls: int) -> float:
-        """Operations of an image in so many steps, of so many calls of the denoiser each."""
-        return calls * (steps * self.denoising.flops + self.text.flops) + self.decoding.flops
+    def flops(
+        self, steps: int, calls: int, guidance_cutoff: float | None = None, cache_interval: int | None = None
+    ) -> float:
+        """
+        Operations of an image in so many steps, of so many calls of the denoiser each with guidance, and of one after its cutoff.
+        What is left of a call that a cache stands for is little, and is not counted.
+        """
+        guided = guided_steps(steps, guidance_cutoff)
+        made = sum(calls if step < guided else 1 for step in computed_steps(steps, cache_interval))
+        return made * self.denoising.flops + calls * self.text.flops + self.decoding.flops
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,10 @@ class Drawing:
             Steps of an image.
         calls (`int`):
             Calls of the denoiser for an image in a step: 2 with guidance, of most models.
+        guided (`int`):
+            Steps that take so many calls; the others take one.
+        computed (`int`):
+            Steps in which the denoiser is computed, and not extrapolated.
         counts ([`Counts`]):
             Work for one image.
         flops (`float`):
@@ -77,10 +89,22 @@ class Drawing:
     size: tuple[int, int]
     steps: int
     calls: int
+    guided: int
+    computed: int
     counts: Counts
     flops: float
     score_flops: float
     memory: SamplingMemory
+
+    @property
+    def work(self) -> str:
+        """Calls of the denoiser for an image, in words."""
+        guided = f" x {self.calls}" if self.calls > 1 else ""
+        if self.guided < self.steps:
+            guided = f", of which {self.guided} are guided{guided}"
+        if self.computed < self.steps:
+            guided += f", {self.computed} of them computed"
+        return f"{self.steps} calls{guided}"
 
     @classmethod
     def of(
@@ -91,7 +115,8 @@ class Drawing:
         counts: Counts | None = None,
     ) -> "Drawing":
         """The stage of a configuration, with a pipeline of its precision, and work for an image that is counted already."""
-        size, steps = meta.size(config), meta.steps(config.num_inference_steps, config.scheduler)
+        steps = meta.steps(config.num_inference_steps, config.scheduler, config.timestep_spacing)
+        size, guided = meta.size(config), guided_steps(steps, config.guidance_cutoff)
         calls = meta.family.calls(config.guidance_scale)
         counts = counts or Counts.of(meta, *size, config.max_sequence_length)
         return cls(
@@ -99,7 +124,9 @@ class Drawing:
             steps=steps,
             calls=calls,
             counts=counts,
-            flops=counts.flops(steps, calls),
+            guided=guided,
+            computed=len(computed_steps(steps, config.cache_interval)),
+            flops=counts.flops(steps, calls, config.guidance_cutoff, config.cache_interval),
             score_flops=sum(map(flops, specs)),
             memory=sampling_memory(config, meta, specs, counts.denoising, counts.decoding),
         )

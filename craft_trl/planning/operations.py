@@ -239,11 +239,15 @@ class MetaPipeline:
         height, width = self.family.size(self.denoiser.config, self.pipeline.vae.config)
         return config.height or height, config.width or width
 
-    def steps(self, num_inference_steps: int, scheduler: str | None = None) -> int:
+    def steps(
+        self, num_inference_steps: int, scheduler: str | None = None, timestep_spacing: str | None = None
+    ) -> int:
         """Steps of drawing, with the model's own scheduler by default: more than are asked for with some schedulers."""
         own = self.pipeline.scheduler
         # A shift that depends on the size of an image moves the steps, and makes them no more.
-        made = make_scheduler(scheduler or type(own).__name__, {**own.config, "use_dynamic_shifting": False})
+        made = make_scheduler(
+            scheduler or type(own).__name__, {**own.config, "use_dynamic_shifting": False}, timestep_spacing
+        )
         made.set_timesteps(num_inference_steps)
         return len(made.timesteps)
 

@@ -24,6 +24,7 @@ from ..candidates.sizes import PNG_BYTES_PER_PIXEL, image_bytes
 from ..candidates.turns import Turns
 from ..evaluation.config import EvaluationConfig
 from ..evaluation.evaluate import Evaluation
+from ..evaluation.models import Model
 from ..families.checks import check_model
 from ..rewards import parse_rewards
 from ..trainer.precision import encoding_dtypes
@@ -57,7 +58,7 @@ class Planner:
     def __init__(self, recipes: RunRecipes, profile: Profile, gpu: GPU, pass_rate: float | None = None):
         self.recipes, self.profile, self.gpu = recipes, profile, gpu
         config = recipes.candidates
-        check_model(config.model_name_or_path, config.model_revision, config)
+        Model.of_candidates(config).check(config)
         check_model(recipes.train.model_name_or_path, recipes.train.model_revision, train=recipes.training)
         for spec in recipes.evaluation.model_specs.values():
             if spec.kind == "pipeline" and Path(spec.source) != Path(recipes.training.output_dir):
@@ -214,12 +215,11 @@ class Planner:
         lora = " of LoRA" if self.adapter else ""
         kind = "FSDP2" if profile.fsdp else f"ZeRO-{profile.zero_stage}" if profile.zero_stage else profile.dtype
         watching = f", {self.watching.looks} looks of the guard" if self.watching.looks else ""
-        guided = f" x {self.drawing.calls}" if self.drawing.calls > 1 else ""
         stages = [
             StagePlan("expand", f"{self.num_prompts:,} prompts, {config.num_variants} variants each"),
             StagePlan(
                 "generate",
-                f"{self.images:,} of {most:,} images of {height}x{width}, {self.drawing.steps} calls{guided}",
+                f"{self.images:,} of {most:,} images of {height}x{width}, {self.drawing.work}",
                 flops=self.images * (self.image_flops + self.drawing.score_flops),
                 memory=self.drawing.memory.peak(config.reward_device, self.available),
                 disk=self.images * picture,

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ..trainer.craft_config import CraftConfig
 
 RECIPES = {"candidates": "candidates.yaml", "train": "craft.yaml", "evaluate": "evaluate.yaml"}
-OWN = ("output_dir", "train_recipe")  # options of a run itself, each with one value
+OWN = ("output_dir", "candidates_recipe", "train_recipe")  # options of a run itself, each with one value
 
 
 @dataclass
@@ -61,8 +61,8 @@ class RunRecipes:
                 Folder with `candidates.yaml`, `craft.yaml` and `evaluate.yaml`.
             overrides (`Sequence[str]`, *optional*):
                 Command line arguments: `--key value` where only one recipe knows the key, else `--stage.key value`
-                with `candidates`, `train` or `evaluate`. `--output_dir` moves the whole run, and `--train_recipe` names
-                another recipe of the training, in the folder or elsewhere. The evaluation judges what the training
+                with `candidates`, `train` or `evaluate`. `--output_dir` moves the whole run, and `--candidates_recipe` and
+                `--train_recipe` name other recipes of these stages, in the folder or elsewhere. The evaluation judges what the training
                 writes: an adapter as one, and in another folder than that of `craft.yaml` too.
         """
         candidates = CraftParser([CandidatesConfig])
@@ -76,8 +76,9 @@ class RunRecipes:
 
         parsers = {"candidates": candidates, "train": training_parser(CraftConfig), "evaluate": evaluate}
         routed, own = route(overrides, parsers)
-        if "train_recipe" in own:
-            files["train"] = find_train_recipe(folder, own["train_recipe"])
+        for stage in ("candidates", "train"):
+            if f"{stage}_recipe" in own:
+                files[stage] = find_recipe(folder, stage, own[f"{stage}_recipe"])
         parsed = {
             name: parsers[name].parse_args_and_config(["--config", str(files[name]), *routed[name]])
             for name in parsers
@@ -150,6 +151,12 @@ class RunRecipes:
             raise UsageError(
                 f"{self.files['evaluate']}: models does not name {self.training.output_dir}, which {self.files['train']} "
                 "writes."
+            )
+        draft = self.candidates.draft_adapter
+        if draft is not None and Path(draft) == Path(self.training.output_dir):
+            raise UsageError(
+                f"{self.files['candidates']}: draft_adapter {draft} is what {self.files['train']} writes. It is one that draws in "
+                "few steps, and is not trained."
             )
         named = [(self.files["candidates"], self.candidates.model_name_or_path, self.candidates.model_revision)]
         named += [(self.files["train"], self.train.model_name_or_path, self.train.model_revision)]
@@ -230,14 +237,15 @@ def route(overrides: Sequence[str], parsers: dict[str, CraftParser]) -> tuple[di
     return routed, {name: at_home(value) for name, (value,) in own.items()}
 
 
-def find_train_recipe(folder: Path, name: str) -> Path:
-    """The recipe of a training: a file in the folder of recipes, with or without its ending, or a path."""
+def find_recipe(folder: Path, stage: str, name: str) -> Path:
+    """Another recipe of a stage: a file in the folder of recipes, with or without its ending, or a path."""
     for path in (folder / name, folder / f"{name}.yaml", Path(name)):
         if path.is_file():
             return path
-    others = {*RECIPES.values()} - {RECIPES["train"]}
-    known = sorted(path.name for path in folder.glob("craft*.yaml") if path.name not in others)
-    raise UsageError(f"train_recipe: there is no {folder / name}. {suggest(name, known)}")
+    others = {*RECIPES.values()} - {RECIPES[stage]}
+    stem = RECIPES[stage].removesuffix(".yaml")
+    known = sorted(path.name for path in folder.glob(f"{stem}*.yaml") if path.name not in others)
+    raise UsageError(f"{stage}_recipe: there is no {folder / name}. {suggest(name, known)}")
 
 
 def find_recipes(name: str) -> Path:

@@ -215,11 +215,12 @@ def draw_seeds(config: CandidatesConfig, seed_groups: Sequence[Group]) -> Candid
     if any(key not in pool for key in keys):
         from ..candidates.drawing import fill_pool
         from ..candidates.turns import load_stage
+        from ..evaluation.models import load_drawing
         from ..planning.placement import offloads
 
         with stopwatch(stage):
             offload = offloads(config, config.model_name_or_path, config.model_revision, specs)
-            generator, rewards, turns = load_stage(config, specs, offload)
+            generator, rewards, turns = load_stage(config, specs, offload, load_drawing(config))
             fill_pool(pool, keys, generator, rewards, config.batch_size, "Seeds", turns)
     return pool
 

@@ -67,7 +67,12 @@ def make_stage(config: CandidatesConfig) -> Stage:
 
 def check(config: CandidatesConfig) -> None:
     """Find what is wrong before any work is done."""
-    check_model(config.model_name_or_path, config.model_revision, config)
+    if config.draft_adapter is None:
+        check_model(config.model_name_or_path, config.model_revision, config)
+    else:
+        from ..evaluation.models import Model  # here: it imports PyTorch, and an adapter is not looked at without
+
+        Model.of_candidates(config).check(config)
     config.check_scoring(parse_rewards(config.rewards))
 
 
@@ -172,13 +177,14 @@ def draw(config: CandidatesConfig, groups: Sequence[Group], pool: CandidatePool,
     """Do this process's share of the work."""
     from ..candidates.drawing import generate_candidates
     from ..candidates.turns import load_stage
+    from ..evaluation.models import load_drawing
     from ..planning.placement import offloads
 
     specs = parse_rewards(config.rewards)
     offload = offloads(config, config.model_name_or_path, config.model_revision, specs, config.num_processes)
     if offload and show_progress:
         print("[generate] the GPU does not hold pipeline and rewards together: they take turns", flush=True)
-    generator, rewards, turns = load_stage(config, specs, offload)
+    generator, rewards, turns = load_stage(config, specs, offload, load_drawing(config))
     generate_candidates(
         pool,
         groups,

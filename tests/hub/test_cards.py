@@ -55,6 +55,10 @@ def test_the_code_draws(name, adapter, tmp_path):
         num_inference_steps=2, guidance_scale=3.0, height=SIZE, width=SIZE, max_sequence_length=20
     )
     card = model_card(facts, str(tmp_path / "out"), str(tmp_path / "base"), sampling=sampling.sampling()).content
+    assert "settings of craft_trl" not in card
+    cheaper = sampling.sampling() | {"guidance_cutoff": 0.5, "cache_interval": 3}
+    other = model_card(facts, str(tmp_path / "out"), str(tmp_path / "base"), sampling=cheaper).content
+    assert "They were drawn with `guidance_cutoff: 0.5`, `cache_interval: 3` besides, which are settings of" in other
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
     assert code.count("=None") == len(without)
     seeded = code.replace(

@@ -53,7 +53,9 @@ def model(tiny, tmp_path):
     return copy
 
 
-def test_every_setting(tiny, model, vae):
+def test_every_setting(tiny, model, vae, tmp_path):
+    adapter = tmp_path / "adapter.safetensors"
+    adapter.write_bytes(b"layers")
     folder = tiny / "rewards"
     rewards = f"hpsv2={folder / 'hps'} pickscore={folder / 'hps'} aesthetic={folder / 'aesthetic'}"
     other = {
@@ -64,6 +66,10 @@ def test_every_setting(tiny, model, vae):
         "num_inference_steps": (11, 'sampling.num_inference_steps was 10, is now 11'),
         "guidance_scale": (3.0, "sampling.guidance_scale was 2.0, is now 3.0"),
         "guidance_rescale": (0.5, "sampling.guidance_rescale was null, is now 0.5"),
+        "guidance_cutoff": (0.5, "sampling.guidance_cutoff was null, is now 0.5"),
+        "timestep_spacing": ("trailing", 'sampling.timestep_spacing was null, is now "trailing"'),
+        "cache_interval": (3, "sampling.cache_interval was null, is now 3"),
+        "draft_adapter": (adapter, "sampling.draft_adapter was null"),
         "negative_prompt": ("blurry", 'sampling.negative_prompt was null, is now "blurry"'),
         "height": (128, "sampling.height was 64, is now 128"),
         "width": (128, "sampling.width was 64, is now 128"),

@@ -25,6 +25,7 @@ class Chroma(Family):
     repeated_blocks = ["ChromaTransformerBlock", "ChromaSingleTransformerBlock"]
     lora_target_modules = Flux.lora_target_modules  # diffusers has no training script of its own for it
     packing = 4
+    guided_tensors = ()  # without a prompt and with it are calls of their own
     own_sigmas = True
     default_sample_size = 128
     max_sequence_length = 512

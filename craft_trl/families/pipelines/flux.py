@@ -30,6 +30,7 @@ class Flux(Family):
     ]  # fmt: skip
     packing = 4
     no_guidance = None
+    caches = True
     own_sigmas = True
     default_sample_size = 128
     max_sequence_length = 512

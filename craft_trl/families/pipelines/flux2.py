@@ -126,6 +126,8 @@ class Flux2(Family):
 class Flux2Klein(Flux2):
     pipelines = ("Flux2KleinPipeline",)
     no_guidance = 1.0
+    caches = True
+    guided_tensors = ()  # without a prompt and with it are calls of their own
 
     def image_conditioning(self, config, height, width, guidance_scale):
         return {}

@@ -28,6 +28,7 @@ class Lumina2(Family):
     repeated_blocks = ["Lumina2TransformerBlock"]
     # diffusers' training script, examples/dreambooth/train_dreambooth_lora_lumina2.py
     lora_target_modules = ["to_q", "to_k", "to_v", "to_out.0"]
+    guided_tensors = ()  # without a prompt and with it are calls of their own
     own_sigmas = True
     max_sequence_length = 256
     most_text_tokens = 512

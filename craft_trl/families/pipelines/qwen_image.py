@@ -29,6 +29,7 @@ class QwenImage(Family):
     # diffusers' training script, examples/dreambooth/train_dreambooth_lora_qwen_image.py
     lora_target_modules = ["to_q", "to_k", "to_v", "to_out.0"]
     packing = 4
+    caches = True
     own_sigmas = True
     default_sample_size = 128
     max_sequence_length = 512

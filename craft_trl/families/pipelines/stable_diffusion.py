@@ -32,6 +32,7 @@ class StableDiffusion(Family):
     noise = "diffusion"
     repeated_blocks = ["BasicTransformerBlock", "ResnetBlock2D"]
     guidance_rescale = True
+    guided_tensors = ("prompt_embeds",)
 
     def size_multiple(self, vae):
         return 8  # what the pipeline asks for, whatever the VAE

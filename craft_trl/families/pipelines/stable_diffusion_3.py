@@ -26,6 +26,7 @@ class StableDiffusion3(Family):
         "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
         "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
     ]  # fmt: skip
+    guided_tensors = ("prompt_embeds", "pooled_prompt_embeds")
     max_sequence_length = 256
     most_text_tokens = 512
 

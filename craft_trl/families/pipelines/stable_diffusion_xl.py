@@ -20,6 +20,7 @@ from .stable_diffusion import StableDiffusion
 
 class StableDiffusionXL(StableDiffusion):
     pipelines = ("StableDiffusionXLPipeline",)
+    guided_tensors = ("prompt_embeds", "add_text_embeds", "add_time_ids")
 
     def encode_prompts(self, pipeline, prompts, max_sequence_length=None):
         """

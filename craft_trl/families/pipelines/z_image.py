@@ -25,6 +25,7 @@ class ZImage(Family):
     # diffusers' training script, examples/dreambooth/train_dreambooth_lora_z_image.py
     lora_target_modules = ["to_q", "to_k", "to_v", "to_out.0"]
     no_guidance = 0.0  # what leads away from the empty prompt is added to the prediction
+    guided_tensors = ()  # it puts both texts together at every step
     own_sigmas = True
     max_sequence_length = 512
 

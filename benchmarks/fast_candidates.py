@@ -1,0 +1,225 @@
+# Copyright 2026 The craft_trl authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""
+What cheaper candidates cost: in agreement of the kept groups, and in what the trained model gains.
+
+    PYTHONPATH=. python benchmarks/fast_candidates.py --output-dir runs/fast --json fast_candidates.json
+
+The tiny recipe's own stages, with another sampler of the candidates in each setting and nothing else: a pool and a dataset of each, a
+training of each with each of `--seeds`, and one evaluation of all models by judges that took no part in the filter, on the prompts of
+`tiny-parti`, which no setting of the recipes was chosen on. The evaluation draws all models alike, as the recipe says.
+
+Calls of the UNet are counted, for one image. Seconds are measured in turns within this process, as shares of the first setting's.
+The agreement is the share of groups that both keep among those that either keeps (Jaccard), beside what two sets of these sizes have by
+chance. A setting's effect is that of its models over the base model, the mean of the seeds; its difference from the first setting's
+has a 95 % interval of a paired bootstrap over the prompts. `--agreement` names settings of which only the agreement is looked at.
+
+Killed, it goes on where it was, as `craft` does. No two processes run at the same time.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from datasets import load_from_disk
+from measuring import heading, machine
+
+from craft_trl import ImageGenerator, SamplingConfig
+from craft_trl.candidates.groups import load_groups
+from craft_trl.candidates.pool import CandidatePool
+from craft_trl.evaluation.statistics import holm, paired_bootstrap, paired_p
+from craft_trl.families.family import guided_steps
+
+
+TINY = Path(__file__).parents[1] / "recipes" / "tiny"
+SOLVER = "DPMSolverMultistepScheduler"
+SETTINGS = {
+    "full": {"scheduler": "DDIMScheduler", "num_inference_steps": 50},  # as recipes/sdxl/candidates.yaml
+    "fast": {"scheduler": SOLVER, "num_inference_steps": 20, "guidance_cutoff": 0.45},  # as candidates_fast.yaml
+    "faster": {"scheduler": SOLVER, "num_inference_steps": 10, "guidance_cutoff": 0.5},
+    "solver20": {"scheduler": SOLVER, "num_inference_steps": 20},
+    "unipc20": {"scheduler": "UniPCMultistepScheduler", "num_inference_steps": 20},
+    "solver25": {"scheduler": SOLVER, "num_inference_steps": 25, "guidance_cutoff": 0.16},
+    "solver10": {"scheduler": SOLVER, "num_inference_steps": 10},
+}
+JUDGES = ["hpsv2", "pickscore", "aesthetic", "imagereward", "alignment", "quality", "defects"]
+HELD_OUT, LOWER_IS_BETTER = JUDGES[3:], {"defects"}
+GUIDANCE = 2.0
+
+
+def craft(command: str, recipe: str, **options: object) -> None:
+    argv = [sys.executable, "-m", "craft_trl.cli.main", command, "--config", str(TINY / recipe)]
+    for name, value in options.items():
+        argv += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    subprocess.run(argv, check=True)
+
+
+def make(folder: Path, name: str, num_prompts: int) -> None:
+    """The pool and the dataset of a setting."""
+    options = {"num_prompts": num_prompts, "output_dir": folder / name, **SETTINGS[name]}
+    for command in ("expand", "generate", "filter"):
+        craft(command, "candidates.yaml", **options)
+
+
+def train(folder: Path, name: str, seeds: list[int]) -> list[str]:
+    """The models of a setting, as the evaluation names them."""
+    for seed in seeds:
+        output_dir = folder / name / f"model-{seed}"
+        options = {"dataset_name": folder / name / "dataset", "output_dir": output_dir, "seed": seed}
+        craft("train", "craft.yaml", **options, held_out_rewards="none", guard_rewards="none")
+    return [f"{name}-{seed}={folder / name}/model-{seed}" for seed in seeds]
+
+
+def kept_groups(folder: Path, name: str) -> set[str]:
+    return set(load_from_disk(str(folder / name / "dataset"))["train"]["prompt"])
+
+
+def calls(settings: dict) -> int:
+    """Of the UNet for one image: two in a step that is guided."""
+    steps = settings["num_inference_steps"]
+    return steps + guided_steps(steps, settings.get("guidance_cutoff"))
+
+
+def shares_of_time(names: list[str], rounds: int, size: int = 16) -> dict[str, float]:
+    """CPU seconds of a batch of each setting as shares of the first one's, the medians of rounds in which all take turns."""
+    common = {"guidance_scale": GUIDANCE, "height": 64, "width": 64, "batch_size": size}
+    generators = {
+        name: ImageGenerator(str(TINY / "pipeline"), SamplingConfig(**common, **SETTINGS[name])) for name in names
+    }
+    spent: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds + 1):
+        for name, generator in generators.items():
+            start = time.process_time()
+            generator(["a red heart and a blue ball"] * size, range(size))
+            if number:  # the first encodes the prompt
+                spent[name].append(time.process_time() - start)
+    return {name: float(np.median(values) / np.median(spent[names[0]])) for name, values in spent.items()}
+
+
+def agreement(folder: Path, name: str, reference: str) -> dict:
+    """Images and groups of a setting's pool and filter, and how its kept groups agree with another's."""
+    groups = len(load_groups(folder / name / "prompts" / "groups.jsonl"))
+    mine, other = kept_groups(folder, name), kept_groups(folder, reference)
+    common = len(mine) * len(other) / groups
+    images = len(CandidatePool(folder / name / "pool", JUDGES[:3], verify=False))
+    return {
+        "calls": calls(SETTINGS[name]),
+        "images": images,
+        "evaluations": images * calls(SETTINGS[name]),
+        "groups": groups,
+        "kept": len(mine),
+        "jaccard": len(mine & other) / len(mine | other),
+        "by_chance": common / (len(mine) + len(other) - common),
+    }
+
+
+def effects(folder: Path, names: list[str], seeds: list[int]) -> list[dict]:
+    """A row for each judge and setting: its models over the base model, and over the first setting's models."""
+    table = pq.read_table(folder / "evaluation" / "scores.parquet").to_pylist()
+    scores = {
+        model: {
+            judge: np.array([row[judge] for row in table if row["model"] == model], dtype=float) for judge in JUDGES
+        }
+        for model in dict.fromkeys(row["model"] for row in table)
+    }
+    rows = []
+    for name in names:
+        for judge in JUDGES:
+            of = {n: np.stack([scores[f"{n}-{seed}"][judge] for seed in seeds], axis=1) for n in {name, names[0]}}
+            base = np.repeat(scores["base"][judge][:, None], len(seeds), axis=1)
+            gain = paired_bootstrap(of[name], base)
+            row = {"setting": name, "judge": judge, "base": float(base.mean()), "gain": gain["delta"]}
+            row |= {"gain_low": gain["ci_low"], "gain_high": gain["ci_high"]}
+            row["gains"] = (of[name] - base).mean(axis=0).tolist()
+            if name != names[0]:
+                other = paired_bootstrap(of[name], of[names[0]])
+                row |= {"difference": other["delta"], "low": other["ci_low"], "high": other["ci_high"]}
+                row["p_value"] = paired_p(of[name], of[names[0]])
+            rows.append(row)
+    return rows
+
+
+def verdict(rows: list[dict]) -> str:
+    """Whether a setting's effect is that of the first one, by the held-out judges together."""
+    rows = [row for row in rows if row["judge"] in HELD_OUT]
+    other = [row["judge"] for row, rejected in zip(rows, holm([r["p_value"] for r in rows]), strict=True) if rejected]
+    return f"another effect by {', '.join(other)}" if other else "equal within the interval, by every held-out judge"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--settings", nargs="+", default=["full", "fast", "faster"], choices=SETTINGS)
+    parser.add_argument(
+        "--agreement", nargs="*", default=[], choices=SETTINGS, help="settings that are not trained on"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the training; default 0 1 2")
+    parser.add_argument("--num-prompts", type=int, default=280, help="of the candidates; default 280, the recipe's")
+    parser.add_argument("--num-evaluated", type=int, default=200, help="prompts of tiny-parti; default 200, all")
+    parser.add_argument("--rounds", type=int, default=3, help="of measuring the time; default 3")
+    parser.add_argument("--output-dir", type=Path, required=True, help="folder for pools, models and images")
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
+    args = parser.parse_args()
+    args.output_dir = args.output_dir.absolute()
+    everything = [*args.settings, *(name for name in args.agreement if name not in args.settings)]
+    models = [f"base={TINY / 'pipeline'}"]
+    for name in args.settings:
+        make(args.output_dir, name, args.num_prompts)
+        models += train(args.output_dir, name, args.seeds)
+    craft(
+        "evaluate", "evaluate.yaml", models=models, prompts=TINY / "prompts" / "tiny-parti.jsonl",
+        num_prompts=args.num_evaluated, run_dir=args.output_dir / args.settings[0],
+        output_dir=args.output_dir / "evaluation",
+    )  # fmt: skip
+    for name in everything[len(args.settings) :]:
+        make(args.output_dir, name, args.num_prompts)
+    result = {
+        "machine": machine("cpu", ("torch", "diffusers", "transformers")),
+        "settings": {name: SETTINGS[name] for name in everything},
+        "pools": {name: agreement(args.output_dir, name, args.settings[0]) for name in everything},
+        "time": shares_of_time(everything, args.rounds),
+        "effects": effects(args.output_dir, args.settings, args.seeds),
+    }
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    report(result, args.settings)
+
+
+def report(result: dict, trained: list[str]) -> None:
+    print(f"\n{heading(result['machine'])}\n")
+    columns = ("calls", "images", "evaluations", "time", "kept", "Jaccard", "by chance")
+    print(f"{'':<10}" + "".join(f"{column:>13}" for column in columns))
+    for name, pool in result["pools"].items():
+        print(
+            f"{name:<10}{pool['calls']:>13}{pool['images']:>13}{pool['evaluations']:>13,}{result['time'][name]:>13.3f}"
+            f"{pool['kept']:>6} of {pool['groups']:<3}{pool['jaccard']:>13.2f}{pool['by_chance']:>13.2f}"
+        )
+    for name in trained:
+        rows = [row for row in result["effects"] if row["setting"] == name]
+        print(f"\n{name}" + (f": {verdict(rows)}" if name != trained[0] else ""))
+        for row in rows:
+            seeds = " ".join(f"{gain:+.3f}" for gain in row["gains"])
+            line = f"  {row['judge']:<12}{row['gain']:+.3f} [{row['gain_low']:+.3f}, {row['gain_high']:+.3f}]  seeds {seeds}"
+            if name != trained[0]:
+                line += f"  against {trained[0]} {row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+            print(line)
+
+
+if __name__ == "__main__":
+    main()
