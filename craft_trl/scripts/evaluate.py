@@ -26,6 +26,11 @@ craft evaluate --config recipes/tiny/evaluate.yaml
 craft evaluate --config recipes/tiny/evaluate.yaml --num_processes 8
 accelerate launch -m craft_trl.scripts.evaluate --config recipes/tiny/evaluate.yaml
 ```
+
+# In tasks, on this machine or on many
+```bash
+craft evaluate --config recipes/tiny/evaluate.yaml --executor local --tasks 8 --workers 2
+```
 """
 
 import json
@@ -37,7 +42,8 @@ from ..errors import UsageError
 from ..evaluation.config import EvaluateArguments, EvaluationConfig
 from ..families.checks import check_model
 from ..parser import CraftParser
-from ..stages import Stage, check_writable, stopwatch, write_atomically
+from ..stages import Stage, check_writable, fingerprint, stopwatch, write_atomically
+from .executors import ExecutorArguments, check_reached, launch_tasks
 from .launch import run_script, say
 
 
@@ -54,22 +60,29 @@ def check(config: EvaluationConfig) -> None:
     check_writable(Path(config.output_dir))
 
 
-def check_all(config: EvaluationConfig) -> None:
-    """Find what is wrong, also what it takes the libraries to see."""
+def check_all(config: EvaluationConfig, work: ExecutorArguments | None = None) -> None:
+    """Find what is wrong, also what it takes the libraries to see, before several processes are started."""
+    if work is not None and work.given:
+        raise UsageError("num_processes starts processes that work together, and tasks do not: leave one of them out.")
     check(config)
     from ..evaluation.evaluate import Evaluation
 
     Evaluation(config).check_models()
 
 
-def main(config: EvaluationConfig, args: EvaluateArguments | None = None) -> None:
+def main(
+    config: EvaluationConfig, work: ExecutorArguments | None = None, args: EvaluateArguments | None = None
+) -> None:
     """Write `results.json`, `scores.parquet` and `report.html`, and print the table and the verdict."""
+    work = work or ExecutorArguments()
     started = int(os.environ.get("WORLD_SIZE", 1))
     if args is not None and args.given and args.num_processes != started:
         raise UsageError(
             f"num_processes is {args.num_processes}, but the script was started as {started}: `craft evaluate` starts so many."
         )
     check(config)
+    if work.task is not None:
+        return draw_task(config, work)
     # Here, after what is wrong has been found.
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -90,6 +103,8 @@ def main(config: EvaluationConfig, args: EvaluateArguments | None = None) -> Non
     if not finished:
         if message := on_main_process(stage.begin):
             say(f"[evaluate] {message}")
+        if (work.executor or work.shared_dir) and not draw_in_tasks(evaluation, work, stage):
+            return
         with stopwatch(stage, write=state.is_main_process) as watch:
             one_by_one = judges_one_by_one(evaluation)
             if one_by_one:
@@ -109,14 +124,54 @@ def main(config: EvaluationConfig, args: EvaluateArguments | None = None) -> Non
         say(f"\nVerdict: {stage.record['summary']['verdict']['sentence']}\nReport: {report}")
 
 
-def judges_one_by_one(evaluation: "Evaluation") -> bool:
+def draw_in_tasks(evaluation: "Evaluation", work: ExecutorArguments, stage: Stage) -> bool:
+    """Fetch what tasks have made, and have them make the rest if there is an executor; whether they are done."""
+    from ..candidates.pool import CandidatePool
+    from ..candidates.shared import SharedFolder, fetch
+
+    config = evaluation.config
+    models = {f"the model {name},": spec.source for name, spec in evaluation.models.items() if spec.kind != "results"}
+    judges = {f"the source of {name},": spec.source for name, spec in evaluation.specs.items()}
+    check_reached(work.executor, prompts=config.prompts, vae_name_or_path=config.vae_name_or_path, **models, **judges)
+    images = Path(config.output_dir) / "images"
+    folder = SharedFolder(work.shared_dir or str(images))
+    if work.shared_dir is not None:
+        folder.check_writable()
+    arms = [arm for arm in evaluation.arms() if arm.spec.kind != "results"]
+
+    def left() -> set[int]:
+        ranks = set()
+        for arm in arms:
+            if work.shared_dir is not None:
+                fetch(folder / arm.folder.name, arm.folder)
+            pool = CandidatePool(arm.folder, list(evaluation.specs), verify=False)
+            batches = enumerate(evaluation.batches(arm))
+            ranks |= {i % (work.tasks or 1) for i, batch in batches if any(key not in pool for key in batch)}
+        return ranks
+
+    if work.executor is None:
+        return left() is not None  # fetched: the rest is made here
+    made = fingerprint([stage.fingerprint, config.batch_size])
+    return launch_tasks(work, "evaluate", (config, work), folder, made, left)
+
+
+def draw_task(config: EvaluationConfig, work: ExecutorArguments) -> None:
+    """Do one of the tasks: draw and judge its share of the images, in the pools that all of them fill."""
+    from ..devices import default_device
+    from ..evaluation.evaluate import Evaluation
+
+    evaluation = Evaluation(config, (work.task, work.tasks), work.shared_dir)
+    evaluation.check_models()
+    evaluation.run(default_device(), judges_one_by_one(evaluation, work.workers))
+    say(f"[evaluate] task {work.task} of {work.tasks} is done")
+
+
+def judges_one_by_one(evaluation: "Evaluation", workers: int | None = None) -> bool:
     """Whether the judges are loaded after drawing and one at a time, since this process's device does not hold more."""
     from ..planning.placement import offloads
 
-    base = next(iter(evaluation.models.values()))
-    return offloads(
-        evaluation.config, base.source, None, list(evaluation.specs.values()), evaluation.state.num_processes
-    )
+    base, specs = next(iter(evaluation.models.values())), list(evaluation.specs.values())
+    return offloads(evaluation.config, base.source, None, specs, workers or evaluation.state.num_processes)
 
 
 def per_image(evaluation: "Evaluation", scores: dict) -> list[dict]:
@@ -131,7 +186,9 @@ def per_image(evaluation: "Evaluation", scores: dict) -> list[dict]:
 
 
 def make_parser(prog: str | None = None) -> CraftParser:
-    return CraftParser([EvaluationConfig, EvaluateArguments], prog=prog, launched="craft_trl.scripts.evaluate")
+    return CraftParser(
+        [EvaluationConfig, ExecutorArguments, EvaluateArguments], prog=prog, launched="craft_trl.scripts.evaluate"
+    )
 
 
 if __name__ == "__main__":

@@ -16,10 +16,12 @@
 """What the scripts share: how they start, and what they say."""
 
 import logging
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -109,6 +111,49 @@ def launch(module: str, argv: list[str], launch_args: "LaunchArguments") -> None
     code = subprocess.run(command, check=False).returncode
     if code:
         raise SystemExit(code)  # the script has said why
+
+
+def run_in_processes(work: Callable, arguments: Sequence[tuple]) -> dict[int, int]:
+    """
+    Call `work` with each of these arguments, each in a process of its own, and return the exit codes of those that failed.
+
+    Not through `accelerate launch`: when one process is killed, say for its memory, it ends all others. Here they go on.
+    """
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=_in_process, args=(number, work, given), daemon=True)
+        for number, given in enumerate(arguments)
+    ]
+    # Ctrl-C reaches every process of a terminal. The others are started with it blocked, and this one ends them.
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        for process in processes:
+            process.start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        for process in processes:
+            process.join()
+    finally:
+        for process in processes:
+            if process.is_alive():
+                process.terminate()
+        for process in processes:
+            if process.pid is not None:
+                process.join()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    return {number: process.exitcode for number, process in enumerate(processes) if process.exitcode}
+
+
+def _in_process(number: int, work: Callable, arguments: tuple) -> None:
+    os.environ["LOCAL_RANK"] = str(number)
+    # Ends in order: what has been drawn is still written.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    sys.exit(exit_code(lambda: work(*arguments)))
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def find_accelerate_config(name: str) -> Path:
