@@ -43,7 +43,7 @@ from ..evaluation.config import EvaluateArguments, EvaluationConfig
 from ..families.checks import check_model
 from ..parser import CraftParser
 from ..stages import Stage, check_writable, fingerprint, stopwatch, write_atomically
-from .executors import ExecutorArguments, check_reached, launch_tasks
+from .executors import ExecutorArguments, check_reached
 from .launch import run_script, say
 
 
@@ -131,6 +131,11 @@ def draw_in_tasks(evaluation: "Evaluation", work: ExecutorArguments, stage: Stag
 
     config = evaluation.config
     models = {f"the model {name},": spec.source for name, spec in evaluation.models.items() if spec.kind != "results"}
+    if work.executor is not None:
+        work.check_installed()
+        from .engines import make_options
+
+        make_options(work)
     judges = {f"the source of {name},": spec.source for name, spec in evaluation.specs.items()}
     check_reached(work.executor, prompts=config.prompts, vae_name_or_path=config.vae_name_or_path, **models, **judges)
     images = Path(config.output_dir) / "images"
@@ -152,6 +157,8 @@ def draw_in_tasks(evaluation: "Evaluation", work: ExecutorArguments, stage: Stag
     if work.executor is None:
         return left() is not None  # fetched: the rest is made here
     made = fingerprint([stage.fingerprint, config.batch_size])
+    from .engines import launch_tasks
+
     return launch_tasks(work, "evaluate", (config, work), folder, made, left)
 
 

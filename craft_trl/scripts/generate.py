@@ -50,7 +50,7 @@ from ..parser import CraftParser
 from ..rewards import parse_rewards
 from ..sources import model_hash
 from ..stages import RECORD, Stage, check_writable, fingerprint, stopwatch
-from .executors import ExecutorArguments, check_reached, launch_tasks
+from .executors import ExecutorArguments, check_reached
 from .launch import is_main_process, run_in_processes, run_script
 
 
@@ -107,6 +107,11 @@ def main(
     smoke = args is not None and args.smoke
     if work.task is not None:
         return draw_task(config, smoke, work)
+    if work.executor is not None:
+        work.check_installed()
+        from .engines import make_options
+
+        make_options(work)
     if config.num_processes > 1 and work.given:
         raise UsageError(f"num_processes is {config.num_processes}, but the work is done in tasks: leave it out.")
     if config.num_processes > 1 and int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -251,6 +256,8 @@ def draw_in_tasks(
     made = fingerprint([stage.fingerprint, [group.keys for group in groups], config.reject_on, config.target_groups])
     # Each task has this machine's devices to itself, or shares them with so many others.
     mine = dataclasses.replace(config, num_processes=work.workers if work.executor == "local" else 1)
+    from .engines import launch_tasks
+
     return launch_tasks(work, "generate", (mine, args, work), folder, made, left)
 
 
