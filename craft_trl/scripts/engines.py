@@ -30,10 +30,10 @@ import yaml
 from datatrove.executor import JobsPipelineExecutor, LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
 from datatrove.executor.base import PipelineExecutor
 
+from ..candidates.executors import ExecutorArguments
 from ..errors import UsageError
 from ..parser import suggest
 from ..sources import first_line
-from .executors import ExecutorArguments
 from .launch import run_in_processes, say
 from .tasks import Task
 

@@ -38,12 +38,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..candidates.executors import check_reached
 from ..errors import UsageError
 from ..evaluation.config import EvaluateArguments, EvaluationConfig
 from ..families.checks import check_model
 from ..parser import CraftParser
 from ..stages import Stage, check_writable, fingerprint, stopwatch, write_atomically
-from .executors import ExecutorArguments, check_reached
 from .launch import run_script, say
 
 
@@ -60,29 +60,27 @@ def check(config: EvaluationConfig) -> None:
     check_writable(Path(config.output_dir))
 
 
-def check_all(config: EvaluationConfig, work: ExecutorArguments | None = None) -> None:
-    """Find what is wrong, also what it takes the libraries to see, before several processes are started."""
-    if work is not None and work.given:
-        raise UsageError("num_processes starts processes that work together, and tasks do not: leave one of them out.")
+def check_all(config: EvaluationConfig) -> None:
+    """Find what is wrong, also what it takes the libraries to see."""
     check(config)
     from ..evaluation.evaluate import Evaluation
 
     Evaluation(config).check_models()
 
 
-def main(
-    config: EvaluationConfig, work: ExecutorArguments | None = None, args: EvaluateArguments | None = None
-) -> None:
+def main(config: EvaluationConfig, args: EvaluateArguments | None = None) -> None:
     """Write `results.json`, `scores.parquet` and `report.html`, and print the table and the verdict."""
-    work = work or ExecutorArguments()
+    args = args or EvaluateArguments()
     started = int(os.environ.get("WORLD_SIZE", 1))
-    if args is not None and args.given and args.num_processes != started:
+    if args.given and args.num_processes != started:
         raise UsageError(
             f"num_processes is {args.num_processes}, but the script was started as {started}: `craft evaluate` starts so many."
         )
+    if args.in_tasks and started > 1:
+        raise UsageError("The work is done in tasks, but several processes were started: start one.")
     check(config)
-    if work.task is not None:
-        return draw_task(config, work)
+    if args.task is not None:
+        return draw_task(config, args)
     # Here, after what is wrong has been found.
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -103,7 +101,7 @@ def main(
     if not finished:
         if message := on_main_process(stage.begin):
             say(f"[evaluate] {message}")
-        if (work.executor or work.shared_dir) and not draw_in_tasks(evaluation, work, stage):
+        if (args.executor or args.shared_dir) and not draw_in_tasks(evaluation, args, stage):
             return
         with stopwatch(stage, write=state.is_main_process) as watch:
             one_by_one = judges_one_by_one(evaluation)
@@ -124,53 +122,53 @@ def main(
         say(f"\nVerdict: {stage.record['summary']['verdict']['sentence']}\nReport: {report}")
 
 
-def draw_in_tasks(evaluation: "Evaluation", work: ExecutorArguments, stage: Stage) -> bool:
+def draw_in_tasks(evaluation: "Evaluation", args: EvaluateArguments, stage: Stage) -> bool:
     """Fetch what tasks have made, and have them make the rest if there is an executor; whether they are done."""
     from ..candidates.pool import CandidatePool
     from ..candidates.shared import SharedFolder, fetch
 
     config = evaluation.config
     models = {f"the model {name},": spec.source for name, spec in evaluation.models.items() if spec.kind != "results"}
-    if work.executor is not None:
-        work.check_installed()
+    if args.executor is not None:
+        args.check_installed()
         from .engines import make_options
 
-        make_options(work)
+        make_options(args)
     judges = {f"the source of {name},": spec.source for name, spec in evaluation.specs.items()}
-    check_reached(work.executor, prompts=config.prompts, vae_name_or_path=config.vae_name_or_path, **models, **judges)
+    check_reached(args.executor, prompts=config.prompts, vae_name_or_path=config.vae_name_or_path, **models, **judges)
     images = Path(config.output_dir) / "images"
-    folder = SharedFolder(work.shared_dir or str(images))
-    if work.shared_dir is not None:
+    folder = SharedFolder(args.shared_dir or str(images))
+    if args.shared_dir is not None:
         folder.check_writable()
     arms = [arm for arm in evaluation.arms() if arm.spec.kind != "results"]
 
     def left() -> set[int]:
         ranks = set()
         for arm in arms:
-            if work.shared_dir is not None:
+            if args.shared_dir is not None:
                 fetch(folder / arm.folder.name, arm.folder)
             pool = CandidatePool(arm.folder, list(evaluation.specs), verify=False)
             batches = enumerate(evaluation.batches(arm))
-            ranks |= {i % (work.tasks or 1) for i, batch in batches if any(key not in pool for key in batch)}
+            ranks |= {i % (args.tasks or 1) for i, batch in batches if any(key not in pool for key in batch)}
         return ranks
 
-    if work.executor is None:
+    if args.executor is None:
         return left() is not None  # fetched: the rest is made here
     made = fingerprint([stage.fingerprint, config.batch_size])
     from .engines import launch_tasks
 
-    return launch_tasks(work, "evaluate", (config, work), folder, made, left)
+    return launch_tasks(args, "evaluate", (config, args), folder, made, left)
 
 
-def draw_task(config: EvaluationConfig, work: ExecutorArguments) -> None:
+def draw_task(config: EvaluationConfig, args: EvaluateArguments) -> None:
     """Do one of the tasks: draw and judge its share of the images, in the pools that all of them fill."""
     from ..devices import default_device
     from ..evaluation.evaluate import Evaluation
 
-    evaluation = Evaluation(config, (work.task, work.tasks), work.shared_dir)
+    evaluation = Evaluation(config, (args.task, args.tasks), args.shared_dir)
     evaluation.check_models()
-    evaluation.run(default_device(), judges_one_by_one(evaluation, work.workers))
-    say(f"[evaluate] task {work.task} of {work.tasks} is done")
+    evaluation.run(default_device(), judges_one_by_one(evaluation, args.workers))
+    say(f"[evaluate] task {args.task} of {args.tasks} is done")
 
 
 def judges_one_by_one(evaluation: "Evaluation", workers: int | None = None) -> bool:
@@ -193,9 +191,7 @@ def per_image(evaluation: "Evaluation", scores: dict) -> list[dict]:
 
 
 def make_parser(prog: str | None = None) -> CraftParser:
-    return CraftParser(
-        [EvaluationConfig, ExecutorArguments, EvaluateArguments], prog=prog, launched="craft_trl.scripts.evaluate"
-    )
+    return CraftParser([EvaluationConfig, EvaluateArguments], prog=prog, launched="craft_trl.scripts.evaluate")
 
 
 if __name__ == "__main__":

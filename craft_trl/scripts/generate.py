@@ -39,6 +39,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..candidates.config import CandidatesConfig, GenerateArguments
+from ..candidates.executors import check_reached
 from ..candidates.groups import Group, load_groups
 from ..candidates.pool import CandidatePool, alone, in_use, remove_leftovers
 from ..candidates.rejection import needed, up_to_target
@@ -50,7 +51,6 @@ from ..parser import CraftParser
 from ..rewards import parse_rewards
 from ..sources import model_hash
 from ..stages import RECORD, Stage, check_writable, fingerprint, stopwatch
-from .executors import ExecutorArguments, check_reached
 from .launch import is_main_process, run_in_processes, run_script
 
 
@@ -83,7 +83,6 @@ def check(config: CandidatesConfig) -> None:
 def main(
     config: CandidatesConfig,
     args: GenerateArguments | None = None,
-    work: ExecutorArguments | None = None,
     set_aside: bool = False,
 ) -> int:
     """
@@ -93,37 +92,37 @@ def main(
         config ([`CandidatesConfig`]):
             Settings.
         args ([`GenerateArguments`], *optional*):
-            How much to draw. Defaults to everything.
-        work ([`ExecutorArguments`], *optional*):
-            Where to draw. Defaults to here.
+            How much to draw, and where. Defaults to everything, here.
         set_aside (`bool`, *optional*, defaults to `False`):
             Set a pool of other settings aside instead of refusing. A pool is most of what a run costs.
 
     Returns:
         `int`: groups that are not complete, since another process is at work on them.
     """
-    work = work or ExecutorArguments()
+    args = args or GenerateArguments()
     check(config)
-    smoke = args is not None and args.smoke
-    if work.task is not None:
-        return draw_task(config, smoke, work)
-    if work.executor is not None:
-        work.check_installed()
+    if args.task is not None:
+        return draw_task(config, args)
+    if args.executor is not None:
+        args.check_installed()
         from .engines import make_options
 
-        make_options(work)
-    if config.num_processes > 1 and work.given:
+        make_options(args)
+    if config.num_processes > 1 and args.in_tasks:
         raise UsageError(f"num_processes is {config.num_processes}, but the work is done in tasks: leave it out.")
-    if config.num_processes > 1 and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    started = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if args.in_tasks and started:
+        raise UsageError("The work is done in tasks, but accelerate has started several processes: start one.")
+    if config.num_processes > 1 and started:
         raise UsageError(
             f"num_processes is {config.num_processes}, but accelerate has started the processes: leave it out."
         )
     groups = load_groups(Path(config.output_dir) / "prompts" / GROUPS)
-    groups = groups[:4] if smoke else groups
+    groups = groups[:4] if args.smoke else groups
     stage = make_stage(config)
-    begin(stage, set_aside, in_tasks=work.given)
-    if work.shared_dir is not None and (fetched := fetch(work.shared_dir, stage)):
-        _say(f"{fetched} shards fetched from {work.shared_dir}")
+    begin(stage, set_aside, in_tasks=args.in_tasks)
+    if args.shared_dir is not None and (fetched := fetch(args.shared_dir, stage)):
+        _say(f"{fetched} shards fetched from {args.shared_dir}")
     pool = CandidatePool(stage.folder, config.reward_names)
     for shard in pool.damaged:
         _say(f"{shard} is damaged and set aside; its images are made again.")
@@ -133,8 +132,8 @@ def main(
         size = image_size(config, config.model_name_or_path, config.model_revision)
         check_writable(stage.folder, (most - before) * image_bytes(*size))
         with stopwatch(stage, write=is_main_process()) as watch:
-            if work.executor is not None:
-                if not draw_in_tasks(config, args, work, stage, groups, pool):
+            if args.executor is not None:
+                if not draw_in_tasks(config, args, stage, groups, pool):
                     return unfinished(pool, groups, config)
             elif config.num_processes == 1:
                 draw(config, groups, pool, show_progress=is_main_process())
@@ -150,7 +149,7 @@ def main(
     for number, code in failed.items():
         _say(f"process {number} ended " + (f"by signal {-code}" if code < 0 else f"with exit code {code}"))
     left = unfinished(pool, groups, config)
-    if not left and smoke:
+    if not left and args.smoke:
         _say(outcome(config, groups, pool))
     elif not left:
         stage.finish(images=len(pool))
@@ -222,8 +221,7 @@ def check_record(folder: "SharedFolder", stage: Stage) -> bool:
 
 def draw_in_tasks(
     config: CandidatesConfig,
-    args: GenerateArguments | None,
-    work: ExecutorArguments,
+    args: GenerateArguments,
     stage: Stage,
     groups: Sequence[Group],
     pool: CandidatePool,
@@ -233,50 +231,50 @@ def draw_in_tasks(
 
     rewards = {f"the source of reward {spec.name},": spec.source for spec in parse_rewards(config.rewards)}
     check_reached(
-        work.executor,
+        args.executor,
         model_name_or_path=config.model_name_or_path,
         vae_name_or_path=config.vae_name_or_path,
         **rewards,
     )
-    folder = SharedFolder(work.shared_dir or str(stage.folder))
-    if work.shared_dir is not None:
+    folder = SharedFolder(args.shared_dir or str(stage.folder))
+    if args.shared_dir is not None:
         if not check_record(folder, stage):
             folder.check_writable()
             folder.write(RECORD, stage.content().encode())
         folder.write(GROUPS, (Path(config.output_dir) / "prompts" / GROUPS).read_bytes())
-        publish(stage.folder, work.shared_dir)
+        publish(stage.folder, args.shared_dir)
 
     def left() -> set[int]:
-        if work.shared_dir is not None:
-            fetch(work.shared_dir, stage)
+        if args.shared_dir is not None:
+            fetch(args.shared_dir, stage)
         pool.refresh()
         counted = up_to_target(pool, groups, config.reject_on, config.target_groups)
-        return {i % work.tasks for i, group in enumerate(counted) if needed(pool, group, config.reject_on)}
+        return {i % args.tasks for i, group in enumerate(counted) if needed(pool, group, config.reject_on)}
 
     made = fingerprint([stage.fingerprint, [group.keys for group in groups], config.reject_on, config.target_groups])
     # Each task has this machine's devices to itself, or shares them with so many others.
-    mine = dataclasses.replace(config, num_processes=work.workers if work.executor == "local" else 1)
+    mine = dataclasses.replace(config, num_processes=args.workers if args.executor == "local" else 1)
     from .engines import launch_tasks
 
-    return launch_tasks(work, "generate", (mine, args, work), folder, made, left)
+    return launch_tasks(args, "generate", (mine, args), folder, made, left)
 
 
-def draw_task(config: CandidatesConfig, smoke: bool, work: ExecutorArguments) -> int:
+def draw_task(config: CandidatesConfig, args: GenerateArguments) -> int:
     """Do one of the tasks, in the pool that all of them fill."""
     from ..candidates.shared import SharedFolder, open_shared, owner
 
     stage = make_stage(config)
-    folder = SharedFolder(work.shared_dir or str(stage.folder))
+    folder = SharedFolder(args.shared_dir or str(stage.folder))
     if not check_record(folder, stage):
         folder.write(RECORD, stage.content().encode())
     groups = shared_groups(config, folder)
-    groups = groups[:4] if smoke else groups
+    groups = groups[:4] if args.smoke else groups
     pool = open_shared(folder.url, config.reward_names)
     pool.check_owner = owner(folder, stage.fingerprint)
-    before, task = len(pool), (work.task, work.tasks)
-    if any(needed(pool, group, config.reject_on) for group in groups[work.task :: work.tasks]):
+    before, task = len(pool), (args.task, args.tasks)
+    if any(needed(pool, group, config.reject_on) for group in groups[args.task :: args.tasks]):
         draw(config, groups, pool, is_main_process(), task)
-    print(f"[generate] task {work.task} of {work.tasks}: {len(pool) - before} images made and scored", flush=True)
+    print(f"[generate] task {args.task} of {args.tasks}: {len(pool) - before} images made and scored", flush=True)
     return 0
 
 
@@ -307,7 +305,7 @@ def draw(
     show_progress: bool,
     task: tuple[int, int] | None = None,
 ) -> None:
-    """Do this process's share of the work."""
+    """Do this process's share of the args."""
     from ..candidates.drawing import generate_candidates
     from ..candidates.turns import load_stage
     from ..planning.placement import offloads
@@ -346,7 +344,7 @@ def _say(message: str) -> None:
 
 
 def make_parser(prog: str | None = None) -> CraftParser:
-    return CraftParser([CandidatesConfig, GenerateArguments, ExecutorArguments], prog=prog)
+    return CraftParser([CandidatesConfig, GenerateArguments], prog=prog)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,8 @@ def start(script: ModuleType, argv: Sequence[str], parsed: Sequence[Any]) -> Non
     """
     *configs, how = parsed
     if not how.given:
-        script.main(*configs)
+        # What is said of tasks is not for `accelerate launch`.
+        script.main(*(configs if hasattr(how, "accelerate_config") else parsed))
     elif hasattr(how, "accelerate_config"):
         launch(script.__name__, list(argv), how)
     else:

@@ -26,9 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..candidates.executors import ExecutorArguments, as_task
 from ..errors import exit_code
 from ..parser import ENVIRONMENT
-from .executors import ExecutorArguments, as_task
 
 
 @dataclass(repr=False)

@@ -96,7 +96,7 @@ class ExecutorArguments:
             self.workers = min(self.workers or 1, self.tasks)
 
     @property
-    def given(self) -> bool:
+    def in_tasks(self) -> bool:
         """Whether the work is done in tasks."""
         return self.executor is not None or self.task is not None
 
