@@ -26,7 +26,7 @@ from fsspec.implementations.dirfs import DirFileSystem
 from ..errors import UsageError
 from ..progress import progress_bar
 from ..sources import first_line
-from ..stages import RECORD, write_atomically
+from ..stages import RECORD, Stage, write_atomically
 from .pool import CandidatePool
 
 
@@ -170,6 +170,15 @@ def publish(folder: Path, url: str) -> None:
     missing = [path for path in sorted(folder.glob("shard-*.parquet")) if path.name not in there]
     for path in progress_bar(missing, desc="Shards shared", disable=not missing):
         shared.write(path.name, path.read_bytes())
+
+
+def check_record(folder: SharedFolder, stage: Stage) -> bool:
+    """Whether a folder is of a stage; a [`UsageError`] if it is of another."""
+    record = folder.read(RECORD)
+    difference = stage.difference_from(json.loads(record)) if record is not None else None
+    if difference is not None:
+        raise UsageError(f"{folder.url} was filled under other settings ({difference}): choose another folder.")
+    return record is not None
 
 
 def owner(folder: SharedFolder, fingerprint: str) -> Callable[[], None]:

@@ -55,27 +55,29 @@ RESERVED |= {"depends", "depends_job_id", "start_method", "local_tasks", "local_
 
 class Here(LocalPipelineExecutor):
     """
-    Tasks in processes of this machine. Not in the `multiprocess.Pool` of the parent (datatrove 0.10.1), which waits for ever
-    for the task of a process that was killed, and ends all when one fails.
+    Tasks on this machine, each in a process of its own; with one worker all in this one. Not in the `multiprocess.Pool` of the
+    parent (datatrove 0.10.1), which waits for ever for the task of a process that was killed, and ends all when one fails.
     """
 
-    failed: dict[int, int]
-
     def run(self):
-        self.failed = {}
         self.save_executor_as_json()
         ranks = self.get_incomplete_ranks()
         if self.workers == 1:
-            self.work(ranks)
-        else:
-            self.failed = run_in_processes(self.work, [(ranks[n :: self.workers],) for n in range(self.workers)])
+            for rank in ranks:
+                self.work(rank)
+            return
+        failed = run_in_processes(self.work, [(rank,) for rank in ranks], self.workers)
+        for number, code in failed.items():
+            how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+            say(f"[{self.pipeline[0].script}] task {ranks[number]} ended {how}")
+        if 2 in failed.values():
+            raise SystemExit(2)
 
-    def work(self, ranks: Sequence[int]) -> None:
-        """Do tasks one after the other."""
-        for rank in ranks:
-            # Of an error there is a line. Datatrove's traceback of it is in the task's log.
-            with contextlib.redirect_stderr(io.StringIO()):
-                self._run_for_rank(rank, local_rank=1)
+    def work(self, rank: int) -> None:
+        """Do a task."""
+        # Of an error there is a line. Datatrove's traceback of it is in the task's log.
+        with contextlib.redirect_stderr(io.StringIO()):
+            self._run_for_rank(rank, local_rank=1)
 
 
 class Dry(JobsPipelineExecutor):
@@ -165,7 +167,11 @@ def run(work: ExecutorArguments, executor: PipelineExecutor, options: dict[str, 
     if work.executor == "slurm" and work.dry_run:
         ranks = executor.get_incomplete_ranks()
         command = f"launch_pickled_pipeline {executor.logging_dir.resolve_paths('executor.pik')}"
-        print(executor.get_launch_file_contents(executor.get_sbatch_args(len(ranks)), command))
+        print(
+            executor.get_launch_file_contents(
+                executor.get_sbatch_args(-(-len(ranks) // executor.tasks_per_job)), command
+            )
+        )
     elif work.executor == "ray":
         with ray_cluster(options):
             executor.run()
@@ -282,7 +288,7 @@ def launch_tasks(
         say(
             f"[{script}] {len(left)} of {work.tasks} tasks are left ({which}): run the same command again to do these."
         )
-        raise SystemExit(max(getattr(executor, "failed", {}).values(), default=1) if work.executor == "local" else 1)
+        raise SystemExit(1)
     return not left
 
 

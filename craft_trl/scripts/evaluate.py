@@ -43,7 +43,7 @@ from ..errors import UsageError
 from ..evaluation.config import EvaluateArguments, EvaluationConfig
 from ..families.checks import check_model
 from ..parser import CraftParser
-from ..stages import Stage, check_writable, fingerprint, stopwatch, write_atomically
+from ..stages import RECORD, Stage, check_writable, fingerprint, stopwatch, write_atomically
 from .launch import run_script, say
 
 
@@ -93,8 +93,7 @@ def main(config: EvaluationConfig, args: EvaluateArguments | None = None) -> Non
     evaluation = Evaluation(config)
     evaluation.check_models()
     folder = Path(config.output_dir)
-    # Images lie under the hash of what they depend on: with another model to compare, the others' are not drawn again.
-    stage = Stage("evaluate", folder, evaluation.settings(), cache="images")
+    stage = make_stage(evaluation)
     results, report = folder / "results.json", folder / "report.html"
     finished = stage.finished
     state.wait_for_everyone()  # before the main process touches the folder
@@ -120,6 +119,13 @@ def main(config: EvaluationConfig, args: EvaluateArguments | None = None) -> Non
     if state.is_main_process:
         say(format_table(json.loads(results.read_text(encoding="utf-8"))))
         say(f"\nVerdict: {stage.record['summary']['verdict']['sentence']}\nReport: {report}")
+
+
+def make_stage(evaluation: "Evaluation") -> Stage:
+    """
+    The stage. Images lie under the hash of what they depend on: with another model to compare, the others' are not drawn again.
+    """
+    return Stage("evaluate", evaluation.config.output_dir, evaluation.settings(), cache="images")
 
 
 def draw_in_tasks(evaluation: "Evaluation", args: EvaluateArguments, stage: Stage) -> bool:
@@ -162,11 +168,15 @@ def draw_in_tasks(evaluation: "Evaluation", args: EvaluateArguments, stage: Stag
 
 def draw_task(config: EvaluationConfig, args: EvaluateArguments) -> None:
     """Do one of the tasks: draw and judge its share of the images, in the pools that all of them fill."""
+    from ..candidates.shared import SharedFolder, check_record
     from ..devices import default_device
     from ..evaluation.evaluate import Evaluation
 
     evaluation = Evaluation(config, (args.task, args.tasks), args.shared_dir)
     evaluation.check_models()
+    stage, here = make_stage(evaluation), SharedFolder(config.output_dir)
+    if not check_record(here, stage):
+        here.write(RECORD, stage.content().encode())
     evaluation.run(default_device(), judges_one_by_one(evaluation, args.workers))
     say(f"[evaluate] task {args.task} of {args.tasks} is done")
 

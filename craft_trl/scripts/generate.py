@@ -29,7 +29,6 @@ work. On many machines the work is done in tasks.
 """
 
 import dataclasses
-import json
 import os
 import tempfile
 from collections import Counter
@@ -121,7 +120,7 @@ def main(
     groups = groups[:4] if args.smoke else groups
     stage = make_stage(config)
     begin(stage, set_aside, in_tasks=args.in_tasks)
-    if args.shared_dir is not None and (fetched := fetch(args.shared_dir, stage)):
+    if args.shared_dir is not None and (fetched := fetch(args, stage)):
         _say(f"{fetched} shards fetched from {args.shared_dir}")
     pool = CandidatePool(stage.folder, config.reward_names)
     for shard in pool.damaged:
@@ -202,21 +201,15 @@ def unfinished(pool: CandidatePool, groups: Sequence[Group], config: CandidatesC
     return sum(bool(needed(pool, group, config.reject_on)) for group in counted)
 
 
-def fetch(shared_dir: str, stage: Stage) -> int:
+def fetch(args: GenerateArguments, stage: Stage) -> int:
     """Fetch what tasks have made in a shared folder, if it is of this stage; the number of shards."""
-    from ..candidates.shared import SharedFolder, fetch
+    from ..candidates.shared import SharedFolder, check_record, fetch
 
-    check_record(SharedFolder(shared_dir), stage)
-    return fetch(shared_dir, stage.folder)
-
-
-def check_record(folder: "SharedFolder", stage: Stage) -> bool:
-    """Whether a shared folder is of this stage; a [`UsageError`] if it is of another."""
-    record = folder.read(RECORD)
-    difference = stage.difference_from(json.loads(record)) if record is not None else None
-    if difference is not None:
-        raise UsageError(f"{folder.url} was filled under other settings ({difference}): choose another folder.")
-    return record is not None
+    if not check_record(SharedFolder(args.shared_dir), stage) and args.executor is None:
+        raise UsageError(
+            f"No task has been at work in shared_dir {args.shared_dir}: give --executor, or leave it out."
+        )
+    return fetch(args.shared_dir, stage.folder)
 
 
 def draw_in_tasks(
@@ -227,7 +220,7 @@ def draw_in_tasks(
     pool: CandidatePool,
 ) -> bool:
     """Have the work done by tasks, and fetch it; whether all is done."""
-    from ..candidates.shared import SharedFolder, publish
+    from ..candidates.shared import SharedFolder, check_record, publish
 
     rewards = {f"the source of reward {spec.name},": spec.source for spec in parse_rewards(config.rewards)}
     check_reached(
@@ -246,7 +239,7 @@ def draw_in_tasks(
 
     def left() -> set[int]:
         if args.shared_dir is not None:
-            fetch(args.shared_dir, stage)
+            fetch(args, stage)
         pool.refresh()
         counted = up_to_target(pool, groups, config.reject_on, config.target_groups)
         return {i % args.tasks for i, group in enumerate(counted) if needed(pool, group, config.reject_on)}
@@ -261,7 +254,7 @@ def draw_in_tasks(
 
 def draw_task(config: CandidatesConfig, args: GenerateArguments) -> int:
     """Do one of the tasks, in the pool that all of them fill."""
-    from ..candidates.shared import SharedFolder, open_shared, owner
+    from ..candidates.shared import SharedFolder, check_record, open_shared, owner
 
     stage = make_stage(config)
     folder = SharedFolder(args.shared_dir or str(stage.folder))

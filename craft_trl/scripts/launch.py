@@ -22,7 +22,9 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import wait
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -34,6 +36,8 @@ from ..stages import Stage, stopwatch
 
 
 if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
+
     from ..trainer.arguments import LaunchArguments
 
 
@@ -114,38 +118,56 @@ def launch(module: str, argv: list[str], launch_args: "LaunchArguments") -> None
         raise SystemExit(code)  # the script has said why
 
 
-def run_in_processes(work: Callable, arguments: Sequence[tuple]) -> dict[int, int]:
+def run_in_processes(work: Callable, arguments: Sequence[tuple], workers: int | None = None) -> dict[int, int]:
     """
     Call `work` with each of these arguments, each in a process of its own, and return the exit codes of those that failed.
 
     Not through `accelerate launch`: when one process is killed, say for its memory, it ends all others. Here they go on.
+
+    Args:
+        work (`Callable`):
+            What to call.
+        arguments (`Sequence[tuple]`):
+            With what.
+        workers (`int`, *optional*):
+            Processes at the same time. Defaults to all of them.
     """
     context = multiprocessing.get_context("spawn")
-    processes = [
-        context.Process(target=_in_process, args=(number, work, given), daemon=True)
-        for number, given in enumerate(arguments)
-    ]
+    waiting = deque(enumerate(arguments))
+    places = list(range(workers or len(arguments)))  # each with a device
+    running: dict[BaseProcess, tuple[int, int]] = {}
+    failed: dict[int, int] = {}
     # Ctrl-C reaches every process of a terminal. The others are started with it blocked, and this one ends them.
     try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        for process in processes:
-            process.start()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        for process in processes:
-            process.join()
-    finally:
-        for process in processes:
-            if process.is_alive():
-                process.terminate()
-        for process in processes:
-            if process.pid is not None:
+        while waiting or running:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            while waiting and places:
+                number, given = waiting.popleft()
+                place = places.pop(0)
+                process = context.Process(target=_in_process, args=(place, work, given), daemon=True)
+                process.start()
+                running[process] = number, place
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            ended = wait([process.sentinel for process in running])
+            for process in [process for process in running if process.sentinel in ended]:
                 process.join()
+                number, place = running.pop(process)
+                places.append(place)
+                if process.exitcode:
+                    failed[number] = process.exitcode
+                if process.exitcode == 2:
+                    waiting.clear()  # what is wrong for one is wrong for all
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.join()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    return {number: process.exitcode for number, process in enumerate(processes) if process.exitcode}
+    return failed
 
 
-def _in_process(number: int, work: Callable, arguments: tuple) -> None:
-    os.environ["LOCAL_RANK"] = str(number)
+def _in_process(place: int, work: Callable, arguments: tuple) -> None:
+    os.environ["LOCAL_RANK"] = str(place)
     # Ends in order: what has been drawn is still written.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     threading.Thread(target=_end_with_parent, daemon=True).start()
