@@ -33,6 +33,9 @@ from .errors import UsageError
 from .texts import read_yaml
 
 
+ENVIRONMENT: dict[str, str] = {}  # what recipes' `env` has set in this process, for tasks that are done elsewhere
+
+
 class CraftParser(TrlParser):
     """
     [`~trl.TrlParser`] for recipes: `--config recipe.yaml` sets defaults, the command line wins.
@@ -79,7 +82,8 @@ class CraftParser(TrlParser):
             self.recipe = Path(at_home(args[position + 1]))
             del args[position : position + 2]
             recipe = check_recipe(self.recipe)
-            os.environ.update(recipe.pop("env", {}))
+            ENVIRONMENT.update(recipe.pop("env", {}))
+            os.environ.update(ENVIRONMENT)
             self.set_defaults_with_config(**recipe)
         return super().parse_args_and_config(args=args, **kwargs)
 

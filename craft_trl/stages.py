@@ -78,6 +78,10 @@ class Stage:
         if record is None:
             foreign = self.folder.exists() and any(self.folder.iterdir())
             return "it holds files that no stage made" if foreign else None
+        return self.difference_from(record)
+
+    def difference_from(self, record: dict) -> str | None:
+        """What keeps a record from being this stage's, in one line; `None` if nothing does."""
         if record["fingerprint"] == self.fingerprint:
             return None
         if record["stage"] != self.name:
@@ -127,16 +131,20 @@ class Stage:
         """Mark the work as finished, with what is worth telling about it."""
         self._write(self.folder, finished=True, summary=summary)
 
-    def _write(self, folder: Path, finished: bool, summary: dict) -> None:
+    def content(self, finished: bool = False, summary: dict | None = None) -> str:
+        """What `stage.json` says of this stage."""
         record = {
             "stage": self.name,
             "fingerprint": self.fingerprint,
             "finished": finished,
-            "summary": summary,
+            "summary": summary or {},
             "settings": self.settings,
             "craft_trl_version": __version__,
         }
-        write_atomically(folder / RECORD, json.dumps(record, indent=2) + "\n")
+        return json.dumps(record, indent=2) + "\n"
+
+    def _write(self, folder: Path, finished: bool, summary: dict) -> None:
+        write_atomically(folder / RECORD, self.content(finished, summary))
 
     def _aside(self, record: dict) -> Path:
         return self.folder.parent / "set_aside" / f"{self.folder.name}-{record['fingerprint'][:8]}"

@@ -31,6 +31,7 @@ from ..prompts.config import PromptsConfig
 from ..ranges import Count, Pixels, Positive, Processes, Range, Seed, Share, check_ranges
 from ..rewards.config import ScoringConfig
 from ..sources import adapter_hash, looks_like_hub_id, source_hash
+from .executors import ExecutorArguments
 
 
 @dataclass
@@ -426,14 +427,16 @@ class CandidatesConfig(PromptsConfig, ExpansionConfig, SamplingConfig, ScoringCo
 
 
 @dataclass
-class GenerateArguments:
+class GenerateArguments(ExecutorArguments):
     """
-    How much to draw.
+    How much to draw, and where.
 
     Args:
         smoke (`bool`, *optional*, defaults to `False`):
             Draw, score and filter the first four prompts only, and say what came out. They are the run's own: what is
             drawn stays in the pool and is not drawn again.
+
+        The others are those of [`ExecutorArguments`].
     """
 
     smoke: bool = field(

@@ -43,6 +43,7 @@ def generate_candidates(
     draw_ahead: bool = False,
     turns: Turns | None = None,
     show_progress: bool = True,
+    task: tuple[int, int] | None = None,
 ) -> None:
     """
     Make, score and store every image of the groups that the filter will ask for.
@@ -52,8 +53,9 @@ def generate_candidates(
     not made again, so an interrupted call is repeated to go on. On a GPU each batch is scored and written while the
     next one is drawn.
 
-    Several processes may work on one pool at the same time: a group belongs to the process that claims it first, and
-    the groups of a process that ended are taken over by the others at their end, or by the next call.
+    Several processes of one machine may work on one pool at the same time: a group belongs to the process that claims it
+    first, and the groups of a process that ended are taken over by the others at their end, or by the next call. Machines
+    have tasks instead, which share the groups out beforehand.
 
     Args:
         pool ([`CandidatePool`]):
@@ -79,15 +81,18 @@ def generate_candidates(
             How pipeline and rewards take turns on a GPU that does not hold both: some batches are drawn, then scored.
         show_progress (`bool`, *optional*, defaults to `True`):
             Whether to show a progress bar.
+        task (`tuple[int, int]`, *optional*):
+            Number of this task, from 0, and how many there are: of the groups, every so many-th is this task's, and nothing
+            is claimed. Defaults to sharing all groups with whoever claims them.
     """
     if target_groups is not None and reject_on is None:
         raise ValueError("target_groups counts the groups that pass on the rewards of reject_on: give both.")
     pool.orient(lower_is_better(rewards))
-    work = _Work(pool, groups, batch_size, reject_on, target_groups)
+    work = _Work(pool, groups, batch_size, reject_on, target_groups, task)
     ahead: dict[Key, Image.Image] = {}
     with (
         Storing(pool, rewards, batch_size, turns) as storing,
-        progress_bar(total=len(groups), unit="group", desc="Candidates", disable=not show_progress) as bar,
+        progress_bar(total=len(work.waiting), unit="group", desc="Candidates", disable=not show_progress) as bar,
     ):
         try:
             while True:
@@ -152,10 +157,12 @@ class _Work:
         batch_size: int,
         reject_on: Sequence[str] | None,
         target_groups: int | None,
+        task: tuple[int, int] | None,
     ):
         self.pool, self.groups, self.batch_size = pool, groups, batch_size
-        self.reject_on, self.target_groups = reject_on, target_groups
-        self.waiting: deque[int] = deque(range(len(groups)))
+        self.reject_on, self.target_groups, self.task = reject_on, target_groups, task
+        number, tasks = task or (0, 1)
+        self.waiting: deque[int] = deque(range(number, len(groups), tasks))
         self.elsewhere: list[int] = []  # claimed by other processes
         self.ready: deque[tuple[int, Key]] = deque()
         self.begun: dict[Key, int] = {}  # ready or being made, with the number of its group
@@ -183,7 +190,7 @@ class _Work:
                     self.waiting.clear()
                 elif not needed(self.pool, self.groups[i], self.reject_on):
                     self.done += 1
-                elif self.pool.claim(self.groups[i].keys[0]):
+                elif self.task is not None or self.pool.claim(self.groups[i].keys[0]):
                     claimed.append(i)
                 else:
                     self.elsewhere.append(i)
@@ -239,6 +246,8 @@ class _Work:
         self.done += not items
 
     def _refresh(self) -> None:
+        if self.task is not None and self.target_groups is None:
+            return  # nobody else makes what this task needs
         keys = self.pool.refresh()
         if self.target_groups is not None:
             self._note_passed({self.group_of[key] for key in keys if key in self.group_of})

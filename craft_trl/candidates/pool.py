@@ -19,7 +19,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -47,8 +47,8 @@ class CandidatePool:
     without the images and of the whole file. Nothing is taken from a shard before it was compared with one of them; one
     that does not match its name is set aside, and its rows are made again.
 
-    Several processes, also on several machines with a common file system, may fill one pool: each writes shards of its
-    own, and [`~CandidatePool.claim`] says who works on what.
+    Several processes may fill one pool: each writes shards of its own. Those of one machine ask
+    [`~CandidatePool.claim`] who works on what; tasks on many machines know it beforehand, and need no locks.
 
     Args:
         folder (`str` or `Path`):
@@ -76,6 +76,7 @@ class CandidatePool:
         self.damaged: list[Path] = []
         self._shards: set[Path] = set()  # read, or written here
         self._whole: set[Path] = set()  # those that match the hash of the whole file
+        self.check_owner: Callable[[], None] = lambda: None  # called before a shard is written
         self._written: dict[Stamp, str] = {}  # with the hash of the whole file
         self._claims: BinaryIO | None = None
         self._read(verify)
@@ -114,18 +115,12 @@ class CandidatePool:
         pq.write_table(table, buffer, compression="zstd")
         data = buffer.getvalue()
         rows = _digest_rows(table.drop_columns(_IMAGE))
-        shard = self.folder / f"shard-{number:08d}-{rows}-{hashlib.sha256(data).hexdigest()[:16]}.parquet"
+        digest = hashlib.sha256(data).hexdigest()
+        shard = self._place(f"shard-{number:08d}-{rows}-{digest[:16]}.parquet")
+        self.check_owner()
         self._shards.add(shard)  # before it is there, so that `refresh` leaves it to `add`
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(shard, data)
-        except OSError as error:
-            raise UsageError(
-                f"Cannot write {shard}: {error.strerror}. What the pool holds is whole: make room, then run the same "
-                "command again."
-            ) from error
+        self._put(shard, data, digest)
         self._whole.add(shard)
-        self._written[stamp(shard)] = hashlib.sha256(data).hexdigest()
         return shard
 
     def remember(self) -> None:
@@ -202,11 +197,40 @@ class CandidatePool:
             self._claims.close()
             self._claims = None
 
-    def _read(self, verify: bool) -> list[Key]:
+    # What follows is where the shards lie: a folder of this machine, or, in `SharedPool`, one elsewhere.
+
+    def _place(self, name: str) -> Path:
+        return self.folder / name
+
+    def _list(self) -> list[Path]:
+        """The shards that were not read yet."""
         shards = sorted(set(self.folder.glob("shard-*.parquet")) - self._shards)
         for shard in filter(Path.is_dir, shards):
             self._set_aside(shard)
-        shards = [shard for shard in shards if not shard.is_dir()]
+        return [shard for shard in shards if not shard.is_dir()]
+
+    def _open(self, shard: Path) -> Path | BinaryIO:
+        return shard
+
+    def _bytes(self, shard: Path) -> bytes:
+        return shard.read_bytes()
+
+    def _put(self, shard: Path, data: bytes, digest: str) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(shard, data)
+        except OSError as error:
+            raise UsageError(
+                f"Cannot write {shard}: {error.strerror}. What the pool holds is whole: make room, then run the same "
+                "command again."
+            ) from error
+        self._written[stamp(shard)] = digest
+
+    def _rename(self, shard: Path, aside: Path) -> None:
+        shard.rename(aside)
+
+    def _read(self, verify: bool) -> list[Key]:
+        shards = self._list()
         if not shards:
             return []
         added = []
@@ -229,7 +253,7 @@ class CandidatePool:
             if verify and not _matches(sha256(shard), shard):
                 self._set_aside(shard)
         # Where this fails for any reason, such as an older shard with one hash only, the whole file decides.
-        with suppress(OSError, ValueError, pa.ArrowException), pq.ParquetFile(shard) as file:
+        with suppress(OSError, ValueError, pa.ArrowException), pq.ParquetFile(self._open(shard)) as file:
             table = file.read([name for name in file.schema_arrow.names if name != _IMAGE])
             if _digest_rows(table) in shard.stem.split("-")[2:-1]:
                 return table
@@ -239,8 +263,8 @@ class CandidatePool:
         """Columns of a shard that matches the hash of the whole file; `None` if it does not, and is now set aside."""
         with _gone_or_readable(shard):
             if shard in self._whole:
-                return pq.read_table(shard, columns=columns)
-            data = shard.read_bytes()
+                return pq.read_table(self._open(shard), columns=columns)
+            data = self._bytes(shard)
             if _matches(hashlib.sha256(data).hexdigest(), shard):
                 self._whole.add(shard)
                 return pq.read_table(io.BytesIO(data), columns=columns)
@@ -249,7 +273,7 @@ class CandidatePool:
 
     def _set_aside(self, shard: Path) -> None:
         aside = shard.with_suffix(".damaged")
-        shard.rename(aside)
+        self._rename(shard, aside)
         self.damaged.append(aside)
 
     def matrices(self, groups: Sequence) -> tuple[dict[str, np.ndarray], np.ndarray]:

@@ -20,10 +20,11 @@ from typing import Annotated
 import numpy as np
 
 from ..candidates.config import SamplingConfig
+from ..candidates.executors import ExecutorArguments
 from ..errors import UsageError
 from ..families.strength import Strength
 from ..prompts.benchmarks import load_evaluation_prompts
-from ..ranges import Count, NotNegative, Processes, Range, Seed, check_ranges
+from ..ranges import Count, NotNegative, Processes, Range, Seed
 from ..rewards import parse_rewards
 from ..rewards.config import ScoringConfig
 from .specs import ModelSpec
@@ -199,14 +200,16 @@ class EvaluationConfig(SamplingConfig, ScoringConfig):
 
 
 @dataclass
-class EvaluateArguments:
+class EvaluateArguments(ExecutorArguments):
     """
-    How many processes to start. Read by the `craft` command.
+    How many processes to start, and where. Read by the `craft` command.
 
     Args:
         num_processes (`int`, *optional*):
             Processes on this machine, each with a GPU of its own and a share of the images. The results do not depend on
             it. Defaults to one.
+
+        The others are those of [`ExecutorArguments`].
     """
 
     num_processes: Processes | None = field(
@@ -214,7 +217,11 @@ class EvaluateArguments:
     )
 
     def __post_init__(self):
-        check_ranges(self)
+        super().__post_init__()
+        if self.given and self.in_tasks:
+            raise UsageError(
+                "num_processes starts processes that work together, and tasks do not: leave one of them out."
+            )
 
     @property
     def given(self) -> bool:

@@ -30,6 +30,7 @@ import torch
 from ..candidates.drawing import fill_pool
 from ..candidates.generation import ImageGenerator
 from ..candidates.pool import CandidatePool, Key
+from ..candidates.shared import open_shared
 from ..candidates.turns import load_reward
 from ..devices import main_process_first, on_main_process, process_state
 from ..errors import UsageError
@@ -60,10 +61,15 @@ class Evaluation:
     Args:
         config ([`EvaluationConfig`]):
             Settings.
+        task (`tuple[int, int]`, *optional*):
+            Number of a task, from 0, and how many there are: only its share is drawn, on this process alone.
+        shared_dir (`str`, *optional*):
+            Where the tasks' images lie, instead of `images/` in `output_dir`; see [`SharedFolder`].
     """
 
-    def __init__(self, config: EvaluationConfig):
-        self.config = config
+    def __init__(self, config: EvaluationConfig, task: tuple[int, int] | None = None, shared_dir: str | None = None):
+        self.config, self.task, self.shared_dir = config, task, shared_dir
+        self.drawn = DRAWN if task is None else f"{DRAWN}-{task[0]}"
         self.state = process_state()
         self.specs = {spec.name: spec for spec in parse_rewards([*config.rewards, *config.held_out_rewards])}
         config.check_scoring(list(self.specs.values()))
@@ -192,7 +198,7 @@ class Evaluation:
         self, device: torch.device | str, one_by_one: bool = False
     ) -> tuple[list[dict], dict[str, dict[str, np.ndarray]]]:
         """
-        Draw and score what is missing, then compare.
+        Draw and score what is missing, then, unless this is a task, compare.
 
         Args:
             device (`torch.device` or `str`):
@@ -226,9 +232,13 @@ class Evaluation:
         self.state.wait_for_everyone()
         shape = (len(self.prompts), self.config.num_images_per_prompt)
         metrics, embedder = list(rewards), None
-        if shape[1] > 1:
+        if shape[1] > 1 and self.task is None:
             metrics += [f"diversity_{name}" for name in embedders[:1]] + ["diversity_pixels"]
             embedder = rewards[embedders[0]] or self._load(embedders[0], device) if embedders else None
+        if self.task is not None:
+            for arm in own:
+                self._draw(arm, rewards, device)
+            return [], {}
         scores: dict[str, dict[str, np.ndarray]] = {}
         for arm in arms:
             if arm.spec.kind == "results":
@@ -308,7 +318,7 @@ class Evaluation:
         pool = self._open(arm.folder, list(self.specs))
         self._fill(arm, pool, self._share(arm, pool), rewards, device)
         if self.state.is_main_process:  # images that waited here are in the pool, or were drawn again
-            shutil.rmtree(arm.folder / DRAWN, ignore_errors=True)
+            shutil.rmtree(arm.folder / self.drawn, ignore_errors=True)
         return pool
 
     def _draw_only(self, arms: list[Arm], device: torch.device | str) -> list[WaitingImages]:
@@ -316,7 +326,7 @@ class Evaluation:
         waiting: dict[Path, WaitingImages] = {}
         for arm in arms:
             if arm.folder not in waiting:  # equal models share theirs
-                pools = self._open(arm.folder, list(self.specs)), self._open(arm.folder / DRAWN, [])
+                pools = self._open(arm.folder, list(self.specs)), self._open(arm.folder / self.drawn, [])
                 waiting[arm.folder] = WaitingImages(*pools, self.config.batch_size)
             images = waiting[arm.folder]
             mine = self._share(arm, images)
@@ -326,16 +336,26 @@ class Evaluation:
 
     def _open(self, folder: Path, rewards: list[str]) -> CandidatePool:
         """The pool in a folder."""
+        if self.task is not None and rewards:
+            return open_shared(f"{self.shared_dir}/{folder.name}" if self.shared_dir else folder, rewards)
         folder.mkdir(parents=True, exist_ok=True)
         # Opening a pool sets damaged files aside. All have seen the same files when this returns, before the first one writes.
         return main_process_first(lambda: CandidatePool(folder, rewards))
 
+    def batches(self, arm: Arm) -> list[list[Key]]:
+        """
+        What is drawn and scored together. A batch is the same however many processes there are and wherever a run was killed,
+        so that scores are too, to the last bit.
+        """
+        return [arm.keys[i : i + self.config.batch_size] for i in range(0, len(arm.keys), self.config.batch_size)]
+
     def _share(self, arm: Arm, there: Container[Key]) -> list[Key]:
         """The images of a model that this process is to make, beside those that are there."""
-        state, size = self.state, self.config.batch_size
-        # A batch is the same however many processes there are and wherever a run was killed, so that scores are too, to
-        # the last bit.
-        batches = [arm.keys[i : i + size] for i in range(0, len(arm.keys), size)]
+        state = self.state
+        batches = self.batches(arm)
+        if self.task is not None:  # by number: what is missing changes while others work
+            number, tasks = self.task
+            return [key for batch in batches[number::tasks] for key in batch]
         missing = [batch for batch in batches if any(key not in there for key in batch)]
         return [key for batch in missing[state.process_index :: state.num_processes] for key in batch]
 

@@ -26,6 +26,11 @@ craft evaluate --config recipes/tiny/evaluate.yaml
 craft evaluate --config recipes/tiny/evaluate.yaml --num_processes 8
 accelerate launch -m craft_trl.scripts.evaluate --config recipes/tiny/evaluate.yaml
 ```
+
+# In tasks, on this machine or on many
+```bash
+craft evaluate --config recipes/tiny/evaluate.yaml --executor local --tasks 8 --workers 2
+```
 """
 
 import json
@@ -33,11 +38,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..candidates.executors import check_reached
 from ..errors import UsageError
 from ..evaluation.config import EvaluateArguments, EvaluationConfig
 from ..families.checks import check_model
 from ..parser import CraftParser
-from ..stages import Stage, check_writable, stopwatch, write_atomically
+from ..stages import RECORD, Stage, check_writable, fingerprint, stopwatch, write_atomically
 from .launch import run_script, say
 
 
@@ -64,12 +70,17 @@ def check_all(config: EvaluationConfig) -> None:
 
 def main(config: EvaluationConfig, args: EvaluateArguments | None = None) -> None:
     """Write `results.json`, `scores.parquet` and `report.html`, and print the table and the verdict."""
+    args = args or EvaluateArguments()
     started = int(os.environ.get("WORLD_SIZE", 1))
-    if args is not None and args.given and args.num_processes != started:
+    if args.given and args.num_processes != started:
         raise UsageError(
             f"num_processes is {args.num_processes}, but the script was started as {started}: `craft evaluate` starts so many."
         )
+    if args.in_tasks and started > 1:
+        raise UsageError("The work is done in tasks, but several processes were started: start one.")
     check(config)
+    if args.task is not None:
+        return draw_task(config, args)
     # Here, after what is wrong has been found.
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -84,14 +95,15 @@ def main(config: EvaluationConfig, args: EvaluateArguments | None = None) -> Non
     evaluation = Evaluation(config)
     evaluation.check_models()
     folder = Path(config.output_dir)
-    # Images lie under the hash of what they depend on: with another model to compare, the others' are not drawn again.
-    stage = Stage("evaluate", folder, evaluation.settings(), cache="images")
+    stage = make_stage(evaluation)
     results, report = folder / "results.json", folder / "report.html"
     finished = on_main_process(lambda: stage.finished)
     if not finished:
         if message := on_main_process(stage.begin):
             say(f"[evaluate] {message}")
         check_shared(folder)
+        if (args.executor or args.shared_dir) and not draw_in_tasks(evaluation, args, stage):
+            return
         with stopwatch(stage, write=state.is_main_process) as watch:
             one_by_one = judges_one_by_one(evaluation)
             if one_by_one:
@@ -119,14 +131,72 @@ def main(config: EvaluationConfig, args: EvaluateArguments | None = None) -> Non
         say(f"\nVerdict: {stage.record['summary']['verdict']['sentence']}\nReport: {report}")
 
 
-def judges_one_by_one(evaluation: "Evaluation") -> bool:
+def make_stage(evaluation: "Evaluation") -> Stage:
+    """
+    The stage. Images lie under the hash of what they depend on: with another model to compare, the others' are not drawn again.
+    """
+    return Stage("evaluate", evaluation.config.output_dir, evaluation.settings(), cache="images")
+
+
+def draw_in_tasks(evaluation: "Evaluation", args: EvaluateArguments, stage: Stage) -> bool:
+    """Fetch what tasks have made, and have them make the rest if there is an executor; whether they are done."""
+    from ..candidates.pool import CandidatePool
+    from ..candidates.shared import SharedFolder, fetch
+
+    config = evaluation.config
+    models = {f"the model {name},": spec.source for name, spec in evaluation.models.items() if spec.kind != "results"}
+    if args.executor is not None:
+        args.check_installed()
+        from .engines import make_options
+
+        make_options(args)
+    judges = {f"the source of {name},": spec.source for name, spec in evaluation.specs.items()}
+    check_reached(args.executor, prompts=config.prompts, vae_name_or_path=config.vae_name_or_path, **models, **judges)
+    images = Path(config.output_dir) / "images"
+    folder = SharedFolder(args.shared_dir or str(images))
+    if args.shared_dir is not None:
+        folder.check_writable()
+    arms = [arm for arm in (*evaluation.arms(), *evaluation.frontier_arms()) if arm.spec.kind != "results"]
+
+    def left() -> set[int]:
+        ranks = set()
+        for arm in arms:
+            if args.shared_dir is not None:
+                fetch(folder / arm.folder.name, arm.folder)
+            pool = CandidatePool(arm.folder, list(evaluation.specs), verify=False)
+            batches = enumerate(evaluation.batches(arm))
+            ranks |= {i % (args.tasks or 1) for i, batch in batches if any(key not in pool for key in batch)}
+        return ranks
+
+    if args.executor is None:
+        return left() is not None  # fetched: the rest is made here
+    made = fingerprint([stage.fingerprint, config.batch_size])
+    from .engines import launch_tasks
+
+    return launch_tasks(args, "evaluate", (config, args), folder, made, left)
+
+
+def draw_task(config: EvaluationConfig, args: EvaluateArguments) -> None:
+    """Do one of the tasks: draw and judge its share of the images, in the pools that all of them fill."""
+    from ..candidates.shared import SharedFolder, check_record
+    from ..devices import default_device
+    from ..evaluation.evaluate import Evaluation
+
+    evaluation = Evaluation(config, (args.task, args.tasks), args.shared_dir)
+    evaluation.check_models()
+    stage, here = make_stage(evaluation), SharedFolder(config.output_dir)
+    if not check_record(here, stage):
+        here.write(RECORD, stage.content().encode())
+    evaluation.run(default_device(), judges_one_by_one(evaluation, args.workers))
+    say(f"[evaluate] task {args.task} of {args.tasks} is done")
+
+
+def judges_one_by_one(evaluation: "Evaluation", workers: int | None = None) -> bool:
     """Whether the judges are loaded after drawing and one at a time, since this process's device does not hold more."""
     from ..planning.placement import offloads
 
-    base = next(iter(evaluation.models.values()))
-    return offloads(
-        evaluation.config, base.source, None, list(evaluation.specs.values()), evaluation.state.num_processes
-    )
+    base, specs = next(iter(evaluation.models.values())), list(evaluation.specs.values())
+    return offloads(evaluation.config, base.source, None, specs, workers or evaluation.state.num_processes)
 
 
 def per_image(evaluation: "Evaluation", scores: dict) -> list[dict]:

@@ -21,35 +21,43 @@ craft generate --config recipes/tiny/candidates.yaml
 craft generate --config recipes/tiny/candidates.yaml --smoke
 craft generate --config recipes/tiny/candidates.yaml --num_processes 8
 accelerate launch --num_processes 8 -m craft_trl.scripts.generate --config recipes/tiny/candidates.yaml
+craft generate --config recipes/tiny/candidates.yaml --executor local --tasks 8 --workers 2
 ```
 
-Processes share nothing but the pool's folder. So the same command may also be run on several machines, or a second time
-while the first one is at work.
+Processes share nothing but the pool's folder. So the same command may also be run a second time while the first one is at
+work. On many machines the work is done in tasks.
 """
 
 import dataclasses
-import multiprocessing
 import os
-import signal
-import sys
-import threading
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..candidates.config import CandidatesConfig, GenerateArguments
+from ..candidates.executors import check_reached
 from ..candidates.groups import Group, load_groups
 from ..candidates.pool import CandidatePool, alone, in_use, remove_leftovers
 from ..candidates.rejection import needed, up_to_target
 from ..candidates.sizes import image_bytes, image_size
-from ..errors import UsageError, exit_code
+from ..errors import UsageError
 from ..families.checks import check_model
 from ..filtering.filter import filter_candidates
 from ..parser import CraftParser
 from ..rewards import parse_rewards
 from ..sources import model_hash
-from ..stages import Stage, check_writable, stopwatch
-from .launch import is_main_process, run_script
+from ..stages import RECORD, Stage, check_writable, fingerprint, stopwatch
+from .launch import is_main_process, run_in_processes, run_script
+
+
+if TYPE_CHECKING:
+    from ..candidates.shared import SharedFolder
+
+
+GROUPS = "groups.jsonl"
 
 
 def make_stage(config: CandidatesConfig) -> Stage:
@@ -76,7 +84,11 @@ def check(config: CandidatesConfig) -> None:
     config.check_scoring(parse_rewards(config.rewards))
 
 
-def main(config: CandidatesConfig, args: GenerateArguments | None = None, set_aside: bool = False) -> int:
+def main(
+    config: CandidatesConfig,
+    args: GenerateArguments | None = None,
+    set_aside: bool = False,
+) -> int:
     """
     Fill `pool/`.
 
@@ -84,23 +96,37 @@ def main(config: CandidatesConfig, args: GenerateArguments | None = None, set_as
         config ([`CandidatesConfig`]):
             Settings.
         args ([`GenerateArguments`], *optional*):
-            How much to draw. Defaults to everything.
+            How much to draw, and where. Defaults to everything, here.
         set_aside (`bool`, *optional*, defaults to `False`):
             Set a pool of other settings aside instead of refusing. A pool is most of what a run costs.
 
     Returns:
         `int`: groups that are not complete, since another process is at work on them.
     """
+    args = args or GenerateArguments()
     check(config)
-    if config.num_processes > 1 and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if args.task is not None:
+        return draw_task(config, args)
+    if args.executor is not None:
+        args.check_installed()
+        from .engines import make_options
+
+        make_options(args)
+    if config.num_processes > 1 and args.in_tasks:
+        raise UsageError(f"num_processes is {config.num_processes}, but the work is done in tasks: leave it out.")
+    started = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if args.in_tasks and started:
+        raise UsageError("The work is done in tasks, but accelerate has started several processes: start one.")
+    if config.num_processes > 1 and started:
         raise UsageError(
             f"num_processes is {config.num_processes}, but accelerate has started the processes: leave it out."
         )
-    groups = load_groups(Path(config.output_dir) / "prompts" / "groups.jsonl")
-    smoke = args is not None and args.smoke
-    groups = groups[:4] if smoke else groups
+    groups = load_groups(Path(config.output_dir) / "prompts" / GROUPS)
+    groups = groups[:4] if args.smoke else groups
     stage = make_stage(config)
-    begin(stage, set_aside)
+    begin(stage, set_aside, in_tasks=args.in_tasks)
+    if args.shared_dir is not None and (fetched := fetch(args, stage)):
+        _say(f"{fetched} shards fetched from {args.shared_dir}")
     pool = CandidatePool(stage.folder, config.reward_names)
     for shard in pool.damaged:
         _say(f"{shard} is damaged and set aside; its images are made again.")
@@ -110,10 +136,16 @@ def main(config: CandidatesConfig, args: GenerateArguments | None = None, set_as
         size = image_size(config, config.model_name_or_path, config.model_revision)
         check_writable(stage.folder, (most - before) * image_bytes(*size))
         with stopwatch(stage, write=is_main_process()) as watch:
-            if config.num_processes == 1:
+            if args.executor is not None:
+                if not draw_in_tasks(config, args, stage, groups, pool):
+                    return unfinished(pool, groups, config)
+                remove_leftovers(stage.folder)  # no task is at work any more
+            elif config.num_processes == 1:
                 draw(config, groups, pool, show_progress=is_main_process())
             else:
-                failed = draw_in_processes(config, groups)
+                # When one is killed the others do its work too.
+                shares = [(config, groups, number == 0) for number in range(config.num_processes)]
+                failed = run_in_processes(_draw_here, shares)
         pool.refresh()
         made = f"{len(pool) - before} images made and scored"
         _say(f"{made}, {len(pool)} in {stage.folder} ({watch.seconds:.0f} s)")
@@ -122,7 +154,7 @@ def main(config: CandidatesConfig, args: GenerateArguments | None = None, set_as
     for number, code in failed.items():
         _say(f"process {number} ended " + (f"by signal {-code}" if code < 0 else f"with exit code {code}"))
     left = unfinished(pool, groups, config)
-    if not left and smoke:
+    if not left and args.smoke:
         _say(outcome(config, groups, pool))
     elif not left:
         stage.finish(images=len(pool))
@@ -137,20 +169,22 @@ def main(config: CandidatesConfig, args: GenerateArguments | None = None, set_as
     return left
 
 
-def begin(stage: Stage, set_aside: bool) -> None:
+def begin(stage: Stage, set_aside: bool, in_tasks: bool = False) -> None:
     """Make the pool's folder this stage's, or raise a [`UsageError`] if it holds work of other settings."""
     # Processes that start together would move the folder under each other's feet.
     check_writable(stage.folder)
     stage.folder.parent.mkdir(parents=True, exist_ok=True)
-    with alone(stage.folder.parent / ".pool.lock"):
+    # Tasks have no locks: one command starts them all, and a task asks whether the pool is its own before it writes.
+    with nullcontext() if in_tasks else alone(stage.folder.parent / ".pool.lock"):
         difference = stage.difference()
         if difference is not None and not set_aside:
             raise UsageError(
                 f"{stage.folder} was made under other settings ({difference}). Move it away, or choose another "
                 "output_dir; `craft run` sets it aside by itself."
             )
-        idle = not in_use(stage.folder)
-        if difference is not None and not idle:
+        # Tasks that Slurm runs may be writing there.
+        idle = not in_tasks and not (stage.folder / "tasks").exists() and not in_use(stage.folder)
+        if difference is not None and in_use(stage.folder):
             raise UsageError(f"{stage.folder}: another process is filling it under other settings ({difference}).")
         message = stage.begin()
         if idle:
@@ -173,8 +207,104 @@ def unfinished(pool: CandidatePool, groups: Sequence[Group], config: CandidatesC
     return sum(bool(needed(pool, group, config.reject_on)) for group in counted)
 
 
-def draw(config: CandidatesConfig, groups: Sequence[Group], pool: CandidatePool, show_progress: bool) -> None:
-    """Do this process's share of the work."""
+def fetch(args: GenerateArguments, stage: Stage) -> int:
+    """Fetch what tasks have made in a shared folder, if it is of this stage; the number of shards."""
+    from ..candidates.shared import SharedFolder, check_record, fetch
+
+    if not check_record(SharedFolder(args.shared_dir), stage) and args.executor is None:
+        raise UsageError(
+            f"No task has been at work in shared_dir {args.shared_dir}: give --executor, or leave it out."
+        )
+    return fetch(args.shared_dir, stage.folder)
+
+
+def draw_in_tasks(
+    config: CandidatesConfig,
+    args: GenerateArguments,
+    stage: Stage,
+    groups: Sequence[Group],
+    pool: CandidatePool,
+) -> bool:
+    """Have the work done by tasks, and fetch it; whether all is done."""
+    from ..candidates.shared import SharedFolder, check_record, publish
+
+    rewards = {f"the source of reward {spec.name},": spec.source for spec in parse_rewards(config.rewards)}
+    check_reached(
+        args.executor,
+        model_name_or_path=config.model_name_or_path,
+        vae_name_or_path=config.vae_name_or_path,
+        **rewards,
+    )
+    folder = SharedFolder(args.shared_dir or str(stage.folder))
+    if args.shared_dir is not None:
+        if not check_record(folder, stage):
+            folder.check_writable()
+            folder.write(RECORD, stage.content().encode())
+        folder.write(GROUPS, (Path(config.output_dir) / "prompts" / GROUPS).read_bytes())
+        publish(stage.folder, args.shared_dir)
+
+    def left() -> set[int]:
+        if args.shared_dir is not None:
+            fetch(args, stage)
+        pool.refresh()
+        counted = up_to_target(pool, groups, config.reject_on, config.target_groups)
+        return {i % args.tasks for i, group in enumerate(counted) if needed(pool, group, config.reject_on)}
+
+    made = fingerprint([stage.fingerprint, [group.keys for group in groups], config.reject_on, config.target_groups])
+    # Each task has this machine's devices to itself, or shares them with so many others.
+    mine = dataclasses.replace(config, num_processes=args.workers if args.executor == "local" else 1)
+    from .engines import launch_tasks
+
+    return launch_tasks(args, "generate", (mine, args), folder, made, left)
+
+
+def draw_task(config: CandidatesConfig, args: GenerateArguments) -> int:
+    """Do one of the tasks, in the pool that all of them fill."""
+    from ..candidates.shared import SharedFolder, check_record, open_shared, owner
+
+    stage = make_stage(config)
+    folder = SharedFolder(args.shared_dir or str(stage.folder))
+    if not check_record(folder, stage):
+        folder.write(RECORD, stage.content().encode())
+    groups = shared_groups(config, folder)
+    groups = groups[:4] if args.smoke else groups
+    pool = open_shared(folder.url, config.reward_names)
+    pool.check_owner = owner(folder, stage.fingerprint)
+    before, task = len(pool), (args.task, args.tasks)
+    if any(needed(pool, group, config.reject_on) for group in groups[args.task :: args.tasks]):
+        draw(config, groups, pool, is_main_process(), task)
+    print(f"[generate] task {args.task} of {args.tasks}: {len(pool) - before} images made and scored", flush=True)
+    return 0
+
+
+def shared_groups(config: CandidatesConfig, folder: "SharedFolder") -> list[Group]:
+    """The groups that all tasks work on: those in the shared folder, which must be the run's, if there are any here."""
+    here = Path(config.output_dir) / "prompts" / GROUPS
+    there = folder.read(GROUPS)
+    if there is None:
+        groups = load_groups(here)
+        if folder.path != (Path(config.output_dir) / "pool").absolute():
+            folder.write(GROUPS, here.read_bytes())
+        return groups
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch) / GROUPS
+        copy.write_bytes(there)
+        groups = load_groups(copy)
+    if here.is_file() and load_groups(here) != groups:
+        raise UsageError(
+            f"{folder / GROUPS} holds other groups than {here}: were prompts changed? Remove one of the two."
+        )
+    return groups
+
+
+def draw(
+    config: CandidatesConfig,
+    groups: Sequence[Group],
+    pool: CandidatePool,
+    show_progress: bool,
+    task: tuple[int, int] | None = None,
+) -> None:
+    """Do this process's share of the args."""
     from ..candidates.drawing import generate_candidates
     from ..candidates.turns import load_stage
     from ..evaluation.models import load_drawing
@@ -196,54 +326,15 @@ def draw(config: CandidatesConfig, groups: Sequence[Group], pool: CandidatePool,
         draw_ahead=True,
         turns=turns,
         show_progress=show_progress,
+        task=task,
     )
     pool.remember()
 
 
-def draw_in_processes(config: CandidatesConfig, groups: Sequence[Group]) -> dict[int, int]:
-    """
-    Do the work in `num_processes` processes and return the exit codes of those that failed.
-
-    Not through `accelerate launch`: when one process is killed, say for its memory, it ends all others. Here they go on,
-    and do its work too.
-    """
-    context = multiprocessing.get_context("spawn")
-    processes = [
-        context.Process(target=_draw_in_process, args=(config, groups, number), daemon=True)
-        for number in range(config.num_processes)
-    ]
-    # Ctrl-C reaches every process of a terminal. The others are started with it blocked, and this one ends them.
-    try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        for process in processes:
-            process.start()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        for process in processes:
-            process.join()
-    finally:
-        for process in processes:
-            if process.is_alive():
-                process.terminate()
-        for process in processes:
-            if process.pid is not None:
-                process.join()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    return {number: process.exitcode for number, process in enumerate(processes) if process.exitcode}
-
-
-def _draw_in_process(config: CandidatesConfig, groups: Sequence[Group], number: int) -> None:
-    os.environ["LOCAL_RANK"] = str(number)
-    # Ends in order: what has been drawn is still written.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    # The parent has read the shards whole.
+def _draw_here(config: CandidatesConfig, groups: Sequence[Group], show_progress: bool) -> None:
+    """As one of `num_processes`. The process that started it has read the shards whole."""
     pool = CandidatePool(Path(config.output_dir) / "pool", config.reward_names, verify=False)
-    sys.exit(exit_code(lambda: draw(config, groups, pool, show_progress=number == 0)))
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os.kill(os.getpid(), signal.SIGTERM)
+    draw(config, groups, pool, show_progress)
 
 
 def _say(message: str) -> None:

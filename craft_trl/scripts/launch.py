@@ -17,11 +17,15 @@
 
 import argparse
 import logging
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import wait
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -33,6 +37,8 @@ from ..stages import Stage, stopwatch
 
 
 if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
+
     from ..trainer.arguments import LaunchArguments
 
 
@@ -54,7 +60,8 @@ def start(script: ModuleType, argv: Sequence[str], parsed: Sequence[Any]) -> Non
     """
     *configs, how = parsed
     if not how.given:
-        script.main(*configs)
+        # What is said of tasks is not for `accelerate launch`.
+        script.main(*(configs if hasattr(how, "accelerate_config") else parsed))
     elif hasattr(how, "accelerate_config"):
         launch(script.__name__, list(argv), how)
     else:
@@ -186,6 +193,67 @@ def check_machines(given: argparse.Namespace, config: Mapping[str, Any]) -> int:
 
 def _refuse(message: str) -> NoReturn:
     raise UsageError(message[0].upper() + message[1:].rstrip(".") + ".")
+
+
+def run_in_processes(work: Callable, arguments: Sequence[tuple], workers: int | None = None) -> dict[int, int]:
+    """
+    Call `work` with each of these arguments, each in a process of its own, and return the exit codes of those that failed.
+
+    Not through `accelerate launch`: when one process is killed, say for its memory, it ends all others. Here they go on.
+
+    Args:
+        work (`Callable`):
+            What to call.
+        arguments (`Sequence[tuple]`):
+            With what.
+        workers (`int`, *optional*):
+            Processes at the same time. Defaults to all of them.
+    """
+    context = multiprocessing.get_context("spawn")
+    waiting = deque(enumerate(arguments))
+    places = list(range(workers or len(arguments)))  # each with a device
+    running: dict[BaseProcess, tuple[int, int]] = {}
+    failed: dict[int, int] = {}
+    # Ctrl-C reaches every process of a terminal. The others are started with it blocked, and this one ends them.
+    try:
+        while waiting or running:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            while waiting and places:
+                number, given = waiting.popleft()
+                place = places.pop(0)
+                process = context.Process(target=_in_process, args=(place, work, given), daemon=True)
+                process.start()
+                running[process] = number, place
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            ended = wait([process.sentinel for process in running])
+            for process in [process for process in running if process.sentinel in ended]:
+                process.join()
+                number, place = running.pop(process)
+                places.append(place)
+                if process.exitcode:
+                    failed[number] = process.exitcode
+                if process.exitcode == 2:
+                    waiting.clear()  # what is wrong for one is wrong for all
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.join()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    return failed
+
+
+def _in_process(place: int, work: Callable, arguments: tuple) -> None:
+    os.environ["LOCAL_RANK"] = str(place)
+    # Ends in order: what has been drawn is still written.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    sys.exit(exit_code(lambda: work(*arguments)))
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def find_accelerate_config(name: str) -> Path:
