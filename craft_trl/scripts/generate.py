@@ -233,6 +233,7 @@ def draw_in_tasks(
         args.executor,
         model_name_or_path=config.model_name_or_path,
         vae_name_or_path=config.vae_name_or_path,
+        draft_adapter=config.draft_adapter,
         **rewards,
     )
     folder = SharedFolder(args.shared_dir or str(stage.folder))
