@@ -40,7 +40,7 @@ from pathlib import Path
 from ..candidates.config import CandidatesConfig, GenerateArguments
 from ..candidates.groups import Group, load_groups
 from ..candidates.pool import CandidatePool, alone, in_use, remove_leftovers
-from ..candidates.rejection import needed, up_to_target
+from ..candidates.rejection import check_target, describe_target, needed, up_to_target
 from ..candidates.sizes import image_bytes, image_size
 from ..errors import UsageError, exit_code
 from ..families.checks import check_model
@@ -93,7 +93,9 @@ def main(config: CandidatesConfig, args: GenerateArguments | None = None, set_as
         )
     groups = load_groups(Path(config.output_dir) / "prompts" / "groups.jsonl")
     smoke = args is not None and args.smoke
-    groups = groups[:4] if smoke else groups
+    if smoke:
+        groups, config = groups[:4], dataclasses.replace(config, target_groups=None)
+    check_target(config.target_groups, groups)
     stage = make_stage(config)
     begin(stage, set_aside)
     pool = CandidatePool(stage.folder, config.reward_names)
@@ -121,6 +123,8 @@ def main(config: CandidatesConfig, args: GenerateArguments | None = None, set_as
         _say(outcome(config, groups, pool))
     elif not left:
         stage.finish(images=len(pool))
+        if config.target_groups is not None:
+            _say(describe_target(pool, groups, config.reject_on, config.target_groups))
         if begun and not is_main_process():
             # The main process may have ended before, and said that groups were left.
             print(f"[generate] process {os.environ['RANK']} has finished the last group", flush=True)
