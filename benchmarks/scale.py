@@ -19,6 +19,7 @@
     PYTHONPATH=. python benchmarks/scale.py
     PYTHONPATH=. python benchmarks/scale.py --gpus 64 --tasks 64 128 256 512 1024 2048 4096
     PYTHONPATH=. python benchmarks/scale.py --read own --start_again 1
+    PYTHONPATH=. python benchmarks/scale.py --gpus 64 --target_groups 100
 
 Every task is drawn by the library's own loop, `generate_candidates`, with its early rejection, its batches and what it draws
 ahead at a task's end; only time is simulated, and scores are Gaussian ones correlated by 0.4. A worker takes the next task when
@@ -243,6 +244,29 @@ def simulate(material: Material, gpus: int, tasks: int, costs: Costs, seed: int)
     }
 
 
+def drawn_for_target(
+    num_groups: int, tasks: int, workers: int, target: int, kept: float, repeats: int, seed: int
+) -> float:
+    """
+    How many groups are drawn until a target is known to be reached, as a multiple of those up to there. The workers go
+    down their tasks' groups side by side, and take the next tasks together; `kept` is the share of the groups that pass.
+    """
+    rng, drawn, needed = np.random.default_rng(seed), 0, 0
+    for _ in range(repeats):
+        passes = rng.random(num_groups) < kept
+        needed += np.flatnonzero(passes)[target - 1] + 1
+        found: list[int] = []  # the groups that were seen to pass, sorted
+        for first in range(0, tasks, workers):
+            shares = [np.arange(num_groups)[task::tasks] for task in range(first, min(first + workers, tasks))]
+            for group in np.sort(np.concatenate(shares)).tolist():
+                if len(found) >= target and group > found[target - 1]:
+                    break
+                drawn += 1
+                if passes[group]:
+                    insort(found, group)
+    return float(drawn / needed)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=100_000)
@@ -259,9 +283,17 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=float, default=getattr(Costs, name))
     parser.add_argument("--read", choices=("all", "own"), default=Costs.read)
     parser.add_argument("--batch_size", type=int, default=Costs.batch_size)
+    parser.add_argument("--target_groups", type=int, help="Count the groups that are drawn for it, and nothing else.")
+    parser.add_argument("--kept", type=float, default=0.0108, help="Share of the groups that pass, for that.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", help="File to write the results to.")
     args = parser.parse_args()
+    if args.target_groups is not None:
+        for gpus in args.gpus:
+            for tasks in args.tasks or [gpus, 2 * gpus, 4 * gpus, 8 * gpus]:
+                more = drawn_for_target(args.prompts, tasks, gpus, args.target_groups, args.kept, 20, args.seed)
+                print(f"{gpus} workers, {tasks} tasks: {more:.2f} times the groups that count")
+        return
     image = args.image_tflop * 1e12 / (SHARES["sampling"] * find_gpu(args.gpu).peak(args.dtype))
     costs = Costs(image, args.score_seconds, **{k: getattr(args, k) for k in list(asdict(Costs(0, 0)))[2:]})
     material = Material(args.prompts, args.variants, args.seed)

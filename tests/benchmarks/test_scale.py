@@ -101,6 +101,18 @@ def test_shape(scale, material, quiet):
     assert kept["wall_hours"] < 0.7 * many["wall_hours"] and kept["starting"] < many["starting"] / 10
 
 
+def test_target_in_tasks(scale):
+    """Tasks that run alone do not know what passes in the others."""
+    together, later, much_later = (
+        scale.drawn_for_target(20_000, tasks, 8, 40, 0.02, 5, seed=0) for tasks in (8, 16, 64)
+    )
+    assert together == pytest.approx(1.0, abs=0.01) and together < later < much_later
+    # Of eight turns, the first goes eight times too far with an eighth of the groups, the second four times, and so on.
+    assert later == pytest.approx(1 + 1 / 2, rel=0.1) and much_later == pytest.approx(
+        sum(1 / k for k in range(1, 9)), rel=0.1
+    )
+
+
 def test_order_of_the_groups():
     """What of an original's score is its prompt's says nothing of its luck."""
     module = load_benchmark("visiting_order")
