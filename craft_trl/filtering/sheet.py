@@ -33,7 +33,7 @@ from .filter import each_candidate
 from .veto import load_vetoes, veto_line
 
 
-# Bytes of pictures on a page. Chrome's JavaScript has no text beyond 536,870,888 characters, and all of them are in one.
+# Bytes of a page. Chrome's JavaScript has no text beyond 536,870,888 characters, and all of them are in one.
 LARGEST = 500_000_000
 MARK = '<meta name="generator" content="craft_trl contact sheet">'
 
@@ -133,11 +133,13 @@ def _by_group(groups: Sequence[Group], pool: CandidatePool, config: FilterConfig
 def make_thumbnails(pool: CandidatePool, keys: Sequence[Key], size: int, num_groups: int) -> dict[Key, str]:
     """
     A small picture of each image, WebP in base64, decoded and encoded on threads. They are in memory together, as on the
-    page: a [`UsageError`] if that would be more than a browser takes, by the first of them.
+    page: a [`UsageError`] if that would be more than a browser takes, by the first of them and all texts.
     """
     ordered = pool.by_shard(keys)
     images = pool.images(ordered)
     pictures: dict[Key, str] = {}
+    # An image's prompt is in its veto, its own text there too, and scores and names are some 300 characters.
+    texts = sum(len(prompt) + 2 * len(text) + 300 for prompt, text, _ in keys)
     with ThreadPoolExecutor() as threads, progress_bar(total=len(keys), unit="image", desc="Thumbnails") as bar:
         # In pieces: `map` would read the whole pool into memory at once.
         for start in range(0, len(ordered), 64):
@@ -145,8 +147,7 @@ def make_thumbnails(pool: CandidatePool, keys: Sequence[Key], size: int, num_gro
             pngs = [next(images) for _ in part]
             pictures.update(zip(part, threads.map(lambda png: thumbnail(png, size), pngs), strict=True))
             bar.update(len(part))
-            expected = len(keys) * sum(map(len, pictures.values())) / len(pictures)
-            if start == 0 and expected > LARGEST:
+            if start == 0 and (expected := texts + len(keys) * sum(map(len, pictures.values())) / len(part)) > LARGEST:
                 fold = 2 * int(expected / LARGEST)
                 raise UsageError(
                     f"A page of {len(keys):,} images would be {expected / 1e6:,.0f} MB, and browsers take "

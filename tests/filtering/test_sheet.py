@@ -122,7 +122,7 @@ class TestCommand:
         assert (tmp_path / "precious.html").read_text() == "<html>mine</html>"
 
     def test_more_than_a_browser_takes(self, run_dir, tmp_path, capsys, monkeypatch):
-        monkeypatch.setattr("craft_trl.filtering.sheet.LARGEST", 5000)
+        monkeypatch.setattr("craft_trl.filtering.sheet.LARGEST", 15_000)
         assert craft("sheet", run_dir, "--sheet_file", tmp_path / "s.html") == 2
         err = capsys.readouterr().err
         assert (
