@@ -139,7 +139,7 @@ def dataset_release(
         name: [row for row in each_candidate(groups, pool, config) if row["keep"]] for name, config in filters.items()
     }
     rows["candidates"] = filter_candidates(groups, pool, own)
-    scan({}, [("a prompt", text) for group in groups for text in (group.prompt, *group.expanded_prompts)])
+    scan({}, (("a prompt", text) for group in groups for text in (group.prompt, *group.expanded_prompts)))
 
     image_bytes = sum(path.stat().st_size for path in pool.folder.glob("shard-*.parquet")) / len(pool)
     kept = {key(row) for name in filters for row in rows[name]}
