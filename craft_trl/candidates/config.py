@@ -302,8 +302,8 @@ class CandidatesConfig(PromptsConfig, ExpansionConfig, SamplingConfig, ScoringCo
         generate_all (`bool`, *optional*, defaults to `False`):
             Make every variant of every group. By default a group stops at its first failure where the filter permits.
         target_groups (`int`, *optional*):
-            Stop as soon as this many groups have passed the filter, and filter those up to there only. Needs
-            `filter_level: group` and early rejection. Defaults to working through all groups.
+            Stop as soon as this many groups have passed the filter, in the order of the prompts and vetoes aside, and filter
+            those up to there only. Needs `filter_level: group` and early rejection. Defaults to working through all groups.
         num_processes (`int`, *optional*, defaults to `1`):
             Processes of `craft generate` on this machine, which share out the GPUs and the groups.
         seed (`int`, *optional*, defaults to `0`):
@@ -402,6 +402,11 @@ class CandidatesConfig(PromptsConfig, ExpansionConfig, SamplingConfig, ScoringCo
             raise UsageError(
                 f"target_groups is {self.target_groups}, but groups pass or fail only under filter_level: group, and "
                 "are counted only without generate_all: leave one of them out."
+            )
+        if self.target_groups is not None and self.num_prompts is not None and self.target_groups > self.num_prompts:
+            raise UsageError(
+                f"target_groups is {self.target_groups}, but num_prompts is {self.num_prompts}, and each makes one group: "
+                "lower the one or raise the other."
             )
         self.check_rewards(self.reward_names)
         if self.push_to_hub and not self.hub_dataset_id:

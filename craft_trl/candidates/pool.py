@@ -175,7 +175,7 @@ class CandidatePool:
 
     def by_shard(self, keys: Iterable[Key]) -> list[Key]:
         """Keys in an order in which no shard is read twice."""
-        return sorted(keys, key=self.shard_of.__getitem__)
+        return sorted(keys, key=lambda key: self.shard_of[key].name)  # paths would be compared part by part
 
     def claim(self, key: Key) -> bool:
         """

@@ -17,6 +17,7 @@
 from collections.abc import Callable, Sequence
 
 from ..conditions import split_conditions
+from ..errors import UsageError
 from .groups import Group
 from .pool import CandidatePool, Key
 
@@ -72,3 +73,23 @@ def up_to_target(
         if passed == target_groups:
             return groups[: i + 1]
     return groups
+
+
+def check_target(target_groups: int | None, groups: Sequence[Group]) -> None:
+    """Raise a [`UsageError`] if there are fewer groups than are to pass."""
+    if target_groups is not None and target_groups > len(groups):
+        raise UsageError(
+            f"target_groups is {target_groups}, but there are {len(groups)} groups: lower it, or expand more prompts."
+        )
+
+
+def describe_target(pool: CandidatePool, groups: Sequence[Group], filter_rewards: Sequence[str], target: int) -> str:
+    """Whether so many groups have passed, in a line, once [`needed`] asks for nothing more."""
+    counted = up_to_target(pool, groups, filter_rewards, target)
+    passed = sum(passes(pool, group, filter_rewards) for group in counted)
+    if passed == target:
+        return f"{passed} groups pass, among the first {len(counted)} of {len(groups)}"
+    return (
+        f"{passed} groups pass of all {len(groups)}, fewer than the {target} of target_groups: expand more prompts, or "
+        "filter by fewer rewards"
+    )

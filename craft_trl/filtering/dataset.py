@@ -35,7 +35,7 @@ from ..conditions import split_conditions
 from ..errors import NothingToDoError, UsageError
 from ..progress import progress_bar
 from ..stages import check_writable, fingerprint
-from .filter import explain_nothing, filter_candidates, vetoed_itself
+from .filter import each_candidate, explain_nothing, vetoed_itself
 from .images import TrainingImages
 
 
@@ -57,8 +57,9 @@ def features(rewards: Sequence[str]) -> Features:
     )
 
 
-# Bytes of images that are held in memory at a time, in a few copies. Arrow's columns end at 2 GiB.
+# Bytes of images that are held in memory at a time, in a few copies, and rows. Arrow's columns end at 2 GiB.
 PIECE = 1 << 27
+ROWS = 100_000
 
 
 def build_dataset_dict(
@@ -101,11 +102,13 @@ def save_dataset_dict(groups: Sequence[Group], pool: CandidatePool, config: Filt
 
 def _filter(groups: Sequence[Group], pool: CandidatePool, config: FilterConfig | None) -> tuple[list[dict], Dataset]:
     config = FilterConfig() if config is None else config
-    rows = filter_candidates(groups, pool, config)
-    train = [row for row in rows if row["keep"]]
+    rows, train, pieces = each_candidate(groups, pool, config), [], []
+    while piece := list(islice(rows, ROWS)):
+        train += [row for row in piece if row["keep"]]
+        pieces.append(Dataset.from_list(piece, features=features(pool.rewards)))
     if not train:
         raise NothingToDoError(explain_nothing(groups, pool, config))
-    return train, Dataset.from_list(rows, features=features(pool.rewards))
+    return train, pieces[0] if len(pieces) == 1 else concatenate_datasets(pieces)
 
 
 def with_images(
@@ -143,12 +146,12 @@ _temporary: list[TemporaryDirectory] = []  # removed when the process ends
 
 def in_pieces(rows: Sequence[dict], pool: CandidatePool, pictured: Container[Key] | None = None) -> Iterator[Dataset]:
     """
-    Rows with their pictures as datasets of at most [`PIECE`] bytes of images each, at least one. Where one ends depends on
-    the images alone, and not on how they lie in shards.
+    Rows with their pictures as datasets of at most [`PIECE`] bytes of images and [`ROWS`] rows each, at least one. Where one
+    ends depends on the images alone, and not on how they lie in shards.
     """
     part, size = [], 0
     for row, image in _read(rows, pool, pictured):
-        if size + len(image or b"") > PIECE and part:
+        if part and (size + len(image or b"") > PIECE or len(part) == ROWS):
             piece, part, size = Dataset.from_list(part, features=features(pool.rewards)), [], 0
             yield piece
         part.append(row | {"image": None if image is None else {"bytes": image, "path": None}})
@@ -162,9 +165,9 @@ def _read(
     """Rows in their order, each with its PNG, or without one if it is not among `pictured`."""
     expected = _expected_bytes(rows, pool, pictured)
     # Of rows that are read together, no shard is read twice.
-    windows = (np.cumsum(expected) // PIECE).astype(int)
+    windows = np.stack([np.cumsum(expected) // PIECE, np.arange(len(rows)) // ROWS], axis=1).astype(int)
     with progress_bar(total=len(rows), unit="image", desc="Copying images", disable=expected.sum() < PIECE) as bar:
-        for _, numbers in groupby(range(len(rows)), key=windows.__getitem__):
+        for _, numbers in groupby(range(len(rows)), key=lambda i: tuple(windows[i])):
             window = [rows[i] for i in numbers]
             keys = [_key(row) for row in window]
             wanted = pool.by_shard(key for key in keys if pictured is None or key in pictured)
@@ -240,7 +243,7 @@ def build_pairs(
     names, limits = split_conditions(config.conditions(pool.rewards))
     columns = [pool.rewards.index(name) for name in names]
     bounds = [(limit, pool.rewards.index(limit.reward)) for limit in limits]
-    rows = iter(filter_candidates(groups, pool, config))
+    rows = each_candidate(groups, pool, config)
     pairs = []
     for group in groups:
         made = zip(group.keys, islice(rows, len(group.keys)), strict=True)

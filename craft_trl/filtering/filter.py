@@ -14,7 +14,7 @@
 
 """What the filter says of every image of a pool, and why."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -28,8 +28,14 @@ from .veto import load_vetoes, veto_mask
 
 
 def filter_candidates(groups: Sequence[Group], pool: CandidatePool, config: FilterConfig) -> list[dict]:
+    """All of [`each_candidate`] as a list."""
+    return list(each_candidate(groups, pool, config))
+
+
+def each_candidate(groups: Sequence[Group], pool: CandidatePool, config: FilterConfig) -> Iterator[dict]:
     """
     What the filter says of every image of every group: the rows of `candidates`, with the columns of [`~filtering.dataset.features`].
+    One at a time: a million of them would take a gigabyte.
 
     Args:
         groups (`Sequence[Group]`):
@@ -52,7 +58,7 @@ def filter_candidates(groups: Sequence[Group], pool: CandidatePool, config: Filt
     weights = config.weights(pool.rewards)
     advantages = group_advantages(scores, weights, config.scale_rewards, config.advantage_eps, generated)
     reasons = drop_reasons(failures | {"vetoed": vetoed}, keep, generated, config.filter_level)
-    rows, nothing = [], [None] * len(pool.rewards)
+    nothing = [None] * len(pool.rewards)
     for i, group in enumerate(groups):
         for j, (prompt, expanded_prompt, seed) in enumerate(group.keys):
             row = {"group_id": group.group_id, "variant": j, "prompt": prompt, "expanded_prompt": expanded_prompt}
@@ -61,8 +67,7 @@ def filter_candidates(groups: Sequence[Group], pool: CandidatePool, config: Filt
             given = pool.scores[prompt, expanded_prompt, seed].tolist() if generated[i, j] else nothing
             row |= dict(zip(pool.rewards, given, strict=True))
             row |= {"keep": bool(keep[i, j]), "drop_reason": reasons[i][j], "advantage": float(advantages[i, j])}
-            rows.append(row)
-    return rows
+            yield row
 
 
 def beyond(limits: Sequence[Limit], pool: CandidatePool, scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@
 """The contact sheet: every candidate beside its original, with what the filter says of it, to look at and to veto."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
@@ -29,10 +29,12 @@ from ..errors import NothingToDoError, UsageError
 from ..pages import render, thumbnail
 from ..progress import progress_bar
 from ..stages import fingerprint, write_atomically
-from .filter import filter_candidates
+from .filter import each_candidate
 from .veto import load_vetoes, veto_line
 
 
+# Bytes of a page. Chrome's JavaScript has no text beyond 536,870,888 characters, and all of them are in one.
+LARGEST = 500_000_000
 MARK = '<meta name="generator" content="craft_trl contact sheet">'
 
 
@@ -73,20 +75,22 @@ def write_sheet(
     """
     check_sheet(path)
     drawn = [group for group in groups if group.keys[0] in pool]
-    rows = filter_candidates(drawn, pool, dataclasses.replace(config, veto=None)) if drawn else []
-    row = iter(rows)
-    by_group = [(group, [next(row) for _ in group.keys]) for group in drawn]
+    said = dataclasses.replace(config, veto=None)
+    shown = range(len(drawn))
     if only != "all":
-        by_group = [(g, rows) for g, rows in by_group if any(row["keep"] for row in rows) == (only == "kept")]
-    if not by_group:
+        kept = (any(row["keep"] for row in rows) for rows in _by_group(drawn, pool, said))
+        shown = [i for i, keep in enumerate(kept) if keep == (only == "kept")]
+    if not shown:
         raise NothingToDoError(
             f"There is nothing to show: of {len(groups)} groups, {len(drawn)} are drawn, none {only}."
         )
-    if num_groups is not None and num_groups < len(by_group):
-        by_group = [by_group[i] for i in np.linspace(0, len(by_group) - 1, num_groups).round().astype(int)]
+    if num_groups is not None and num_groups < len(shown):
+        shown = [shown[i] for i in np.linspace(0, len(shown) - 1, num_groups).round().astype(int)]
+    chosen = set(shown)
+    by_group = [(drawn[i], rows) for i, rows in enumerate(_by_group(drawn, pool, said)) if i in chosen]
 
     keys = [key for group, _ in by_group for key in group.keys if key in pool]
-    pictures = make_thumbnails(pool, keys, thumbnail_size)
+    pictures = make_thumbnails(pool, keys, thumbnail_size, len(by_group))
     vetoes = load_vetoes(config.veto, pool)
     sheet = {
         "rewards": pool.rewards,
@@ -119,11 +123,23 @@ def check_sheet(path: Path) -> None:
         raise UsageError(f"{path} is there and is no contact sheet: choose another sheet_file.")
 
 
-def make_thumbnails(pool: CandidatePool, keys: Sequence[Key], size: int) -> dict[Key, str]:
-    """A small picture of each image, WebP in base64, decoded and encoded on threads."""
+def _by_group(groups: Sequence[Group], pool: CandidatePool, config: FilterConfig) -> Iterator[list[dict]]:
+    """What the filter says of the images of each group."""
+    rows = each_candidate(groups, pool, config) if groups else iter(())
+    for group in groups:
+        yield [next(rows) for _ in group.keys]
+
+
+def make_thumbnails(pool: CandidatePool, keys: Sequence[Key], size: int, num_groups: int) -> dict[Key, str]:
+    """
+    A small picture of each image, WebP in base64, decoded and encoded on threads. They are in memory together, as on the
+    page: a [`UsageError`] if that would be more than a browser takes, by the first of them and all texts.
+    """
     ordered = pool.by_shard(keys)
     images = pool.images(ordered)
     pictures: dict[Key, str] = {}
+    # An image's prompt is in its veto, its own text there too, and scores and names are some 300 characters.
+    texts = sum(len(prompt) + 2 * len(text) + 300 for prompt, text, _ in keys)
     with ThreadPoolExecutor() as threads, progress_bar(total=len(keys), unit="image", desc="Thumbnails") as bar:
         # In pieces: `map` would read the whole pool into memory at once.
         for start in range(0, len(ordered), 64):
@@ -131,6 +147,13 @@ def make_thumbnails(pool: CandidatePool, keys: Sequence[Key], size: int) -> dict
             pngs = [next(images) for _ in part]
             pictures.update(zip(part, threads.map(lambda png: thumbnail(png, size), pngs), strict=True))
             bar.update(len(part))
+            if start == 0 and (expected := texts + len(keys) * sum(map(len, pictures.values())) / len(part)) > LARGEST:
+                fold = 2 * int(expected / LARGEST)
+                raise UsageError(
+                    f"A page of {len(keys):,} images would be {expected / 1e6:,.0f} MB, and browsers take "
+                    f"{LARGEST / 1e6:,.0f}: show fewer groups, such as num_groups {max(1, num_groups // fold)}, or smaller "
+                    "pictures, by thumbnail_size."
+                )
     return pictures
 
 

@@ -25,6 +25,7 @@ import struct
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -276,7 +277,7 @@ def scan(files: Mapping[str, Content], texts: Iterable[tuple[str, str]] = ()) ->
     # A path begins where a word does not go on: `/data` is none of `huggingface.co/datasets`.
     here = re.compile("(?<![\\w.-])(?:" + "|".join(map(re.escape, folders)) + r")(?![\w.-])")
     user = re.compile(rf"(?<![\w.-])(?:/[\w.-]+)*/{re.escape(getpass.getuser())}/")
-    for name, text in (*_texts(files), *texts):
+    for name, text in chain(_texts(files), texts):
         if TOKENS.search(text) or any(secret in text for secret in secrets):
             raise UsageError(
                 f"{name} holds what looks like a secret (a token, key or password): nothing was uploaded."

@@ -14,6 +14,7 @@
 
 """What a filter will let through, before an image is drawn: the filter itself, run on simulated rewards."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +50,21 @@ class Odds:
     kept_groups: float
     kept_images: float
     weighted: float
+
+    def groups_for(self, target_groups: int | None) -> float:
+        """Groups that are drawn until so many have passed, on average; without a target, all there are."""
+        return math.inf if target_groups is None or not self.kept_groups else target_groups / self.kept_groups
+
+    def describe_target(self, target_groups: int | None, num_prompts: int) -> list[str]:
+        """Where drawing stops, or that it does not; without a target, nothing."""
+        if target_groups is None:
+            return []
+        needed = self.groups_for(target_groups)
+        if needed <= num_prompts:
+            return [f"{target_groups:,} groups pass among about the first {needed:,.0f} of {num_prompts:,} prompts."]
+        return [
+            f"{num_prompts:,} prompts give fewer than the {target_groups:,} of target_groups: that takes about {needed:,.0f}."
+        ]
 
 
 def simulate(config: CandidatesConfig, pass_rate: float | None = None, num_groups: int = 50_000) -> Odds:

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from ..candidates.config import CandidatesConfig
+from ..candidates.rejection import check_target
 from ..candidates.sizes import PNG_BYTES_PER_PIXEL, image_bytes
 from ..candidates.turns import Turns
 from ..evaluation.config import EvaluationConfig
@@ -70,9 +71,8 @@ class Planner:
         self.num_prompts = config.num_prompts
         if config.num_prompts is None or Path(config.prompts).exists():  # nothing is downloaded to be counted only
             self.num_prompts = len(config.load_prompts(config.seed)[0])
-        drawn_groups = self.num_prompts
-        if config.target_groups is not None and self.odds.kept_groups:
-            drawn_groups = min(drawn_groups, config.target_groups / self.odds.kept_groups)
+        check_target(config.target_groups, range(self.num_prompts))
+        drawn_groups = min(self.num_prompts, self.odds.groups_for(config.target_groups))
         self.images = round(drawn_groups * self.odds.images)
         # A batch that is not full takes as long as one that is: its places are filled with copies, whose images are dropped.
         self.places = whole_batches(self.images, config.batch_size)
@@ -352,6 +352,7 @@ class Planner:
                 f"judges), writing {1000 * measured.storing:.3g} ms an image and {measured.saving / 1e6:.3g} MB/s of the "
                 "model.",
             )
+        lines += odds.describe_target(self.recipes.candidates.target_groups, self.num_prompts)
         if self.watching.looks:
             lines.append(
                 f"The guard looks {self.watching.looks} times at {self.watching.images} images; each time it is assumed to "

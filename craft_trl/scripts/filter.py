@@ -30,7 +30,7 @@ import numpy as np
 from ..candidates.config import CandidatesConfig
 from ..candidates.groups import Group, load_groups
 from ..candidates.pool import CandidatePool
-from ..candidates.rejection import needed, up_to_target
+from ..candidates.rejection import check_target, needed, up_to_target
 from ..errors import UsageError
 from ..filtering.veto import load_vetoes, veto_mask
 from ..hub.config import PushConfig
@@ -70,6 +70,7 @@ def main(config: CandidatesConfig) -> None:
     """Write `dataset/`, a DatasetDict with the kept images as `train`; and put it on the Hub if that is asked for."""
     check(config)
     groups, pool, record = open_pool(config)
+    check_target(config.target_groups, groups)
     groups = up_to_target(pool, groups, config.reject_on, config.target_groups)
     undecided = sum(bool(needed(pool, group, config.reject_on)) for group in groups)
     if undecided and config.target_groups is not None:
@@ -117,6 +118,8 @@ def main(config: CandidatesConfig) -> None:
 
     def report(s: dict) -> str:
         kept = f"{s['kept']} of {s['images']} images kept, from {s['kept_groups']} of {s['groups']} groups"
+        if config.target_groups is not None and s["kept_groups"] < config.target_groups:
+            kept += f" (target_groups asks for {config.target_groups})"
         if s["vetoed"]:
             kept += f", {s['vetoed']} images vetoed"
         if s["undecided"]:

@@ -41,7 +41,7 @@ from ..candidates.config import CandidatesConfig, GenerateArguments
 from ..candidates.executors import check_reached
 from ..candidates.groups import Group, load_groups
 from ..candidates.pool import CandidatePool, alone, in_use, remove_leftovers
-from ..candidates.rejection import needed, up_to_target
+from ..candidates.rejection import check_target, describe_target, needed, up_to_target
 from ..candidates.sizes import image_bytes, image_size
 from ..errors import UsageError
 from ..families.checks import check_model
@@ -122,7 +122,9 @@ def main(
             f"num_processes is {config.num_processes}, but accelerate has started the processes: leave it out."
         )
     groups = load_groups(Path(config.output_dir) / "prompts" / GROUPS)
-    groups = groups[:4] if args.smoke else groups
+    if args.smoke:
+        groups, config = groups[:4], dataclasses.replace(config, target_groups=None)
+    check_target(config.target_groups, groups)
     stage = make_stage(config)
     begin(stage, set_aside, in_tasks=args.in_tasks)
     if args.shared_dir is not None and (fetched := fetch(args, stage)):
@@ -158,6 +160,8 @@ def main(
         _say(outcome(config, groups, pool))
     elif not left:
         stage.finish(images=len(pool))
+        if config.target_groups is not None:
+            _say(describe_target(pool, groups, config.reject_on, config.target_groups))
         if begun and not is_main_process():
             # The main process may have ended before, and said that groups were left.
             print(f"[generate] process {os.environ['RANK']} has finished the last group", flush=True)

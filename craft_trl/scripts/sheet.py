@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from ..candidates.config import CandidatesConfig
+from ..candidates.rejection import up_to_target
 from ..filtering.sheet import check_sheet, write_sheet
 from ..parser import CraftParser
 from ..ranges import Count, Range, check_ranges
@@ -76,6 +77,7 @@ def main(config: CandidatesConfig, args: SheetArguments) -> None:
     path = Path(args.sheet_file or Path(config.output_dir) / "sheet.html")
     check_sheet(path)
     groups, pool, _ = open_pool(config)
+    groups = up_to_target(pool, groups, config.reject_on, config.target_groups)  # those that `craft filter` looks at
     check_writable(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
     made = write_sheet(path, groups, pool, config, args.num_groups, args.only, args.thumbnail_size)

@@ -26,7 +26,13 @@ from craft_trl.candidates.groups import make_groups
 from craft_trl.candidates.pool import CandidatePool
 from craft_trl.errors import UsageError
 from craft_trl.filtering import dataset as module
-from craft_trl.filtering.dataset import build_dataset_dict, build_pairs, save_dataset_dict, with_images
+from craft_trl.filtering.dataset import (
+    build_dataset_dict,
+    build_pairs,
+    in_pieces,
+    save_dataset_dict,
+    with_images,
+)
 from craft_trl.filtering.filter import filter_candidates
 
 
@@ -105,6 +111,18 @@ def test_many_pieces(pool, tmp_path, monkeypatch):
     assert again.map(lambda row: {"twice": 2 * row["advantage"]})["twice"][3] == pytest.approx(
         2 * again[3]["advantage"]
     )
+
+
+def test_pieces_of_few_rows(pool, tmp_path, monkeypatch):
+    """Rows without pictures are many before they are many bytes."""
+    expected = build_dataset_dict(GROUPS, pool, CONFIG)
+    monkeypatch.setattr(module, "ROWS", 5)
+    save_dataset_dict(GROUPS, pool, CONFIG, tmp_path / "dataset")
+    dataset = load_from_disk(str(tmp_path / "dataset"))
+    for name in ("train", "candidates"):
+        assert rows_of(dataset[name]) == rows_of(expected[name]), name
+    lengths = [len(piece) for piece in in_pieces(filter_candidates(GROUPS, pool, CONFIG), pool, pictured=())]
+    assert lengths == [5] * 7 + [1]
 
 
 def test_files_do_not_depend_on_how_images_lie_in_shards(pool, small, tmp_path):

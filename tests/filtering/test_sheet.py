@@ -121,6 +121,17 @@ class TestCommand:
             assert err.count("\n") == 1 and (run_dir / "run" / "sheet.html").exists() == before
         assert (tmp_path / "precious.html").read_text() == "<html>mine</html>"
 
+    def test_more_than_a_browser_takes(self, run_dir, tmp_path, capsys, monkeypatch):
+        monkeypatch.setattr("craft_trl.filtering.sheet.LARGEST", 15_000)
+        assert craft("sheet", run_dir, "--sheet_file", tmp_path / "s.html") == 2
+        err = capsys.readouterr().err
+        assert (
+            "A page of 11 images would be 0 MB, and browsers take 0: show fewer groups, such as num_groups 1, or"
+            in err
+        )
+        assert "Traceback" not in err and not (tmp_path / "s.html").exists()
+        assert craft("sheet", run_dir, "--sheet_file", tmp_path / "s.html", "--thumbnail_size", 16) == 0
+
     def test_nothing_to_show(self, run_dir, tmp_path, capsys):
         save_groups(GROUPS[3:], tmp_path / "groups.jsonl")
         shutil.copytree(run_dir / "run" / "pool", tmp_path / "other" / "pool")

@@ -16,6 +16,7 @@
 """Counts at full size on the meta device, odds against their closed forms, and plans against hand-worked sums."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from craft_trl.cli.main import main
 from craft_trl.errors import UsageError
 from craft_trl.planning.gpus import GPUS, find_gpu
 from craft_trl.planning.memory import Profile
-from craft_trl.planning.odds import simulate
+from craft_trl.planning.odds import Odds, simulate
 from craft_trl.planning.operations import MetaPipeline, count
 from craft_trl.planning.plan import duration
 from craft_trl.planning.planner import Planner, Rates
@@ -115,6 +116,14 @@ class TestCounts:
 
 
 class TestOdds:
+    def test_target(self):
+        odds = Odds(pass_rate=0.5, images=3.0, kept_groups=0.125, kept_images=1.0, weighted=0.5)
+        assert odds.groups_for(10) == 80 and odds.groups_for(None) == float("inf")
+        assert odds.describe_target(10, 80) == ["10 groups pass among about the first 80 of 80 prompts."]
+        (line,) = odds.describe_target(10, 79)
+        assert line == "79 prompts give fewer than the 10 of target_groups: that takes about 80."
+        assert odds.describe_target(None, 79) == []
+
     def test_one_reward(self):
         """Of images that differ by chance alone the original is the worst of 1 + n with chance 1 / (1 + n)."""
         odds = simulate(candidates_config(num_variants=8, rewards=["hpsv2"]))
@@ -235,6 +244,8 @@ class TestPlan:
         code, out, err = plan(capsys, recipes.folder, *arguments, "--candidates.dtype", "bfloat16")
         assert code == 0, err
         assert out.startswith(f"Plan of {recipes.folder} on h100:80: ")
+        # A million groups of another program: one in 10.43 has two variants that win on three rewards.
+        assert re.search(r"10 groups pass among about the first 10[3-6] of 1,000 prompts\.", out)
         assert "about 10 groups kept, 20 images" in out and "micro-batch 1, ZeRO-2 on 8" in out
         assert "(too much)" in out and "A stage does not fit into its memory." in out
         assert "Assumed share: 30% of the peak while sampling in bfloat16, 23% while training in bfloat16" in out

@@ -128,6 +128,10 @@ def test_a_pool_in_use_is_not_set_aside(tiny):
         ({"num_processes": 0}, "num_processes must be at least 1, got 0"),
         ({"target_groups": 3, "filter_level": "image"}, "target_groups is 3, but groups pass or fail only under"),
         ({"target_groups": 3, "generate_all": True}, "leave one of them out"),
+        (
+            {"target_groups": 281},
+            "target_groups is 281, but num_prompts is 280, and each makes one group: lower the one",
+        ),
         ({"guidance_rescale": 2.0}, "guidance_rescale must be from 0 to 1, got 2.0"),
         ({"vae_name_or_path": "./nowhere"}, "no folder with the config.json of a VAE, and no Hub id org/name"),
     ],
