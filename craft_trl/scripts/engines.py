@@ -183,18 +183,12 @@ def run(work: ExecutorArguments, executor: PipelineExecutor, options: dict[str, 
 
 
 def at_work(work: ExecutorArguments, executor: PipelineExecutor) -> str | None:
-    """What is to be said if tasks that were submitted before are not at their end; else `None`."""
+    """The job of Slurm that was submitted before, if it is not at its end."""
     if work.executor != "slurm" or not executor.logging_dir.isfile("job_id"):
         return None
     job = executor.logging_dir.read_text("job_id")
-    found = subprocess.run(
-        ["squeue", "-h", "-j", job], capture_output=True, text=True, check=False
-    )  # an error: unknown
-    return (
-        f"job {job} is at work. To submit what it leaves, run the same command when it has ended."
-        if found.stdout
-        else None
-    )
+    found = subprocess.run(["squeue", "-h", "-j", job], capture_output=True, text=True, check=False)
+    return job if found.stdout else None  # of one that is long gone it says so on the other stream
 
 
 @contextlib.contextmanager
@@ -265,12 +259,16 @@ def launch_tasks(
     executor = make(work, options, step, logs if folder.path is None else str(Path(logs).absolute()))
     left = unfinished()
     mark(executor, left)
-    if left and not work.dry_run and (job := at_work(work, executor)):
-        say(f"[{script}] {work.tasks - len(left)} of {work.tasks} tasks are done; {job}")
-        return False
     if left:
-        say(f"[{script}] {len(left)} of {work.tasks} tasks by the executor {work.executor}; logs in {logs}")
+        say(
+            f"[{script}] {len(left)} of {work.tasks} tasks are to be done by the executor {work.executor}; logs in {logs}"
+        )
         try:
+            if not work.dry_run and (job := at_work(work, executor)):
+                say(
+                    f"[{script}] job {job} is at work. To submit what it leaves, run the same command when it has ended."
+                )
+                return False
             run(work, executor, options)
         except (FileNotFoundError, subprocess.CalledProcessError) as error:
             if work.executor != "slurm":

@@ -17,7 +17,7 @@ Tasks on datatrove's executors, each of them real: the same rows as one process 
 and nothing else.
 """
 
-import http.server
+import contextlib
 import importlib.util
 import json
 import multiprocessing
@@ -36,6 +36,9 @@ from craft_trl.cli.main import main
 
 
 pytest.importorskip("datatrove")
+import dill  # noqa: E402 - which datatrove brings
+
+
 NAMES = ["hpsv2", "pickscore", "aesthetic"]
 SLURM = Path(__file__).parents[1] / "slurm"
 
@@ -58,13 +61,14 @@ def run(reference, tmp_path):
     return lambda *said: main(["generate", *options, str(tmp_path / "run"), *said])
 
 
-def assert_same(reference, folder="run/pool"):
+def assert_same(reference, folder="run/pool", doubles=False):
     """The rows, scores and images of one process, each made once."""
     one, tasks = (CandidatePool(path, NAMES) for path in (reference[0] / "pool", Path(folder)))
     assert one.scores.keys() == tasks.scores.keys()
     assert all(one.scores[key].tobytes() == tasks.scores[key].tobytes() for key in one.scores)
     assert list(one.images(one.scores)) == list(tasks.images(one.scores))
-    assert sum(pq.read_metadata(path).num_rows for path in Path(folder).glob("shard-*.parquet")) == len(one)
+    rows = sum(pq.read_metadata(path).num_rows for path in Path(folder).glob("shard-*.parquet"))
+    assert rows == len(one) or doubles and rows > len(one)
     assert json.loads((Path(folder) / "stage.json").read_text())["finished"]
 
 
@@ -86,14 +90,16 @@ def when_drawn(action) -> None:
 
 def test_one_of_two_workers_is_killed(run, reference, capfd):
     when_drawn(lambda: multiprocessing.active_children()[0].kill())
-    assert run("--executor", "local", "--tasks", "3", "--workers", "2") == 1
+    with pytest.raises(SystemExit, match="^1$"):
+        run("--executor", "local", "--tasks", "3", "--workers", "2")
     said = capfd.readouterr().out
     done, rows = marks(), len(CandidatePool("run/pool", NAMES))
     assert len(done) < 3 and f"{3 - len(done)} of 3 tasks are left" in said and "run the same command again" in said
+    assert said.count(" ended by signal 9\n") == 1
     before = {path.name: path.stat().st_mtime_ns for path in Path("run/pool").glob("shard-*.parquet")}
     assert run("--executor", "local", "--tasks", "3") == 0
     said = capfd.readouterr().out
-    assert f"{3 - len(done)} of 3 tasks by the executor local" in said
+    assert f"{3 - len(done)} of 3 tasks are to be done by the executor local" in said
     assert said.count("images made and scored\n") == 3 - len(done)  # each of the tasks that were left, and no other
     assert f"{len(CandidatePool('run/pool', NAMES)) - rows} images made and scored, " in said
     assert marks().items() >= done.items() and len(marks()) == 3
@@ -162,7 +168,7 @@ def test_slurm(run, reference, capfd, monkeypatch):
     Path("job-7-is-at-work").touch()
     capfd.readouterr()
     assert run(*slurm) == 0
-    assert "tasks are done; job 7 is at work" in capfd.readouterr().out
+    assert "[generate] job 7 is at work. To submit what it leaves" in capfd.readouterr().out
     Path("job-7-is-at-work").unlink()
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     assert run(*slurm) == 2
@@ -172,56 +178,20 @@ def test_slurm(run, reference, capfd, monkeypatch):
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray")
 def test_ray_worker_is_killed(run, reference, capfd):
     """Ray's own worker, whose task Ray and datatrove start again; the process that was drawing for it ends."""
-    from multiprocessing.connection import wait  # noqa: F401
-
     killed = []
 
     def kill():
         for path in Path("/proc").glob("[0-9]*/cmdline"):
-            if path.read_bytes().startswith(b"ray::RankWorker") and str(os.getppid()) not in path.parts:
-                killed.append(int(path.parts[2]))
+            with contextlib.suppress(OSError):
+                if path.read_bytes().startswith(b"ray::RankWorker"):
+                    killed.append(int(path.parts[2]))
         os.kill(min(killed), 9)
 
     when_drawn(kill)
     options = ["gpus_per_task=0", "mem_per_cpu_gb=0.1"]
     assert run("--executor", "ray", "--tasks", "2", "--workers", "2", "--executor_args", *options) == 0
     assert killed and "RayActorError" in capfd.readouterr().err
-    pool = CandidatePool("run/pool", NAMES)
-    assert pool.scores.keys() == CandidatePool(reference[0] / "pool", NAMES).scores.keys()
-    assert_same_rows = all(pool.scores[k].tobytes() == v.tobytes() for k, v in pool.scores.items())
-    assert assert_same_rows
-
-
-class Jobs(http.server.BaseHTTPRequestHandler):
-    """What the Hub answers to who submits Jobs: they are accepted, and have ended when they are asked for."""
-
-    submitted: list[dict] = []
-
-    def do_POST(self):
-        self.submitted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-        self.answer("RUNNING")
-
-    def do_GET(self):
-        self.answer("COMPLETED")
-
-    def answer(self, stage):
-        name = {"id": "1", "name": "me"}
-        body = {
-            "id": "job",
-            "createdAt": "2026-01-01T00:00:00.000Z",
-            "status": {"stage": stage},
-            "owner": name,
-            **name,
-        }
-        data = json.dumps(body).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *args):
-        pass
+    assert_same(reference, doubles=True)  # what the process that was left behind had under way
 
 
 def test_jobs(run, reference, capfd, tmp_path, monkeypatch):
@@ -238,6 +208,21 @@ def test_jobs(run, reference, capfd, tmp_path, monkeypatch):
     said = json.loads(out[out.index("{") :])
     assert said["jobs"] == 2 and said["flavor"] == "a100-large" and said["timeout"] == "2h"
     assert said["secrets"] == ["HF_TOKEN", "MINE"] and "s3cret" not in out and "hf_secret" not in out
+    # What a Job does: it reads the pickle that it was given, and does the tasks of its number.
+    folder, pickled = (
+        SharedFolder(shared),
+        said["command"][1].removeprefix(f"/{tmp_path.name}/jobs/").partition("jobs/")[2],
+    )
+    for name in ("executor.pik", "executor.json"):
+        content = folder.read(str(Path(pickled).with_name(name)))
+        assert b"s3cret" not in content and b"hf_secret" not in content
+    monkeypatch.chdir("/")
+    for job in range(2):
+        monkeypatch.setenv("DATATROVE_JOB_ARRAY_INDEX", str(job))
+        dill.loads(folder.read(pickled)).run()
+    monkeypatch.chdir(tmp_path)
+    assert run("--shared_dir", shared) == 0 and "shards fetched from memory://" in capfd.readouterr().out
+    assert_same(reference)
 
 
 def test_mistakes(run, capfd, monkeypatch, tmp_path):
@@ -284,6 +269,45 @@ def test_mistakes(run, capfd, monkeypatch, tmp_path):
     assert 'needs datatrove, which is not installed: pip install "craft_trl[executors]"' in capfd.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def bucket():
+    """A bucket of a server that speaks S3, on loopback."""
+    moto = pytest.importorskip("moto.server")
+    boto3, _ = pytest.importorskip("boto3"), pytest.importorskip("s3fs")
+    server = moto.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "testing")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        boto3.client("s3").create_bucket(Bucket="craft")
+        yield "s3://craft"
+    server.stop()
+
+
+def test_s3(run, reference, capfd, bucket):
+    """Two processes that share nothing but a bucket; one is killed."""
+
+    def kill():
+        multiprocessing.active_children()[0].kill()
+
+    def watch():
+        while not SharedFolder(f"{bucket}/pool").names("shard-*.parquet"):
+            time.sleep(0.1)
+        kill()
+
+    threading.Thread(target=watch, daemon=True).start()
+    assert run("--executor", "local", "--shared_dir", "s3://nobody/pool") == 2
+    assert capfd.readouterr().err.startswith("craft: error: Cannot write to s3://nobody/pool: ")
+    tasks = ["--executor", "local", "--tasks", "2", "--shared_dir", f"{bucket}/pool"]
+    with pytest.raises(SystemExit, match="^1$"):
+        run(*tasks, "--workers", "2")
+    assert run(*tasks) == 0
+    assert_same(reference)
+
+
 def evaluation(tiny, output_dir, *said):
     return main([
         "evaluate", "--models", f"base={tiny / 'pipeline'}", "--templates", "{prompt}, sharp",
@@ -303,7 +327,11 @@ def test_evaluate(tiny, tmp_path, capfd):
     assert capfd.readouterr().out.endswith("[evaluate] task 1 of 2 is done\n")
     assert evaluation(tiny, "tasks", "--executor", "local", "--tasks", "2", "--shared_dir", shared) == 0
     out = capfd.readouterr().out
-    assert "1 of 2 tasks by the executor local" in out and out.count("Verdict: ") == 1 and "task 0 of 2 is done" in out
+    assert (
+        "1 of 2 tasks are to be done by the executor local" in out
+        and out.count("Verdict: ") == 1
+        and "task 0 of 2 is done" in out
+    )
     rows = [json.loads(Path(name, "results.json").read_text()) for name in ("whole", "tasks")]
     assert rows[0] == rows[1]
     tables = [pq.read_table(Path(name, "scores.parquet")) for name in ("whole", "tasks")]
