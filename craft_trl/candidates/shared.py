@@ -129,7 +129,7 @@ class SharedPool(CandidatePool):
 
     def _open(self, shard: PurePosixPath) -> BinaryIO:
         with self.shared.reached():
-            return self.shared.files.open(str(shard), "rb")
+            return self.shared.files.open(str(shard), "rb", block_size=1 << 16)  # of its megabytes few are read
 
     def _bytes(self, shard: PurePosixPath) -> bytes:
         with self.shared.reached():
