@@ -91,18 +91,18 @@ def when_drawn(action) -> None:
 def test_one_of_two_workers_is_killed(run, reference, capfd):
     when_drawn(lambda: multiprocessing.active_children()[0].kill())
     with pytest.raises(SystemExit, match="^1$"):
-        run("--executor", "local", "--tasks", "3", "--workers", "2")
+        run("--executor", "local", "--tasks", "2", "--workers", "2")
     said = capfd.readouterr().out
     done, rows = marks(), len(CandidatePool("run/pool", NAMES))
-    assert len(done) < 3 and f"{3 - len(done)} of 3 tasks are left" in said and "run the same command again" in said
+    assert len(done) < 2 and f"{2 - len(done)} of 2 tasks are left" in said and "run the same command again" in said
     assert said.count(" ended by signal 9\n") == 1
     before = {path.name: path.stat().st_mtime_ns for path in Path("run/pool").glob("shard-*.parquet")}
-    assert run("--executor", "local", "--tasks", "3") == 0
+    assert run("--executor", "local", "--tasks", "2") == 0
     said = capfd.readouterr().out
-    assert f"{3 - len(done)} of 3 tasks are to be done by the executor local" in said
-    assert said.count("images made and scored\n") == 3 - len(done)  # each of the tasks that were left, and no other
+    assert f"{2 - len(done)} of 2 tasks are to be done by the executor local" in said
+    assert said.count("images made and scored\n") == 2 - len(done)  # each of the tasks that were left, and no other
     assert f"{len(CandidatePool('run/pool', NAMES)) - rows} images made and scored, " in said
-    assert marks().items() >= done.items() and len(marks()) == 3
+    assert marks().items() >= done.items() and len(marks()) == 2
     assert before.items() <= {p.name: p.stat().st_mtime_ns for p in Path("run/pool").glob("shard-*.parquet")}.items()
     assert_same(reference)
     # Without an executor there is nothing left to do either.
@@ -154,25 +154,32 @@ def test_slurm(run, reference, capfd, monkeypatch):
         "partition=gpu",
         "time=12:00:00",
     ]
-    slurm += ["tasks_per_job=2", "cpus_per_task=4", 'sbatch_args={"account": "me"}']
+    slurm += ["cpus_per_task=4", 'sbatch_args={"account": "me"}', "--shared_dir", "nas"]
     assert run(*slurm, "--dry_run", "true") == 0
     script = capfd.readouterr().out
-    for line in ("partition=gpu", "time=12:00:00", "gpus=1", "cpus-per-task=4", "account=me", "array=0-0%1"):
+    for line in ("partition=gpu", "time=12:00:00", "gpus=1", "cpus-per-task=4", "account=me", "array=0-1%1"):
         assert f"#SBATCH --{line}\n" in script, line
-    assert not list(Path("run/pool").glob("shard-*"))
+    assert not list(Path("nas").glob("shard-*"))
+    # Half a cluster is gone: the same command submits what it has left, once the job has ended.
+    Path("half-a-cluster").touch()
     assert run(*slurm) == 0
-    assert_same(reference)
-    # While a job is at work nothing is submitted a second time.
-    for path in sorted(Path("run/pool").glob("shard-*"))[:2]:
-        path.unlink()
+    assert capfd.readouterr().out.endswith("at the end to go on from here.\n")
+    made = len(CandidatePool("run/pool", NAMES))
+    assert 0 < made < len(CandidatePool(reference[0] / "pool", NAMES))
+    Path("half-a-cluster").unlink()
     Path("job-7-is-at-work").touch()
-    capfd.readouterr()
     assert run(*slurm) == 0
-    assert "[generate] job 7 is at work. To submit what it leaves" in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert "1 of 2 tasks are to be done" in said and "[generate] job 7 is at work. To submit what it leaves" in said
+    assert len(CandidatePool("run/pool", NAMES)) == made
     Path("job-7-is-at-work").unlink()
+    path = os.environ["PATH"]
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     assert run(*slurm) == 2
     assert "Slurm did not take the job: " in capfd.readouterr().err
+    monkeypatch.setenv("PATH", path)
+    assert run(*slurm) == 0
+    assert_same(reference)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray")
@@ -288,23 +295,14 @@ def bucket():
 
 
 def test_s3(run, reference, capfd, bucket):
-    """Two processes that share nothing but a bucket; one is killed."""
-
-    def kill():
-        multiprocessing.active_children()[0].kill()
-
-    def watch():
-        while not SharedFolder(f"{bucket}/pool").names("shard-*.parquet"):
-            time.sleep(0.1)
-        kill()
-
-    threading.Thread(target=watch, daemon=True).start()
+    """Two processes that share nothing but a bucket."""
     assert run("--executor", "local", "--shared_dir", "s3://nobody/pool") == 2
     assert capfd.readouterr().err.startswith("craft: error: Cannot write to s3://nobody/pool: ")
-    tasks = ["--executor", "local", "--tasks", "2", "--shared_dir", f"{bucket}/pool"]
-    with pytest.raises(SystemExit, match="^1$"):
-        run(*tasks, "--workers", "2")
-    assert run(*tasks) == 0
+    shared = ["--shared_dir", f"{bucket}/pool"]
+    assert run("--executor", "local", "--tasks", "2", "--workers", "2", *shared) == 0
+    assert_same(reference)
+    shutil.rmtree("run/pool")
+    assert run(*shared) == 0 and " shards fetched from s3://craft/pool" in capfd.readouterr().out
     assert_same(reference)
 
 

@@ -22,6 +22,7 @@ the code that depends on it.
 import inspect
 import subprocess
 import sys
+import time
 import types
 
 import diffusers
@@ -232,3 +233,30 @@ same = trainer_utils.is_peft_available is import_utils.is_peft_available
 print(before, plain, after, trainer_utils._is_peft_model(adapted), same)
 """
     assert _run(code) == "False False True True True"
+
+
+def test_datatrove_waits_for_ever_for_a_process_that_was_killed(tmp_path):
+    """`craft_trl.scripts.engines.Here`, which has no pool, and `craft_trl.scripts.tasks.Task.in_child`, under Ray's."""
+    pytest.importorskip("datatrove")
+    code = (
+        "import os, sys\n"
+        "from datatrove.executor import LocalPipelineExecutor\n"
+        "def step(data, rank, world_size):\n"
+        "    open(f'{sys.argv[1]}/begun-{rank}', 'w').close()\n"
+        "    os.kill(os.getpid(), 9)\n"
+        "if __name__ == '__main__':\n"
+        "    LocalPipelineExecutor([step], tasks=1, workers=2, logging_dir=sys.argv[1], start_method='fork').run()\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "begun-0").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(2)
+    finally:
+        process.kill()
+        process.wait()
+    from datatrove.executor.ray import RankWorker
+
+    assert "with multiprocess.pool.Pool(processes=len(ranks)) as pool" in inspect.getsource(RankWorker.run_for_rank)
