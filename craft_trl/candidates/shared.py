@@ -158,8 +158,14 @@ def fetch(url: str, folder: Path) -> int:
     missing = [name for name in shared.names("shard-*.parquet") if not (folder / name).exists()]
     for name in progress_bar(missing, desc="Shards fetched", disable=not missing):
         if (data := shared.read(name)) is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / name, data)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                write_atomically(folder / name, data)
+            except OSError as error:
+                raise UsageError(
+                    f"Cannot write {folder / name}: {error.strerror}. Nothing is lost: make room, then run the same command "
+                    "again."
+                ) from error
     return len(missing)
 
 

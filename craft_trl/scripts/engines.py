@@ -19,6 +19,7 @@ import inspect
 import io
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -154,7 +155,7 @@ def make(work: ExecutorArguments, options: dict[str, Any], step: Task, logs: str
     if work.executor in ("slurm", "jobs"):
         arguments.setdefault("job_name", f"craft-{step.script}-{Path(logs).name}")
     if work.executor == "slurm" and not {"env_command", "condaenv", "venv_path"} & set(options):
-        arguments["env_command"] = f"export PATH={Path(sys.executable).parent}:$PATH"
+        arguments["env_command"] = f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
     cls = Dry if work.executor == "jobs" and work.dry_run else EXECUTORS[work.executor]
     try:
         return cls([step], tasks=work.tasks, workers=work.workers or -1, logging_dir=logs, **arguments)
@@ -258,7 +259,8 @@ def launch_tasks(
     step = Task.of(script, parsed, work)
     executor = make(work, options, step, logs if folder.path is None else str(Path(logs).absolute()))
     left = unfinished()
-    mark(executor, left)
+    with folder.reached():
+        mark(executor, left)
     if left:
         say(
             f"[{script}] {len(left)} of {work.tasks} tasks are to be done by the executor {work.executor}; logs in {logs}"

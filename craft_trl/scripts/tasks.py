@@ -20,6 +20,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -84,15 +85,18 @@ class Task:
         `RayPipelineExecutor` notices both.
         """
         parent = os.getppid()
-        child = subprocess.Popen([sys.executable, "-m", __spec__.name], stdin=subprocess.PIPE)
-        with contextlib.suppress(BrokenPipeError), child.stdin:
-            pickle.dump((self, rank), child.stdin)
-        while child.poll() is None:
-            if os.getppid() != parent:
-                child.terminate()
-            time.sleep(0.2)
-        if child.returncode:
-            raise RuntimeError(f"Task {rank} ended with exit code {child.returncode}.")
+        with tempfile.TemporaryFile() as errors:
+            child = subprocess.Popen([sys.executable, "-m", __spec__.name], stdin=subprocess.PIPE, stderr=errors)
+            with contextlib.suppress(BrokenPipeError), child.stdin:
+                pickle.dump((self, rank), child.stdin)
+            while child.poll() is None:
+                if os.getppid() != parent:
+                    child.terminate()
+                time.sleep(0.2)
+            if child.returncode:
+                errors.seek(0)
+                said = errors.read()[-2000:].decode(errors="replace")
+                raise RuntimeError(f"Task {rank} ended with exit code {child.returncode}. It said:\n{said}")
 
 
 def main() -> None:

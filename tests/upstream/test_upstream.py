@@ -20,6 +20,8 @@ the code that depends on it.
 """
 
 import inspect
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -247,7 +249,8 @@ def test_datatrove_waits_for_ever_for_a_process_that_was_killed(tmp_path):
         "if __name__ == '__main__':\n"
         "    LocalPipelineExecutor([step], tasks=1, workers=2, logging_dir=sys.argv[1], start_method='fork').run()\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         deadline = time.monotonic() + 60
         while not (tmp_path / "begun-0").exists() and time.monotonic() < deadline:
@@ -255,7 +258,7 @@ def test_datatrove_waits_for_ever_for_a_process_that_was_killed(tmp_path):
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(2)
     finally:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)  # with the processes that it would leave behind
         process.wait()
     from datatrove.executor.ray import RankWorker
 
