@@ -255,9 +255,10 @@ def launch_tasks(
         `bool`: whether all is done.
     """
     options = make_options(work)
-    logs = folder / f"tasks/{work.tasks}-{identity[:8]}"
+    notes = f"tasks/{work.tasks}-{identity[:8]}"
+    logs = folder / notes if folder.path is None else str(folder.path / notes)
     step = Task.of(script, parsed, work)
-    executor = make(work, options, step, logs if folder.path is None else str(Path(logs).absolute()))
+    executor = make(work, options, step, logs)
     left = unfinished()
     with folder.reached():
         mark(executor, left)
