@@ -293,10 +293,11 @@ def launch_tasks(
     return not left
 
 
-def mark(executor: "PipelineExecutor", left: set[int]) -> None:
+def mark(executor: PipelineExecutor, left: set[int]) -> None:
     """Let datatrove's marks of completion say what the images say: a task with a mark is not started."""
-    for rank in range(executor.world_size):
-        if executor.is_rank_completed(rank) and rank in left:
-            executor.logging_dir.rm_file(f"completions/{rank:05d}")
-        elif rank not in left and not executor.is_rank_completed(rank):
-            executor.mark_rank_as_completed(rank)
+    executor.logging_dir.fs.invalidate_cache()
+    unmarked = set(executor.get_incomplete_ranks())
+    for rank in left - unmarked:
+        executor.logging_dir.rm_file(f"completions/{rank:05d}")
+    for rank in unmarked - left:
+        executor.mark_rank_as_completed(rank)

@@ -77,6 +77,9 @@ class Task:
         os.environ.update(self.environment)
         parsed = [as_task(part, rank) if isinstance(part, ExecutorArguments) else part for part in self.parsed]
         importlib.import_module(f".{self.script}", __package__).main(*parsed)
+        from ..devices import release_memory  # here: it imports PyTorch
+
+        release_memory()  # for the next one
 
     def in_child(self, rank: int) -> None:
         """
