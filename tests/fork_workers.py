@@ -28,7 +28,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from craft_trl.candidates.drawing import generate_candidates
-from craft_trl.candidates.pool import CandidatePool
+from craft_trl.candidates.pool import CLAIMS, CandidatePool
 
 from .helpers import REWARDS, SCORERS, Draw, groups_of
 
@@ -45,14 +45,16 @@ class SlowDraw(Draw):
         return super().__call__(prompts, seeds)
 
 
-def start(folder: Path) -> int:
-    """A worker, as its process id."""
+def start(folder: Path, task: tuple[int, int] | None = None) -> int:
+    """A worker, or one of so many tasks, as its process id."""
     pid = os.fork()
     if pid:
         return pid
     try:
         pool = CandidatePool(folder, REWARDS)
-        generate_candidates(pool, GROUPS, SlowDraw(), SCORERS, 3, list(REWARDS), draw_ahead=True, show_progress=False)
+        generate_candidates(
+            pool, GROUPS, SlowDraw(), SCORERS, 3, list(REWARDS), draw_ahead=True, show_progress=False, task=task
+        )
         os._exit(0)
     finally:
         os._exit(1)
@@ -105,6 +107,19 @@ def main() -> None:
     for name in names:
         wait(start(folder / name), start(folder / name))
 
+    # Tasks, which know their groups beforehand: one of two is killed at random moments and done again.
+    tasks = [start(folder / "tasks", (number, 2)) for number in range(2)]
+    for _ in range(5):
+        wanted = shards(folder / "tasks") + 1 + chance.randrange(3)
+        while shards(folder / "tasks") < wanted:
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0, 0.03))
+        os.kill(tasks[0], signal.SIGKILL)
+        wait(tasks[0])
+        tasks[0] = start(folder / "tasks", (0, 2))
+    codes["tasks"] = wait(*tasks)
+    locked = (folder / "tasks" / CLAIMS).exists()
+
     # The work of a dead worker is done by the other one before it ends.
     first, second = start(folder / "taken over"), start(folder / "taken over")
     while not shards(folder / "taken over"):
@@ -123,4 +138,15 @@ def main() -> None:
 
     reference = CandidatePool(folder / "one", REWARDS)
     pools = {path.name: describe(path, reference) for path in sorted(folder.iterdir()) if path.is_dir()}
-    print(json.dumps({"codes": codes, "pools": pools, "seen": seen, "rows": len(reference), "rows_beside": rows}))
+    print(
+        json.dumps(
+            {
+                "codes": codes,
+                "pools": pools,
+                "seen": seen,
+                "rows": len(reference),
+                "rows_beside": rows,
+                "tasks_lock": locked,
+            }
+        )
+    )

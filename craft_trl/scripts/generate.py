@@ -134,6 +134,7 @@ def main(
             if args.executor is not None:
                 if not draw_in_tasks(config, args, stage, groups, pool):
                     return unfinished(pool, groups, config)
+                remove_leftovers(stage.folder)  # no task is at work any more
             elif config.num_processes == 1:
                 draw(config, groups, pool, show_progress=is_main_process())
             else:

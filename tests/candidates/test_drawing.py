@@ -285,6 +285,31 @@ class TestGenerateCandidates:
         generate_candidates(everything, groups, draw := Draw(), SCORERS, batch, REWARDS, target)
         assert not draw.batches
 
+    @pytest.mark.parametrize("target", [None, 4])
+    @pytest.mark.parametrize("tasks", [1, 2, 3, 5, 40])
+    def test_tasks(self, tmp_path, tasks, target):
+        """They make the rows that one process makes, each once; with a target, all that count."""
+        names, scorers = ["hpsv2"], {"hpsv2": SCORERS["hpsv2"]}  # by one reward alone a quarter passes
+        groups, one = groups_of(30, 3), CandidatePool(tmp_path / "one", names)
+        scorers = {name: reward(name, 4) for name in names}  # so that some groups pass
+        generate_candidates(one, groups, Draw(), scorers, 4, names, target)
+        made = {}
+        for task in reversed(range(tasks)):
+            pool = CandidatePool(tmp_path / "tasks", names)
+            before, draw = set(pool.scores), Draw()
+            generate_candidates(pool, groups, draw, scorers, 4, names, target, task=(task, tasks))
+            mine = {key for group in groups[task::tasks] for key in group.keys}
+            made[task] = set(CandidatePool(tmp_path / "tasks", names).scores) - before
+            assert made[task] <= mine and sum(draw.batches) == len(made[task])
+        pool = CandidatePool(tmp_path / "tasks", names)
+        if target is None:
+            assert pool.scores.keys() == one.scores.keys()
+        counted = up_to_target(pool, groups, names, target)
+        assert counted == up_to_target(one, groups, names, target) and (target is None or len(counted) < 30)
+        assert not any(needed(pool, group, names) for group in counted)
+        assert all((pool.scores[key] == one.scores[key]).all() for key in pool.scores.keys() & one.scores.keys())
+        assert not (tmp_path / "tasks" / "claims.lock").exists()
+
     def test_target_without_rejection(self, tmp_path):
         with pytest.raises(ValueError, match="target_groups counts the groups that pass"):
             generate_candidates(CandidatePool(tmp_path, REWARDS), [], Draw(), SCORERS, target_groups=1)

@@ -70,6 +70,7 @@ def assert_same(reference, folder="run/pool", doubles=False):
     rows = sum(pq.read_metadata(path).num_rows for path in Path(folder).glob("shard-*.parquet"))
     assert rows == len(one) or doubles and rows > len(one)
     assert json.loads((Path(folder) / "stage.json").read_text())["finished"]
+    assert not list(Path(folder).glob(".*"))
 
 
 def marks() -> dict[str, int]:

@@ -43,6 +43,7 @@ def test_killed_at_random_moments(tmp_path):
     assert codes["one"] == [0] and codes["two"] == [0, 0] and codes["three"] == [0, 0, 0]
     assert codes["taken over"] == [-9, 0] and codes["stopped"] == [0]
     assert codes["beside one that stands still"] == [0] and 0 < result["rows_beside"] < result["rows"]
+    assert codes["tasks"] == [0, 0] and not result["tasks_lock"]
     # The kills fell where there was work under way: most of them between the first shard and the last.
     killed = [code for name, pair in codes.items() if name.startswith("moment") for code in pair]
     assert len(result["seen"]) == 20 and killed.count(-9) >= 15 and len(set(result["seen"])) > 5
