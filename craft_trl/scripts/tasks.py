@@ -17,10 +17,10 @@
 import contextlib
 import importlib
 import os
-import pickle
-import subprocess
+import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from ..candidates.executors import ExecutorArguments, as_task
-from ..errors import exit_code
 from ..parser import ENVIRONMENT
+from .launch import run_in_processes
 
 
 @dataclass(repr=False)
@@ -88,25 +88,22 @@ class Task:
         `RayPipelineExecutor` notices both.
         """
         parent = os.getppid()
-        with tempfile.TemporaryFile() as errors:
-            child = subprocess.Popen([sys.executable, "-m", __spec__.name], stdin=subprocess.PIPE, stderr=errors)
-            with contextlib.suppress(BrokenPipeError), child.stdin:
-                pickle.dump((self, rank), child.stdin)
-            while child.poll() is None:
-                if os.getppid() != parent:
-                    child.terminate()
+
+        def end_with_actor() -> None:
+            while os.getppid() == parent:
                 time.sleep(0.2)
-            if child.returncode:
+            os.kill(os.getpid(), signal.SIGKILL)  # which the process that draws notices, and ends in order
+
+        threading.Thread(target=end_with_actor, daemon=True).start()
+        before = os.dup(2)
+        with tempfile.TemporaryFile() as errors:
+            os.dup2(errors.fileno(), 2)
+            try:
+                failed = run_in_processes(self.work, [(rank,)])
+            finally:
+                os.dup2(before, 2)
+                os.close(before)
+            if failed:
                 errors.seek(0)
                 said = errors.read()[-2000:].decode(errors="replace")
-                raise RuntimeError(f"Task {rank} ended with exit code {child.returncode}. It said:\n{said}")
-
-
-def main() -> None:
-    """The child of a task, which is on its standard input."""
-    task, rank = pickle.load(sys.stdin.buffer)
-    raise SystemExit(exit_code(lambda: task.work(rank)))
-
-
-if __name__ == "__main__":
-    main()
+                raise RuntimeError(f"Task {rank} ended with exit code {failed[0]}. It said:\n{said}")
