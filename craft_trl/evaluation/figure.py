@@ -199,7 +199,7 @@ def _panel(results: Mapping, kind: str, offset: float, width: float) -> str:
                 (x, y), edge_y = at(whole), at({score: whole[score], kind: whole[kind] / row["kept"]})[1]
                 drops.append(f'<line class="drop" x1="{x:.1f}" x2="{x:.1f}" y1="{y:.1f}" y2="{edge_y:.1f}"/>')
         elif way == "best of k":
-            labels.put(*at(line[len(line) // 2]), ["best of k images"], style, "ne e")
+            labels.put(*at(line[len(line) // 2]), ["best of k images"], style, "ne e n se s w sw nw")
             for point in line[1:]:
                 labels.put(*at(point), [point["label"]], style, "sw n ne e s")
         elif way == "guidance":

@@ -272,11 +272,10 @@ def in_words(results: Mapping, names: Sequence[str]) -> list[str]:
     said = []
     for row in results["kept"]:
         if row["name"] in names and row["score"] == results["score"] and row["variety"] == results["variety"][0]:
-            at = f"the best of {row['best_of']:.1f}" if not row["beyond"] else f"even the best of {row['best_of']:.0f}"
-            least = "at least " if row["beyond"] else ""
-            less = ", which gains less" if row["beyond"] else ", which gains as much"
+            least, k = ("at least ", f"{row['best_of']:.0f}") if row["beyond"] else ("", f"{row['best_of']:.1f}")
+            end = "and gains more" if row["beyond"] else "at the same gain"
             said.append(
-                f"{row['name']} keeps {least}{row['kept']:.0%} [{row['ci_low']:.0%}, {row['ci_high']:.0%}] of the variety of {at} "
-                f"images of the base{less}."
+                f"{row['name']} keeps {least}{row['kept']:.0%} [{row['ci_low']:.0%}, {row['ci_high']:.0%}] of the variety of the "
+                f"best of {k} images of the base, {end}."
             )
     return said
