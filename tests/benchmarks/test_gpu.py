@@ -46,7 +46,7 @@ def cells(page: str) -> list[list[str]]:
 def test_every_part(tmp_path):
     module, page, folder = gpu(), tmp_path / "RESULTS.md", tmp_path / "out"
     page.write_text(f"Before\n{module.BEGIN}\nold\n{module.END}\nAfter\n")
-    options = ["--tiny", "--minutes", "5", "--output", folder, "--results", page]
+    options = ["--tiny", "--minutes", "30", "--output", folder, "--results", page]
     said = Program(measure, *options, "--only", "train_sd15").finish()
     assert "train_sd15: " in said and "== rewards" not in said
     first = (folder / "train_sd15.json").read_bytes()
