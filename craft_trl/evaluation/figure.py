@@ -226,4 +226,4 @@ def nice_ticks(low: float, high: float) -> list[float]:
     """Four to eight round numbers in a range."""
     raw = (high - low) / 6
     step = next(s for s in (10 ** np.floor(np.log10(raw)) * np.array([1, 2, 2.5, 5, 10])) if s >= raw * 0.999)
-    return [round(float(value), 10) for value in np.arange(np.ceil(low / step) * step, high, step)]
+    return [round(float(value), 10) + 0.0 for value in np.arange(np.ceil(low / step) * step, high, step)]

@@ -122,6 +122,7 @@ def kept_variety(
     variety: np.ndarray,
     curve_gains: np.ndarray,
     curve_varieties: np.ndarray,
+    base_variety: np.ndarray | None = None,
     num_bootstrap: int = 2000,
     seed: int = 0,
 ) -> dict[str, float | bool]:
@@ -133,6 +134,9 @@ def kept_variety(
             What the model gains on each prompt, and how varied its images of it are.
         curve_gains, curve_varieties (`np.ndarray` of shape `(K, P)`):
             The same of the best of 1 to K.
+        base_variety (`np.ndarray` of shape `(P,)`, *optional*):
+            How varied the base's images of the model's noise are. Both sides are then shares of the base's on noise of their
+            own, so that noise by which all models are more varied counts for none.
         num_bootstrap (`int`, *optional*, defaults to `2000`):
             Number of resamples of the prompts, each of which moves the curve too.
         seed (`int`, *optional*, defaults to `0`):
@@ -143,15 +147,19 @@ def kept_variety(
         gains as much, between two where it lies between them; and `beyond`, whether no k of the curve does. Then `best_of` is the
         last one, whose variety more choice would only lower, and `kept` is a lower bound.
     """
-    arrays = [np.asarray(array, dtype=np.float64) for array in (gain, variety, curve_gains, curve_varieties)]
+    base_variety = curve_varieties[0] if base_variety is None else base_variety
+    given = (gain, variety, base_variety, curve_gains, curve_varieties)
+    arrays = [np.asarray(array, dtype=np.float64) for array in given]
     num_prompts = len(arrays[0])
     rng = np.random.default_rng(seed)
 
     def shares(weights: np.ndarray) -> tuple[np.ndarray, ...]:
         """Of weights of the prompts, shape `(B, P)`."""
-        mean_gain, mean_variety, gains, varieties = (weights @ array.T for array in arrays)
+        mean_gain, mean_variety, mean_base, gains, varieties = (weights @ array.T for array in arrays)
         at, position, beyond = variety_at(mean_gain, gains, varieties)
-        return np.divide(mean_variety, at, out=np.ones_like(at), where=at > 0), position, beyond
+        at = at * mean_base  # over that of any image, below: nothing where there is none to keep
+        ours = mean_variety * varieties[:, 0]
+        return np.divide(ours, at, out=np.ones_like(at), where=at > 0), position, beyond
 
     (kept,), (position,), (beyond,) = shares(np.full((1, num_prompts), 1 / num_prompts))
     resampled = []
@@ -246,16 +254,21 @@ class Frontier:
             | {name: float(array[k].mean()) for name, array in self.curve.items()}
             for k in range(len(next(iter(self.curve.values()))))
         ]
-        kept = []
+        kept, base = [], self.of_arm(next(iter(self.arms)))
         for arm in self.arms:
             own = self.of_arm(arm)
             means = {name: float(values.mean()) for name, values in own.items()}
+            for (
+                kind
+            ) in self.distances:  # as a share of the base's from the same noise, of what any two of the draws differ
+                means[kind] *= points[0][kind] / (float(base[kind].mean()) or 1.0)
             points.append({"way": self.ways[arm], "name": arm, "label": self.labels[arm]} | means)
             if self.ways[arm] == "base":
                 continue
             for score in self.scores:
                 for kind in self.distances:
-                    row = kept_variety(own[score], own[kind], self.curve[score], self.curve[kind], num_bootstrap)
+                    curve = self.curve[score], self.curve[kind]
+                    row = kept_variety(own[score], own[kind], *curve, base[kind], num_bootstrap)
                     kept.append({"name": arm, "way": self.ways[arm], "score": score, "variety": kind} | row)
         return {
             "images": next(iter(self.draws.values())).shape[1],

@@ -125,6 +125,14 @@ class TestKeptVariety:
         nothing = kept_variety(np.full(4, 1.0), np.zeros(4), curve[0], np.zeros((2, 4)), num_bootstrap=20)
         assert nothing["kept"] == 1.0  # of a base that always draws the same there is nothing to keep
 
+    def test_noise_by_which_all_are_more_varied_counts_for_none(self):
+        curve = np.array([[0.0] * 4, [1.0] * 4]), np.array([[1.0] * 4, [0.8] * 4])
+        for luck in (0.7, 1.0, 1.3):
+            base, model = np.array([1.1, 0.9, 0.8, 1.2]) * luck, np.array([0.6, 0.3, 0.5, 0.4]) * luck
+            kept = kept_variety(np.full(4, 0.5), model, *curve, base, num_bootstrap=200)
+            assert kept["kept"] == pytest.approx(0.45 / 0.9)
+            assert kept["ci_low"] < kept["kept"] < kept["ci_high"]
+
     def test_prompts_are_averaged_before_the_ratio(self):
         gains, varieties = np.array([[0.0, 0.0], [2.0, 0.0]]), np.array([[1.0, 0.6], [0.6, 0.6]])
         kept = kept_variety(np.array([1.0, 0.0]), np.array([0.5, 0.2]), gains, varieties, num_bootstrap=20)
@@ -280,7 +288,9 @@ class TestEvaluation:
         points = {point["name"]: point for point in frontier["points"]}
         for row in rows:
             if row["role"] == "diversity":
-                assert points[row["model"]][row["metric"]] == pytest.approx(row["mean"])
+                base = next(r["mean"] for r in rows if r["metric"] == row["metric"])
+                share = points[row["model"]][row["metric"]] / points["best of 1"][row["metric"]]
+                assert share == pytest.approx(row["mean"] / base)
             elif row["delta"] is not None:
                 assert points[row["model"]][row["metric"]] == pytest.approx(row["delta"], abs=1e-6)
         assert points["best of 2"]["aesthetic"] > 0 == points["best of 1"]["aesthetic"]
