@@ -131,7 +131,7 @@ PARTS = [
 ]  # fmt: skip
 
 
-class OutOfTimeError(Exception):
+class OutOfTimeError(BaseException):
     """The time is up, wherever the work was."""
 
 

@@ -47,6 +47,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ
 
 # The files that take longest begin first: one that began last would leave the other workers with nothing to do.
 LONGEST = (
+    "distributed/test_executors.py",
     "distributed/test_same_training.py",
     "trainer/test_trainer.py",
     "distributed/test_generate.py",

@@ -80,7 +80,8 @@ class Training:
             static=profile.static_bytes(trained, frozen)
             + (4 * trained if args.use_ema else 0)
             + copy
-            + tables(meta.denoiser),
+            # In float32 but for DeepSpeed, which rounds them with the weights.
+            + tables(meta.denoiser) * (1 if profile.zero_stage or profile.dtype == "float32" else 2),
         )
 
     def memory(self, beside: float = 0.0) -> float:

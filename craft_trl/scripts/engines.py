@@ -179,7 +179,7 @@ def run(work: ExecutorArguments, executor: PipelineExecutor, options: dict[str, 
     else:
         executor.run()
         if work.executor == "slurm":
-            with executor.logging_dir.open("job_id", "w") as file:
+            with executor.logging_dir.open("job_id", "w", encoding="utf-8") as file:
                 file.write(str(executor.job_id))
 
 
@@ -187,7 +187,8 @@ def at_work(work: ExecutorArguments, executor: PipelineExecutor) -> str | None:
     """The job of Slurm that was submitted before, if it is not at its end."""
     if work.executor != "slurm" or not executor.logging_dir.isfile("job_id"):
         return None
-    job = executor.logging_dir.read_text("job_id")
+    with executor.logging_dir.open("job_id", "r", encoding="utf-8") as file:
+        job = file.read()
     found = subprocess.run(["squeue", "-h", "-j", job], capture_output=True, text=True, check=False)
     return job if found.stdout else None  # of one that is long gone it says so on the other stream
 

@@ -18,6 +18,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from ..devices import process_state
 from ..errors import UsageError
 
 
@@ -70,10 +71,9 @@ def shard_on_cpu() -> None:
 
     Of these it (1.15) makes plain data parallelism without a word. To be deleted when `AcceleratorState` takes MULTI_CPU for FSDP.
     """
-    from accelerate import PartialState
     from accelerate.utils import DistributedType
 
-    state = PartialState()
+    state = process_state()
     if uses_fsdp() and state.distributed_type is DistributedType.MULTI_CPU:
         state.distributed_type = DistributedType.MULTI_GPU  # it makes FSDP of it
 

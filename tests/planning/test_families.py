@@ -26,7 +26,7 @@ from craft_trl.cli.main import main
 from craft_trl.planning.gpus import find_gpu
 from craft_trl.planning.images import Counts
 from craft_trl.planning.memory import Profile
-from craft_trl.planning.operations import MetaPipeline
+from craft_trl.planning.operations import MetaPipeline, tables
 from craft_trl.planning.planner import Planner
 from craft_trl.planning.recipes import RunRecipes
 from craft_trl.trainer.precision import encoding_dtypes
@@ -147,7 +147,8 @@ def test_memory_and_disk_by_hand(planned):
     encoded = plan.kept_images * plan.latent_bytes + (plan.kept_groups + 1) * plan.prompt_bytes
     assert plan._training_disk() == plan.model_bytes + plan.num_saves * plan.checkpoint_bytes + encoded
     activations = plan.training.micro_batch * plan.training.activations
-    static = 18 * plan.trained_parameters + 2 * untrained
+    static = 18 * plan.trained_parameters + 2 * untrained + tables(meta.denoiser)
+    assert tables(meta.denoiser) > 0  # of positions
     assert plan.training_memory == max(static + activations, plan.encode_memory)
 
 
