@@ -28,7 +28,7 @@ import datasets
 import numpy as np
 from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets
 
-from ..candidates.config import FilterConfig
+from ..candidates.filter_config import FilterConfig
 from ..candidates.groups import Group
 from ..candidates.pool import CandidatePool, Key
 from ..conditions import split_conditions

@@ -22,7 +22,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..candidates.config import FilterConfig
+from ..candidates.filter_config import FilterConfig
 from ..candidates.groups import Group
 from ..candidates.pool import CandidatePool, Key
 from ..errors import NothingToDoError, UsageError

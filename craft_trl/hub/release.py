@@ -30,7 +30,7 @@ from datasets import load_from_disk
 from diffusers.utils import make_image_grid
 from PIL import Image
 
-from ..candidates.config import FilterConfig
+from ..candidates.filter_config import FilterConfig
 from ..candidates.groups import Group, load_groups
 from ..candidates.pool import CandidatePool, Key
 from ..conditions import split_conditions

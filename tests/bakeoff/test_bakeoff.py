@@ -36,7 +36,7 @@ from craft_trl.bakeoff.arms import (
     two_way_p,
     verdict,
 )
-from craft_trl.candidates.config import FilterConfig
+from craft_trl.candidates.filter_config import FilterConfig
 from craft_trl.candidates.groups import make_groups
 from craft_trl.candidates.pool import CandidatePool
 from craft_trl.cli.main import main

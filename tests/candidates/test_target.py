@@ -22,8 +22,8 @@ import pytest
 import yaml
 from datasets import load_from_disk
 
-from craft_trl.candidates.config import FilterConfig
 from craft_trl.candidates.drawing import generate_candidates
+from craft_trl.candidates.filter_config import FilterConfig
 from craft_trl.candidates.groups import save_groups
 from craft_trl.candidates.pool import CandidatePool
 from craft_trl.candidates.rejection import needed, up_to_target

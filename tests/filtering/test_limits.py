@@ -13,8 +13,8 @@
 # limitations under the License.
 
 
-from craft_trl.candidates.config import FilterConfig
 from craft_trl.candidates.drawing import generate_candidates
+from craft_trl.candidates.filter_config import FilterConfig
 from craft_trl.candidates.pool import CandidatePool
 from craft_trl.candidates.rejection import needed, passes
 from craft_trl.filtering.dataset import build_pairs

@@ -22,8 +22,8 @@ import numpy as np
 import pytest
 
 from craft_trl.bakeoff.arms import METHODS, Material, make_seed_groups
-from craft_trl.candidates.config import FilterConfig
 from craft_trl.candidates.drawing import fill_pool, generate_candidates
+from craft_trl.candidates.filter_config import FilterConfig
 from craft_trl.candidates.pool import CandidatePool
 from craft_trl.candidates.rejection import needed, passes
 from craft_trl.errors import UsageError

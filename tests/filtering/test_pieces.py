@@ -21,7 +21,7 @@ from datasets import load_dataset, load_from_disk
 from PIL import Image
 
 from craft_trl.bakeoff.arms import METHODS, Material, make_seed_groups
-from craft_trl.candidates.config import FilterConfig
+from craft_trl.candidates.filter_config import FilterConfig
 from craft_trl.candidates.groups import make_groups
 from craft_trl.candidates.pool import CandidatePool
 from craft_trl.errors import UsageError

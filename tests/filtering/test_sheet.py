@@ -390,7 +390,7 @@ class TestPage:
             images * 1000,
             {n: np.tile(v, 1000) for n, v in scores.items()},
         )
-        from craft_trl.candidates.config import FilterConfig
+        from craft_trl.candidates.filter_config import FilterConfig
         from craft_trl.filtering.sheet import write_sheet
 
         assert write_sheet(tmp_path / "s.html", groups, pool, FilterConfig())["images"] == 2000

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from craft_trl.candidates.config import FilterConfig
+from craft_trl.candidates.filter_config import FilterConfig
 from craft_trl.candidates.groups import make_groups
 from craft_trl.candidates.pool import CandidatePool
 from craft_trl.errors import NothingToDoError, UsageError

@@ -32,7 +32,7 @@ from huggingface_hub import DatasetCard, ModelCard
 from PIL import Image
 
 from craft_trl import CraftTrainer
-from craft_trl.candidates.config import FilterConfig
+from craft_trl.candidates.filter_config import FilterConfig
 from craft_trl.candidates.groups import make_groups
 from craft_trl.candidates.pool import CandidatePool
 from craft_trl.cli.main import main

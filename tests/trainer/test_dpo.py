@@ -27,7 +27,7 @@ from peft import LoraConfig
 from PIL import Image
 
 from craft_trl import DiffusionDPOConfig, DiffusionDPOTrainer
-from craft_trl.candidates.config import FilterConfig
+from craft_trl.candidates.filter_config import FilterConfig
 from craft_trl.candidates.groups import make_groups
 from craft_trl.candidates.pool import CandidatePool
 from craft_trl.errors import NothingToDoError, UsageError
