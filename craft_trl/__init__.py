@@ -37,7 +37,7 @@ _EXPORTS = {
     "EvaluationConfig": "evaluation.config",
     "ExpansionConfig": "expansion.config",
     "Family": "families.family",
-    "FilterConfig": "candidates.config",
+    "FilterConfig": "candidates.filter_config",
     "FlowNoise": "noise",
     "Group": "candidates.groups",
     "HPSv2": "rewards.hpsv2",
