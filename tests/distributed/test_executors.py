@@ -184,8 +184,9 @@ def test_slurm(run, reference, capfd, monkeypatch):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray")
-def test_ray_worker_is_killed(run, reference):
+def test_ray_worker_is_killed(run, reference, monkeypatch):
     """Ray's own worker, whose task Ray and datatrove start again; the process that was drawing for it ends."""
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")  # it would end workers for what other tests take
     killed = []
 
     def kill():
