@@ -158,6 +158,14 @@ class RunRecipes:
                 f"{self.files['candidates']}: draft_adapter {draft} is what {self.files['train']} writes. It is one that draws in "
                 "few steps, and is not trained."
             )
+        length = self.candidates.max_sequence_length
+        for name, config in (("train", self.training), ("evaluate", self.evaluation)):
+            if config.max_sequence_length != length:
+                raise UsageError(
+                    f"{self.files[name]}: max_sequence_length is {_stated(config.max_sequence_length)}, and in "
+                    f"{self.files['candidates'].name} it is {_stated(length)}: the model must read the same of a prompt in all "
+                    "three recipes."
+                )
         named = [(self.files["candidates"], self.candidates.model_name_or_path, self.candidates.model_revision)]
         named += [(self.files["train"], self.train.model_name_or_path, self.train.model_revision)]
         named += [(self.files["evaluate"], *spec.whole) for spec in self.evaluation.model_specs.values()]
@@ -165,8 +173,8 @@ class RunRecipes:
         for recipe, other, other_revision in named:
             if other == model and other_revision != revision:
                 raise UsageError(
-                    f"{recipe}: model_revision of {model} is {other_revision or 'missing'}, and in {first.name} it is "
-                    f"{revision or 'missing'}: the three recipes must speak of one model."
+                    f"{recipe}: model_revision of {model} is {_stated(other_revision)}, and in {first.name} it is "
+                    f"{_stated(revision)}: the three recipes must speak of one model."
                 )
 
     def _move(self, old: str, new: str) -> None:
@@ -192,6 +200,11 @@ class RunRecipes:
         names = ("models", "run_dir", "output_dir")
         self.evaluation = replace(self.evaluation, **{name: moved(getattr(self.evaluation, name)) for name in names})
         self.judged = moved(self.judged)
+
+
+def _stated(value: object) -> str:
+    """A setting in words."""
+    return "missing" if value is None else str(value)
 
 
 def route(overrides: Sequence[str], parsers: dict[str, CraftParser]) -> tuple[dict[str, list[str]], dict[str, str]]:
