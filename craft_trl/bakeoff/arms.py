@@ -31,7 +31,7 @@ from ..candidates.groups import Group
 from ..candidates.pool import CandidatePool
 from ..errors import NothingToDoError, UsageError
 from ..evaluation.statistics import decide, holm, p_value
-from ..filtering.filter import explain_nothing, filter_candidates, vetoed_itself
+from ..filtering.filter import explain_nothing, filter_candidates, train_rows, vetoed_itself
 
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Material:
         """Images that the recipe's filter keeps, with changes to it; their weight is the advantage."""
         config = FilterConfig(**{name: getattr(self.config, name) for name in FilterConfig.__dataclass_fields__})
         config = replace(config, **changes)
-        rows = [row for row in filter_candidates(self.groups, self.pool, config) if row["keep"]]
+        rows = list(train_rows(filter_candidates(self.groups, self.pool, config), self.pool, config))
         if not rows:
             raise NothingToDoError(explain_nothing(self.groups, self.pool, config))
         return self.dataset(rows)
