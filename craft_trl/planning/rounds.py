@@ -120,7 +120,7 @@ def recipes_of_round(recipes: RunRecipes, number: int) -> RunRecipes:
             "--model_name_or_path", model, "--model_revision", "", "--dataset_name", dataset, "--output_dir", output_dir,
         ],
         evaluate_argv=[*without({*changed}, recipes.evaluate_argv), *argv],
-        push=None if recipes.push is None else replace(recipes.push, model_dir=output_dir, dataset_repo_id=None),
+        push=None if recipes.push is None else replace(recipes.push, model_dir=str(whole_of(recipes, number)), dataset_repo_id=None),
         judged=None,
     )  # fmt: skip
 

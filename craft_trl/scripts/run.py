@@ -25,12 +25,14 @@ craft run recipes/sdxl --train_recipe craft_lora.yaml
 ```
 """
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import NothingToDoError, UsageError
 from ..planning.recipes import RunRecipes
+from ..sources import FACTS
 from ..stages import Stage, check_writable, read_record
 from . import evaluate, expand, generate, push, train
 from . import filter as filter_script
@@ -177,6 +179,8 @@ def merge(recipes: RunRecipes, number: int) -> None:
         merge_adapter(pipeline)
         with quiet_logs():  # diffusers warns of each part that is not there
             pipeline.save_pretrained(temporary, max_shard_size="10GB")
+        facts = json.loads((model_of(recipes, number) / FACTS).read_text(encoding="utf-8"))
+        (temporary / FACTS).write_text(json.dumps(facts | {"lora": None}, indent=2) + "\n", encoding="utf-8")
         for path in temporary.iterdir():
             path.replace(stage.folder / path.name)
         temporary.rmdir()
