@@ -36,7 +36,7 @@ from ..errors import UsageError
 from ..filtering.veto import load_vetoes, veto_mask
 from ..hub.config import PushConfig
 from ..parser import CraftParser
-from ..stages import Stage, fingerprint, read_record
+from ..stages import Stage, fingerprint, move_into, read_record
 from .launch import run_script, run_stage, say
 
 
@@ -109,9 +109,7 @@ def main(config: CandidatesConfig) -> None:
         temporary = stage.folder.with_name(f".{stage.folder.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         train = save_dataset_dict(groups, pool, config, temporary)
-        for path in temporary.iterdir():
-            path.replace(stage.folder / path.name)
-        temporary.rmdir()
+        move_into(temporary, stage.folder)
         kept = [row for row in train if row["keep"]]
         summary = {
             "groups": len(groups),

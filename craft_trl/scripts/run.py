@@ -33,7 +33,7 @@ from pathlib import Path
 from ..errors import NothingToDoError, UsageError
 from ..planning.recipes import RunRecipes
 from ..sources import FACTS
-from ..stages import Stage, check_writable, read_record
+from ..stages import Stage, check_writable, move_into, read_record
 from . import evaluate, expand, generate, push, train
 from . import filter as filter_script
 from .launch import run_stage, say, start
@@ -181,9 +181,7 @@ def merge(recipes: RunRecipes, number: int) -> None:
             pipeline.save_pretrained(temporary, max_shard_size="10GB")
         facts = json.loads((model_of(recipes, number) / FACTS).read_text(encoding="utf-8"))
         (temporary / FACTS).write_text(json.dumps(facts | {"lora": None}, indent=2) + "\n", encoding="utf-8")
-        for path in temporary.iterdir():
-            path.replace(stage.folder / path.name)
-        temporary.rmdir()
+        move_into(temporary, stage.folder)
         return {}
 
     run_stage(stage, work, lambda _: f"{model.source} merged, in {stage.folder}")

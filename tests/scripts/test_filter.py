@@ -14,6 +14,7 @@
 
 """`craft filter` on a stored pool: what it reads, and what it does with a pool that is damaged."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -146,3 +147,16 @@ def test_worse_images_too(pool, capsys, tmp_path):
     assert code == 2 and "train_images" in err and "kept_groups" in err and err.count("\n") == 1
     arguments = ["export-dataset", "--config", "candidates.yaml", "--export_dir", "x", "--train_images", "all"]
     assert main(arguments) == 2 and "train_images all has worse images among them" in capsys.readouterr().err
+
+
+def test_killed_while_it_puts_the_dataset_in_its_place(pool, capsys, tmp_path):
+    """Of the two splits one is there already, and the record says that it is not finished."""
+    assert craft_filter(capsys)[0] == 0
+    dataset = tmp_path / "run" / "dataset"
+    before = {path.name: path.read_bytes() for path in dataset.rglob("*") if path.is_file()}
+    shutil.rmtree(dataset / "candidates")
+    record = json.loads((dataset / "stage.json").read_text())
+    (dataset / "stage.json").write_text(json.dumps(record | {"finished": False, "summary": {}}))
+    code, out, err = craft_filter(capsys)
+    assert code == 0 and "1 of 16 images kept" in out, err
+    assert {path.name: path.read_bytes() for path in dataset.rglob("*") if path.is_file()} == before
