@@ -109,7 +109,7 @@ def run_rounds(recipes: RunRecipes, checked: list[expand.Checked]) -> RunRecipes
     """Run round after round as long as one is worth it, by [`rounds.RULE`], and return the recipes of the best one."""
     from ..candidates.groups import load_groups
     from ..evaluation.rounds import RULE, Rounds, name_of, pass_rate
-    from ..planning.rounds import folder_of, name_in_recipe, recipes_of_round, whole_of
+    from ..planning.rounds import folder_of, model_of, name_in_recipe, recipes_of_round, whole_of
 
     rounds = Rounds(recipes.candidates.output_dir, recipes.rounds)
     say(f"[run] up to {recipes.rounds} rounds. {RULE}")
@@ -140,9 +140,10 @@ def run_rounds(recipes: RunRecipes, checked: list[expand.Checked]) -> RunRecipes
         say(f"[run] {rounds.describe()}")
         if not going_on:
             break
-    best = rounds.best
-    say(f"[run] the best of {len(rounds.rounds)} rounds is round {best.round}, {whole_of(recipes, best.round)}")
-    return recipes if best.round == 1 else recipes_of_round(recipes, best.round)
+    best = rounds.best.round
+    where = model_of(recipes, 1) if best == 1 else whole_of(recipes, best)
+    say(f"[run] the best of {len(rounds.rounds)} rounds is round {best}, {where}")
+    return recipes if best == 1 else recipes_of_round(recipes, best)
 
 
 def link_prompts(folder: Path) -> None:
