@@ -22,13 +22,13 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from ..stages import write_atomically
-from .statistics import paired_bootstrap
+from .statistics import LEVEL, paired_bootstrap, paired_p
 
 
 ROUNDS = "rounds.json"
 RULE = (
     "Another round follows as long as the held-out gain rises from round to round, by its mean, and the share of variants that pass "
-    "the filter does not fall. The gain is the mean of the held-out judges' differences from the base model, each in standard "
+    "the filter does not fall beyond chance. The gain is the mean of the held-out judges' differences from the base model, each in standard "
     "deviations of the base model's images. What is kept is the round with the largest."
 )
 
@@ -77,21 +77,33 @@ class Rounds:
     def __init__(self, folder: str | Path, asked: int):
         self.folder, self.asked = Path(folder), asked
         self.rounds: list[Round] = []
+        self.passing: list[np.ndarray] = []  # of each round what it was given, see `filtered`
 
     @property
     def best(self) -> Round:
         """The round with the largest held-out gain, the first of equals."""
         return max((r for r in self.rounds if r.gain is not None), key=lambda r: r.gain)
 
-    def filtered(self, model: str, pass_rate: float) -> bool:
-        """Take note of what the filter of the next round has kept; whether it is trained."""
-        current = Round(len(self.rounds) + 1, model, pass_rate)
-        before = self.rounds[-1] if self.rounds else None
+    def filtered(self, model: str, passing: np.ndarray) -> bool:
+        """
+        Take note of what the filter of the next round has kept; whether it is trained.
+
+        Args:
+            model (`str`):
+                Folder of the round's model.
+            passing (`np.ndarray` of shape `(G,)`):
+                Share of the variants of each group that pass, of all groups that the filter looked at, see [`pass_shares`].
+        """
+        current = Round(len(self.rounds) + 1, model, float(passing.mean()))
+        before = self.passing[-1] if self.passing else passing
         self.rounds.append(current)
-        if before is not None and pass_rate < before.pass_rate:
+        self.passing.append(passing)
+        # The same groups, against the same originals; with a target one round may have looked at more of them.
+        n = min(len(passing), len(before))
+        if current.pass_rate < before.mean() and paired_p(passing[:n], before[:n]) < LEVEL:
             current.decision = (
-                f"stops untrained: {pass_rate:.1%} of the variants pass the filter, fewer than the {before.pass_rate:.1%} of round "
-                f"{before.round}"
+                f"stops untrained: {current.pass_rate:.1%} of the variants pass the filter, beyond chance fewer than the "
+                f"{before.mean():.1%} of round {current.round - 1}"
             )
             self._write()
             return False
@@ -157,9 +169,15 @@ def _gain(scores: np.ndarray, base: np.ndarray, higher_is_better: bool) -> np.nd
     return (scores - base).mean(axis=1) / spread * (1 if higher_is_better else -1)
 
 
-def pass_rate(summary: dict, num_variants: int) -> float:
-    """Share of variants that passed, of what the record of a filter says."""
-    return summary["kept"] / (summary["groups"] * num_variants)
+def pass_shares(dataset: Path) -> np.ndarray:
+    """Share of the variants of each group that pass, shape `(G,)`, of what a filter has written."""
+    from datasets import load_from_disk
+
+    table = (
+        load_from_disk(str(dataset))["candidates"].select_columns(["group_id", "variant", "keep"]).with_format("numpy")
+    )
+    variants = table["variant"][:] > 0
+    return table["keep"][:][variants].reshape(len(np.unique(table["group_id"][:])), -1).mean(axis=1)
 
 
 def name_of(number: int) -> str:

@@ -33,7 +33,7 @@ from pathlib import Path
 from ..errors import NothingToDoError, UsageError
 from ..planning.recipes import RunRecipes
 from ..sources import FACTS
-from ..stages import Stage, check_writable, move_into, read_record
+from ..stages import Stage, check_writable, move_into
 from . import evaluate, expand, generate, push, train
 from . import filter as filter_script
 from .launch import run_stage, say, start
@@ -107,8 +107,9 @@ def training(recipes: RunRecipes) -> Iterator[Callable[[], None]]:
 
 def run_rounds(recipes: RunRecipes, checked: list[expand.Checked]) -> RunRecipes:
     """Run round after round as long as one is worth it, by [`rounds.RULE`], and return the recipes of the best one."""
-    from ..candidates.groups import load_groups
-    from ..evaluation.rounds import RULE, Rounds, name_of, pass_rate
+    import numpy as np
+
+    from ..evaluation.rounds import RULE, Rounds, name_of, pass_shares
     from ..planning.rounds import folder_of, model_of, name_in_recipe, recipes_of_round, whole_of
 
     rounds = Rounds(recipes.candidates.output_dir, recipes.rounds)
@@ -122,13 +123,12 @@ def run_rounds(recipes: RunRecipes, checked: list[expand.Checked]) -> RunRecipes
             link_prompts(folder)
         try:
             work_through(candidates(current, checked))
-            groups = load_groups(folder / "prompts" / "groups.jsonl")
-            rate = pass_rate(read_record(folder / "dataset")["summary"], len(groups[0].expanded_prompts))
+            passing = pass_shares(folder / "dataset")
         except NothingToDoError:
             if number == 1:
                 raise
-            rate = 0.0
-        if not rounds.filtered(current.training.output_dir, rate):
+            passing = np.zeros_like(rounds.passing[-1])
+        if not rounds.filtered(current.training.output_dir, passing):
             say(f"[run] {rounds.describe()}")
             break
         train_stage, evaluate_stage = training(current)

@@ -35,7 +35,7 @@ from craft_trl.candidates.groups import load_groups
 from craft_trl.candidates.pool import CandidatePool
 from craft_trl.cli.main import main
 from craft_trl.errors import UsageError
-from craft_trl.evaluation.rounds import Rounds, held_out_gains, pass_rate
+from craft_trl.evaluation.rounds import Rounds, held_out_gains, pass_shares
 from craft_trl.planning.recipes import RunRecipes
 from craft_trl.planning.rounds import check_rounds, recipes_of_round
 
@@ -151,7 +151,8 @@ def draws_its_variants(folder, run):
     # The rule of the filter holds of the base's originals.
     kept = {key for group in groups if tuned.scores[(key := group.keys[1])] > base.scores[group.keys[0]]}
     summary = json.loads((run / "round-2" / "dataset" / "stage.json").read_text())["summary"]
-    assert summary["kept"] == len(kept) and decided(run)[1]["pass_rate"] == len(kept) / 6
+    assert summary["kept"] == len(kept) and decided(run)[1]["pass_rate"] == pytest.approx(len(kept) / 6)
+    assert pass_shares(run / "round-2" / "dataset").tolist() == [group.keys[1] in kept for group in groups]
 
 
 def begins_with_the_last_model(run):
@@ -203,7 +204,10 @@ def test_a_round_that_passes_less_is_not_trained(folder, tmp_path, capsys):
     (folder / "judges.py").write_text(JUDGES + "\n\ncontrast.higher_is_better = False\n")
     assert main(["run", str(folder), "--rounds", "3"]) == 0
     out = capsys.readouterr().out
-    assert "[run] round 2 of 3: stops untrained: 0.0% of the variants pass the filter, fewer than the" in out
+    assert (
+        "[run] round 2 of 3: stops untrained: 0.0% of the variants pass the filter, beyond chance fewer than the"
+        in out
+    )
     assert "[run] the best of 2 rounds is round 1, runs/tiny/model" in out
     content = json.loads(Path("runs/tiny/rounds.json").read_text())
     assert content["best"] == 1 and content["asked"] == 3 and content["rounds"][1]["gain"] is None
@@ -241,27 +245,28 @@ class TestRule:
             models = {"base": base, "round": {"quality": [value + gain for value in base["quality"]]}}
             return self.evaluation(tmp_path / str(number), judges, **models)
 
+        half, less = np.tile([0.0, 1.0, 0.5, 0.5], 8), np.tile([0.0, 0.5, 0.5, 0.0], 8)
         rounds = Rounds(tmp_path, 4)
-        assert rounds.filtered("model", 0.5) and rounds.evaluated(after(1, 0.25), "round")
-        assert rounds.filtered("round-2/model", 0.5) and rounds.evaluated(after(2, 0.5), "round")
+        assert rounds.filtered("model", half) and rounds.evaluated(after(1, 0.25), "round")
+        assert rounds.filtered("round-2/model", half) and rounds.evaluated(after(2, 0.5), "round")
         assert rounds.rounds[1].decision == "goes on: its held-out gain is above round 1's +0.250"
-        assert rounds.filtered("round-3/model", 0.75) and not rounds.evaluated(after(3, 0.5), "round")
+        assert rounds.filtered("round-3/model", half + 0.1) and not rounds.evaluated(after(3, 0.5), "round")
         assert rounds.rounds[2].decision == "stops: its held-out gain is not above round 2's +0.500"
         assert json.loads((tmp_path / "rounds.json").read_text())["best"] == rounds.best.round == 2
 
         rounds = Rounds(tmp_path, 2)
-        assert rounds.filtered("model", 0.5) and not rounds.evaluated(after(4, -0.1), "round")
+        assert rounds.filtered("model", half) and not rounds.evaluated(after(4, -0.1), "round")
         assert rounds.rounds[0].decision == "stops: its held-out gain is not above the base model's 0"
         rounds = Rounds(tmp_path, 1)
-        assert rounds.filtered("model", 0.5) and not rounds.evaluated(after(5, 0.1), "round")
+        assert rounds.filtered("model", half) and not rounds.evaluated(after(5, 0.1), "round")
         assert rounds.rounds[0].decision == "was the last one asked for"
         rounds = Rounds(tmp_path, 2)
-        assert rounds.filtered("model", 0.5) and rounds.evaluated(after(6, 0.1), "round")
-        assert not rounds.filtered("round-2/model", 0.25) and rounds.best.round == 1
-        assert rounds.describe() == "round 2 of 2: stops untrained: 25.0% of the variants pass the filter, fewer than the 50.0% of round 1"  # fmt: skip
-
-    def test_pass_rate(self):
-        assert pass_rate({"kept": 6, "groups": 8, "kept_groups": 3, "images": 20}, 2) == 6 / 16
+        assert rounds.filtered("model", half) and rounds.evaluated(after(6, 0.1), "round")
+        # One group of 32 that passes less is chance, and fewer groups are compared with those that they were.
+        assert rounds.filtered("round-2/model", np.append([0.0, 0.0], half[2:]))
+        rounds.rounds.pop(), rounds.passing.pop()
+        assert not rounds.filtered("round-2/model", less[:30]) and rounds.best.round == 1
+        assert rounds.describe() == "round 2 of 2: stops untrained: 25.0% of the variants pass the filter, beyond chance fewer than the 50.0% of round 1"  # fmt: skip
 
 
 class TestRecipes:
