@@ -40,8 +40,8 @@ SOURCES = {"score": "image", "pick": "model"}
 USAGE = """\
 usage: craft <command> [options]
 
-  craft run FOLDER [--output_dir DIR] [--KEY VALUE ...]
-{run:>12}    do everything below in order, from a folder of recipes, and go on where it stopped
+  craft run FOLDER [--output_dir DIR] [--rounds N] [--KEY VALUE ...]
+{run:>12}    do everything below in order, from a folder of recipes, and go on where it stopped; in rounds, with the tuned model
 
 {stages}
 

@@ -35,7 +35,7 @@ from ..conditions import split_conditions
 from ..errors import NothingToDoError, UsageError
 from ..progress import progress_bar
 from ..stages import check_writable, fingerprint
-from .filter import each_candidate, explain_nothing, vetoed_itself
+from .filter import each_candidate, explain_nothing, train_rows, vetoed_itself
 from .images import TrainingImages
 
 
@@ -77,7 +77,7 @@ def build_dataset_dict(
             What passes. Defaults to the paper's triple filter on groups.
 
     Returns:
-        [`~datasets.DatasetDict`]: `train` holds the kept images; `candidates` holds a row for every image of every
+        [`~datasets.DatasetDict`]: `train` holds the images to train on, those that are kept if not said otherwise; `candidates` holds a row for every image of every
         group, with scores, `keep`, `drop_reason` and `advantage`, but without the image, which is in the pool.
     """
     train, candidates = _filter(groups, pool, config)
@@ -87,7 +87,7 @@ def build_dataset_dict(
 def save_dataset_dict(groups: Sequence[Group], pool: CandidatePool, config: FilterConfig, folder: Path) -> list[dict]:
     """
     What `build_dataset_dict(groups, pool, config).save_to_disk(folder)` would do, with one piece of the images in memory
-    at a time. Returns the rows that are kept.
+    at a time. Returns the rows that are trained on.
     """
     train, candidates = _filter(groups, pool, config)
     check_writable(folder, int(1.1 * _expected_bytes(train, pool).sum()))
@@ -102,10 +102,14 @@ def save_dataset_dict(groups: Sequence[Group], pool: CandidatePool, config: Filt
 
 def _filter(groups: Sequence[Group], pool: CandidatePool, config: FilterConfig | None) -> tuple[list[dict], Dataset]:
     config = FilterConfig() if config is None else config
-    rows, train, pieces = each_candidate(groups, pool, config), [], []
-    while piece := list(islice(rows, ROWS)):
-        train += [row for row in piece if row["keep"]]
-        pieces.append(Dataset.from_list(piece, features=features(pool.rewards)))
+    rows, pieces = each_candidate(groups, pool, config), []
+
+    def passing() -> Iterator[dict]:
+        while piece := list(islice(rows, ROWS)):
+            pieces.append(Dataset.from_list(piece, features=features(pool.rewards)))
+            yield from piece
+
+    train = list(train_rows(passing(), pool, config))
     if not train:
         raise NothingToDoError(explain_nothing(groups, pool, config))
     return train, pieces[0] if len(pieces) == 1 else concatenate_datasets(pieces)

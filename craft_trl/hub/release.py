@@ -37,7 +37,7 @@ from ..conditions import split_conditions
 from ..crf import improves
 from ..errors import NothingToDoError, UsageError
 from ..filtering.dataset import with_images
-from ..filtering.filter import beyond, each_candidate, filter_candidates, vetoed_itself
+from ..filtering.filter import beyond, each_candidate, filter_candidates, train_rows, vetoed_itself
 from ..filtering.veto import load_vetoes, veto_line, veto_mask
 from ..progress import progress_bar
 from ..sources import FACTS, content_hash, looks_like_hub_id, model_hash
@@ -137,7 +137,7 @@ def dataset_release(
     settings = filter_settings(records["filter"]["settings"]) | {"veto": copy_vetoes(run_dir)}
     filters, own = configurations(settings, pool.rewards), FilterConfig(**settings)
     rows = {
-        name: [row for row in each_candidate(groups, pool, config) if row["keep"]] for name, config in filters.items()
+        name: list(train_rows(each_candidate(groups, pool, config), pool, config)) for name, config in filters.items()
     }
     rows["candidates"] = filter_candidates(groups, pool, own)
     scan({}, (("a prompt", text) for group in groups for text in (group.prompt, *group.expanded_prompts)))

@@ -77,7 +77,10 @@ class Bakeoff:
             train_args, training_args, launch_args = self.training(arm, config.seeds[0])
             train.check(train_args, launch_args, training_args, on_one_machine="craft bakeoff")
         self.evaluation_argv = _given(
-            num_prompts=config.num_test_prompts, output_dir=str(self.folder / "evaluation"), num_images_per_prompt=1
+            num_prompts=config.num_test_prompts,
+            output_dir=str(self.folder / "evaluation"),
+            num_images_per_prompt=config.num_images_per_prompt,
+            frontier="true" if config.frontier else None,
         )
         from ..evaluation.evaluate import Evaluation
 
@@ -107,6 +110,7 @@ class Bakeoff:
             max_steps=config.max_steps,
             learning_rate=config.rates.get(arm),
             beta=config.beta if script is dpo else None,
+            **METHODS[arm].options,
         )
         _, recipe, launch = script.make_parser().parse_args_and_config(argv)
         stated = config.global_batch_size or check_recipe(Path(config.training)).get("global_batch_size")
@@ -121,6 +125,8 @@ class Bakeoff:
                 raise UsageError(f"global_batch_size must be even, got {size}: a pair is two images.")
             size, micro = size // 2, max(1, micro // 2)
         sizes = _given(global_batch_size=size, per_device_train_batch_size=micro, gradient_accumulation_steps=1)
+        if METHODS[arm].rate != 1 and arm not in config.rates:
+            sizes += _given(learning_rate=METHODS[arm].rate * recipe.learning_rate)
         return [*argv, *sizes]
 
     def train(self, arm: str, seed: int) -> "DiffusionConfig":
@@ -161,8 +167,11 @@ def _parse(script, recipe: str, argv: Sequence[str]) -> tuple:
 def main(config: BakeoffConfig) -> None:
     """Fill the pool, train every arm with every seed, evaluate, and write the report. What is done is not done again."""
     bakeoff = Bakeoff(config)
+    from ..bakeoff.frontier import of_arms
     from ..bakeoff.report import write_bakeoff_report
     from ..devices import default_device, release_memory
+    from ..evaluation.alternatives import price
+    from ..evaluation.frontier import in_words
 
     expand.main(bakeoff.candidates)
     release_memory()
@@ -197,13 +206,20 @@ def main(config: BakeoffConfig) -> None:
 
     evaluation = bakeoff.evaluation()
     evaluation.check_models()
+    if config.frontier:
+        say(f"[bakeoff] {price(evaluation)}")
     results, scores = evaluation.run(default_device(), evaluate.judges_one_by_one(evaluation))
     rows, said = judge(config, results, scores)
     content = {"verdict": said, "arms": arms, "rows": rows, "seeds": config.seeds, "settings": evaluation.settings()}
+    if evaluation.frontier is not None:
+        frontier = of_arms(evaluation.frontier, config.arms, config.seeds)
+        content["frontier"] = frontier.results(evaluation.config.num_bootstrap)
     write_atomically(bakeoff.folder / "bakeoff.json", json.dumps(content, indent=1) + "\n")
     report = bakeoff.folder / "bakeoff.html"
     write_bakeoff_report(content, evaluation, config.arms, config.seeds, report)
     say(format_arms(rows, said["ranking"]))
+    if "frontier" in content:
+        say("\n" + "\n".join(in_words(content["frontier"], said["ranking"])))
     say(f"\n{' '.join(said['sentences'])}\nReport: {report}")
 
 

@@ -165,6 +165,19 @@ def check_agreement(sampling: dict, training_args: "DiffusionConfig") -> None:
             raise UsageError(f"{name} is {trained}, and the images are drawn with {option} {drawn}: make them agree.")
 
 
+def describe_signs(training_args: "DiffusionConfig", dataset: "Dataset") -> str | None:
+    """What is to be said where images below the mean of their group are to be pushed away from, and there are none."""
+    how = getattr(training_args, "negative_advantages", "zero")
+    if how == "zero" or "advantage" not in dataset.column_names:
+        return None
+    if any(advantage is not None and advantage < 0 for advantage in dataset.with_format(None)["advantage"]):
+        return None
+    return (
+        f"negative_advantages is {how}, but no advantage in the dataset is below 0: train_images: kept_groups or all of `craft "
+        "filter` keeps worse images too."
+    )
+
+
 def check_same(everywhere: list[dict]) -> None:
     """Raise a [`UsageError`] unless all processes, which may be on several machines, have the same settings."""
     for number, settings in enumerate(everywhere):
@@ -209,6 +222,8 @@ def main(
 
     trainer_class = trainer_class or CraftTrainer
     dataset = load_training_data(train_args)
+    if message := describe_signs(training_args, dataset):
+        say(f"[train] {message}")
     peft_config = None
     if train_args.use_peft:
         target_modules = train_args.lora_target_modules

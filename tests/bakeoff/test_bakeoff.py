@@ -25,6 +25,7 @@ from datasets import load_from_disk
 from PIL import Image
 
 from craft_trl.bakeoff.arms import (
+    BASELINES,
     HELD_OUT,
     METHODS,
     Material,
@@ -86,7 +87,12 @@ class TestMethods:
             "h": ["a1", "a2", "b1", "b2", "c1", "c2"],
             "ha": ["a1", "a2", "b1", "b2"],
             "craft": ["a1", "a2"],
+            "no_filter": [f"{p}{j}" for p in "abcd" for j in ("", 1, 2)],
+            "proximal": ["a", "a1", "a2"],
+            "proximal_all": [f"{p}{j}" for p in "abcd" for j in ("", 1, 2)],
+            **dict.fromkeys(("expanded_prompts", "min_snr", "half_rate", "double_rate"), ["a1", "a2"]),
         }
+        np.testing.assert_allclose(datasets["proximal"]["advantage"][:], [-np.sqrt(1.5), 0, np.sqrt(1.5)], atol=1e-3)
         assert set(datasets["sft"]["advantage"]) == {1.0} == set(datasets["best_of_n"]["advantage"])
         assert datasets["sft_filtered"]["advantage"][:] == [1.0, 1.0]
         assert datasets["craft"]["advantage"][0] == pytest.approx(0, abs=1e-3)
@@ -276,6 +282,56 @@ class TestBakeoff:
         exec(compile(code, "baselines.md", "exec"), {})
         assert (tmp_path / "dpo" / "model_index.json").exists()
 
+    def test_what_a_gain_costs(self, recipe, tmp_path, capsys):
+        """An arm is the mean of its seeds; the page has the figure, and pictures of the first image of each prompt."""
+        settings = {"arms": ["sft", "best_of_n"], "seeds": [0, 1], "num_images_per_prompt": 2, "frontier": True}
+        assert main(["bakeoff", recipe(**settings, num_test_prompts=3)]) == 0
+        out = capsys.readouterr().out
+        assert (
+            "[bakeoff] the frontier takes 60 images of the base beside the 30 of the comparison: 3 x 16 to choose"
+            in out
+        )
+        assert "\nsft keeps " in out and "\nbest_of_n keeps " in out
+        folder = tmp_path / "runs" / "tiny_bakeoff"
+        frontier = json.loads((folder / "bakeoff.json").read_text())["frontier"]
+        points = {point["name"]: point for point in frontier["points"]}
+        assert [*points] == [*(f"best of {k}" for k in range(1, 9)), "base", "sft", "best_of_n", "base at guidance 3", "base at guidance 5"]  # fmt: skip
+        assert [points[name]["way"] for name in ("base", "sft", "base at guidance 3")] == ["base", "model", "guidance"]
+        rows = json.loads((folder / "bakeoff.json").read_text())["rows"]
+        delta = next(r["delta"] for r in rows if (r["arm"], r["against"], r["metric"]) == ("sft", "base", "quality"))
+        assert points["sft"]["quality"] == pytest.approx(delta, abs=1e-6)
+        report = (folder / "bakeoff.html").read_text()
+        assert (
+            "<h2>What the gain costs" in report
+            and 'class="frontier"' in report
+            and "mean of its training seeds" in report
+        )
+        assert report.count("data:image/png") == 3 * 3 and "2 images each" in report
+        assert main(["bakeoff", recipe(**settings | {"num_images_per_prompt": 1})]) == 2
+        assert "frontier needs num_images_per_prompt of 2 or more" in capsys.readouterr().err
+
+    def test_options_of_an_arm(self, recipe):
+        arms = ["craft", "proximal", "expanded_prompts", "min_snr", "half_rate", "double_rate"]
+        bakeoff = Bakeoff(make_parser().parse_args_and_config(["--config", recipe(arms=arms)])[0])
+        args = {arm: bakeoff.training(arm, 0)[1] for arm in arms}
+        assert [args[arm].learning_rate for arm in arms] == [1e-4] * 4 + [5e-5, 2e-4]
+        assert [args[arm].negative_advantages for arm in arms] == ["zero", "proximal", *["zero"] * 4]
+        assert (args["expanded_prompts"].train_prompt, args["craft"].train_prompt) == ("expanded", "original")
+        assert (args["min_snr"].snr_gamma, args["craft"].snr_gamma) == (5.0, None)
+        named = Bakeoff(make_parser().parse_args_and_config(["--config", recipe(arms=arms, learning_rates=["half_rate=3e-4"])])[0])  # fmt: skip
+        assert named.training("half_rate", 0)[1].learning_rate == 3e-4
+
+    def test_the_recipe_at_full_size(self, monkeypatch):
+        """What is planned of recipes/tiny_full/bakeoff.yaml: its budget, its judges' images and its price."""
+        monkeypatch.chdir(ROOT)
+        bakeoff = Bakeoff(make_parser().parse_args_and_config(["--config", "recipes/tiny_full/bakeoff.yaml"])[0])
+        for arm in bakeoff.config.arms:
+            args = bakeoff.training(arm, 0)[1]
+            assert args.max_steps * args.global_batch_size * (2 if arm == "diffusion_dpo" else 1) == 200 * 128
+        evaluation = bakeoff.evaluation()
+        assert len(evaluation.prompts) == 400 and len(evaluation.models) == 1 + 4 * 3
+        assert sum(evaluation.image_counts()) == 14 * 800 + 400 * 16 + 2 * 800
+
     def test_commands_of_the_page(self, monkeypatch):
         monkeypatch.chdir(ROOT)
         (block,) = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
@@ -369,7 +425,7 @@ class TestBakeoff:
 
     def test_the_packaged_recipe(self, monkeypatch, tmp_path):
         (config,) = make_parser().parse_args_and_config(["--config", str(TINY / "bakeoff.yaml")])
-        assert config.arms == list(METHODS) and config.seeds == [0, 1, 2]
+        assert config.arms == list(BASELINES) and config.seeds == [0, 1, 2]
         bakeoff = Bakeoff(config)
         budgets = set()
         for arm in config.arms:
