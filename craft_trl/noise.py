@@ -63,6 +63,43 @@ class DiffusionNoise:
         share = self.scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
         return share / (1 - share)
 
+    def rates(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`alpha_t = sqrt(abar_t)` and `sigma_t = sqrt(1 - abar_t)`, each `(B,)`: 1 and 0 of the clean image, timestep -1."""
+        share = torch.cat([self.scheduler.alphas_cumprod.double(), torch.ones(1).double()])  # its last stands at -1
+        alpha, sigma = (rate.float().to(timesteps.device) for rate in (share.sqrt(), (1 - share).sqrt()))
+        return alpha[timesteps], sigma[timesteps]
+
+    def implied(
+        self, noisy_latents: torch.Tensor, prediction: torch.Tensor, timesteps: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The image and the noise that a prediction of noisy latents stands for, each of shape `(B, C, h, w)`."""
+        alpha, sigma = (_like(rate, noisy_latents) for rate in self.rates(timesteps))
+        if self.prediction_type == "epsilon":
+            return (noisy_latents - sigma * prediction) / alpha, prediction
+        return alpha * noisy_latents - sigma * prediction, alpha * prediction + sigma * noisy_latents
+
+    def transition(
+        self,
+        noisy_latents: torch.Tensor,
+        prediction: torch.Tensor,
+        timesteps: torch.Tensor,
+        next_timesteps: torch.Tensor,
+    ) -> torch.Tensor:
+        """
+        Mean of the latents at less noise, shape `(B, C, h, w)`: the step of DDIM with `eta = 1` (equations 12 and 16 of
+        https://huggingface.co/papers/2010.02502).
+        """
+        latents, noise = self.implied(noisy_latents, prediction, timesteps)
+        (alpha, sigma), (next_alpha, next_sigma) = self.rates(timesteps), self.rates(next_timesteps)
+        direction = next_sigma.square() * alpha / (sigma * next_alpha)  # sqrt(sigma_s^2 - std^2)
+        return _like(next_alpha, latents) * latents + _like(direction, latents) * noise
+
+    def transition_std(self, timesteps: torch.Tensor, next_timesteps: torch.Tensor) -> torch.Tensor:
+        """Standard deviation of the step of [`transition`], shape `(B,)`."""
+        (_, sigma), (next_alpha, next_sigma) = self.rates(timesteps), self.rates(next_timesteps)
+        # Of the sigmas: `1 - alpha_t^2 / alpha_s^2`, as the paper has it, loses digits in float32 where both are close to 1.
+        return next_sigma / sigma * (sigma.square() - next_sigma.square()).sqrt() / next_alpha
+
     def error_scale(self, timesteps: torch.Tensor) -> torch.Tensor:
         """How many times the squared error of the prediction is that of the image it implies, shape `(B,)`."""
         snr = self.snr(timesteps)
@@ -103,12 +140,19 @@ class FlowNoise:
 
     def add(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """`x_t` of latents and standard normal noise of shape `(B, C, h, w)` at timesteps of shape `(B,)`."""
-        sigma = self.sigma(timesteps).view(-1, *(1,) * (latents.ndim - 1)).to(latents.dtype)
+        sigma = _like(self.sigma(timesteps), latents)
         return (1 - sigma) * latents + sigma * noise
 
     def target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """What the model is to predict, shape `(B, C, h, w)`."""
         return noise - latents
+
+    def implied(
+        self, noisy_latents: torch.Tensor, prediction: torch.Tensor, timesteps: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The image and the noise that a prediction of noisy latents stands for, each of shape `(B, C, h, w)`."""
+        sigma = _like(self.sigma(timesteps), noisy_latents)
+        return noisy_latents - sigma * prediction, noisy_latents + (1 - sigma) * prediction
 
     def snr(self, timesteps: torch.Tensor) -> torch.Tensor:
         """Signal-to-noise ratio, shape `(B,)`."""
@@ -121,6 +165,11 @@ class FlowNoise:
 
 
 NoiseProcess = DiffusionNoise | FlowNoise
+
+
+def _like(rates: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    """A number for each sample, `(B,)`, in the precision of latents and so that it is multiplied with them."""
+    return rates.to(latents.dtype).view(-1, *(1,) * (latents.ndim - 1))
 
 
 def is_flow(config: Mapping[str, Any]) -> bool:

@@ -205,6 +205,10 @@ class DiffusionTrainer(_BaseTrainer):
     def predict(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """What the denoiser says of the noised latents of a batch, shape `(B, C, h, w)`."""
         noisy_latents = self.noise_process.add(inputs["latents"], inputs["noise"], inputs["timesteps"])
+        return self.denoise(model, noisy_latents, inputs)
+
+    def denoise(self, model: nn.Module, noisy_latents: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What the denoiser says of noisy latents, shape `(B, C, h, w)`, with the timesteps and the texts of a batch."""
         # Cast here and nowhere else: right for a bfloat16 DeepSpeed module and for float32 parameters. What computes in bfloat16
         # is given it, as in drawing: with the latents' dtype, FLUX's pipeline rounds the noise level that it tells the denoiser.
         dtype = torch.bfloat16 if self.bf16_module else self.model.dtype
