@@ -17,7 +17,7 @@
 
 import copy
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,13 +69,7 @@ from .facts import write_card
 from .fsdp import FSDP_WEIGHTS, check_shards, configure_fsdp, shard_on_cpu
 from .precision import compute_in_bfloat16, encoding_dtypes, is_bfloat16_module
 from .training_options import check_available
-from .training_samples import (
-    StepBatches,
-    TrainingSamples,
-    check_shared_memory,
-    encode_dataset,
-    needed_micro_batches,
-)
+from .training_samples import StepBatches, TrainingSamples, check_shared_memory, encode_dataset, needed_micro_batches
 from .zero import configure_deepspeed, zero_init_disabled
 
 
@@ -107,6 +101,7 @@ class DiffusionTrainer(_BaseTrainer):
     _name = "Diffusion"
     # `compute_loss` returns `batch_mean`; the Trainer divides it by the number of accumulated micro-batches.
     loss_is_scaled_for_ga = False
+    samples_class: Callable[..., TrainingSamples] = TrainingSamples
 
     def __init__(
         self,
@@ -158,7 +153,7 @@ class DiffusionTrainer(_BaseTrainer):
                 **options,
             )
         self.noise_process = self._noise_process(args, denoiser.config)
-        samples = TrainingSamples(
+        samples = self.samples_class(
             self.encoded,
             advantages=weights,
             num_samples=args.max_steps * args.global_batch_size,
@@ -213,6 +208,10 @@ class DiffusionTrainer(_BaseTrainer):
         # is given it, as in drawing: with the latents' dtype, FLUX's pipeline rounds the noise level that it tells the denoiser.
         dtype = torch.bfloat16 if self.bf16_module else self.model.dtype
         conditioning = {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
+        passes = torch.zeros(2, device=noisy_latents.device)  # without a count, so that the log has the sum
+        passes[0] = len(noisy_latents)
+        name = "passes" if torch.is_grad_enabled() else "passes_without_gradient"  # a third of the cost
+        self._metrics[name] = self._metrics.get(name, 0) + passes
         return self.family.predict(model, noisy_latents.to(dtype), inputs["timesteps"], conditioning)
 
     def load_frozen(self) -> DiffusionPipeline:
