@@ -45,6 +45,15 @@ class DiffusionDPOConfig(DiffusionConfig):
         safeguard_mu (`float`, *optional*):
             Diffusion-SDPO: scale down the rejected image's gradient where it would make the chosen image worse, see
             [`safeguard`]; only with `loss_type` `"sigmoid"`. The published values are 0.6 for SDXL and 0.9 for SD 1.5.
+        smoothing (`float`, *optional*):
+            SmPO (https://huggingface.co/papers/2506.02698): multiply `beta` of each pair by `smoothing * (2 p - 1)`, where `p` is the
+            logistic function of the difference of its images' `advantage`; only with `loss_type` `"sigmoid"`, on a dataset of
+            lists. The published value is 10, of scores between 0 and 1.
+        inversion_steps (`int`, *optional*):
+            InPO (https://huggingface.co/papers/2503.18454) and SmPO: noise images by inversion in so many steps at most, and not at
+            random, see [`Inversion`]. The published values are 10 for InPO, and for SmPO 10 for SDXL and 5 for SD 1.5.
+        renoise (`bool`, *optional*, defaults to `False`):
+            Of `inversion_steps`: two calls of the model in each step instead of one, as SmPO has it.
         regression_temperature (`float`, *optional*, defaults to `1.0`):
             Of `loss_type` `"regression"`: the lower, the more the best image counts. None is published.
         regression_penalty (`float`, *optional*, defaults to `1.0`):
@@ -65,6 +74,17 @@ class DiffusionDPOConfig(DiffusionConfig):
             "help": "Diffusion-SDPO: how much of the chosen image's gain is kept, from 0 to 1. Defaults to off."
         },
     )
+    smoothing: float | None = field(
+        default=None,
+        metadata={"help": "SmPO: weight of pairs by the difference of their scores. The published value is 10."},
+    )
+    inversion_steps: int | None = field(
+        default=None,
+        metadata={"help": "InPO and SmPO: noise images by inversion in so many steps at most. Defaults to at random."},
+    )
+    renoise: bool = field(
+        default=False, metadata={"help": "Of inversion_steps: two calls of the model in each step, as SmPO has it."}
+    )
     regression_temperature: float = field(
         default=1.0, metadata={"help": "Of loss_type regression: the lower, the more the best image counts."}
     )
@@ -81,6 +101,13 @@ class DiffusionDPOConfig(DiffusionConfig):
             raise UsageError(f"loss_type must be one of {', '.join(choices)}, got {self.loss_type!r}.")
         if self.safeguard_mu is not None and self.loss_type != "sigmoid":
             raise UsageError(f"safeguard_mu is of loss_type sigmoid, and loss_type is {self.loss_type}: leave it out.")
+        if self.smoothing is not None and self.loss_type != "sigmoid":
+            raise UsageError(f"smoothing is of loss_type sigmoid, and loss_type is {self.loss_type}: leave it out.")
+        if self.inversion_steps is not None and self.timestep_sampling is not None:
+            raise UsageError(
+                f"timestep_sampling {self.timestep_sampling} has no effect with inversion_steps, which draws from its own levels: "
+                "leave it out."
+            )
         for name in ("regression_temperature", "regression_penalty"):
             if getattr(self, name) != 1.0 and self.loss_type != "regression":
                 raise UsageError(

@@ -26,6 +26,7 @@ from datasets import Dataset, concatenate_datasets
 from peft import PeftConfig
 from torch import nn
 from transformers import TrainerCallback
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..errors import UsageError
 from ..filtering.dataset import check_image_column
@@ -33,6 +34,7 @@ from ..filtering.images import TrainingImages
 from ..losses import per_sample_mse
 from .diffusion_trainer import DiffusionTrainer
 from .dpo_config import OF_LISTS, DiffusionDPOConfig
+from .inversion import Inversion
 from .preference_losses import diffusion_dpo_loss, group_loss, plackett_luce_loss, regression_loss, safeguard
 from .reference import ReferenceModel
 from .training_samples import ListSamples
@@ -99,6 +101,10 @@ class DiffusionDPOTrainer(ReferenceModel, DiffusionTrainer):
         optimizers: tuple[torch.optim.Optimizer | None, Any] = (None, None),
     ):
         self.paired = is_paired(train_dataset)
+        if self.paired and args.smoothing is not None:
+            raise UsageError(
+                "smoothing needs scores, and pairs have none: give rows with image, advantage and group_id, two to a group."
+            )
         if self.paired:
             images, number = flatten_pairs(train_dataset), len(train_dataset)
             lists = [[i, number + i] for i in range(number)]
@@ -106,6 +112,15 @@ class DiffusionDPOTrainer(ReferenceModel, DiffusionTrainer):
             images, lists = train_dataset, find_lists(train_dataset, args)
         self.samples_class = partial(ListSamples, lists=lists, every_row=True)
         super().__init__(model, args, images, revision, peft_config, list(callbacks or ()), optimizers)
+        self.inversion: Inversion | None = None
+        if args.inversion_steps is not None:
+            if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
+                raise UsageError(
+                    "inversion_steps: under FSDP and ZeRO-3 all processes must call the model equally often, and inversion does as "
+                    "the timesteps ask. Use multi_gpu, zero1 or zero2."
+                )
+            self.inversion = Inversion(self.noise_process, args.inversion_steps, args.renoise)
+            self.train_dataset.draw_timestep = self.inversion.draw
 
     def sample_weights(self, advantages: torch.Tensor) -> torch.Tensor:
         number = len(advantages) // 2
@@ -121,6 +136,13 @@ class DiffusionDPOTrainer(ReferenceModel, DiffusionTrainer):
         """The mean over the batch of the loss of each list or pair, this micro-batch's part of it, a scalar."""
         args, scores = self.args, inputs["advantage"]  # (B, m)
         images, mask = stack_lists(inputs)
+        if self.inversion is not None:
+
+            def predict(noisy_latents: torch.Tensor, timesteps: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+                some = {name: value[rows] for name, value in images.items()}
+                return self.denoise(model, noisy_latents, some | {"timesteps": timesteps})
+
+            images["noise"] = self.inversion.noise(predict, images["latents"], images["timesteps"])
         target = self.noise_process.target(images["latents"], images["noise"], images["timesteps"])
         reference_errors = per_sample_mse(self.predict_reference(images), target)  # (N,)
         prediction = self.predict(model, images)
@@ -134,7 +156,10 @@ class DiffusionDPOTrainer(ReferenceModel, DiffusionTrainer):
             errors = torch.stack([chosen, rejected.detach() + passed * (rejected - rejected.detach())], dim=1)
         mask, rewards = inputs["mask"], 0.5 * args.beta * (reference_errors - errors)  # (B, m)
         if args.loss_type == "sigmoid":
-            losses = diffusion_dpo_loss(*errors.unbind(1), *reference_errors.unbind(1), args.beta)  # (B,)
+            beta = args.beta
+            if args.smoothing is not None:  # 2 p - 1 is the tangent
+                beta = beta * args.smoothing * torch.tanh((scores[:, 0] - scores[:, 1]) / 2)  # (B,)
+            losses = diffusion_dpo_loss(*errors.unbind(1), *reference_errors.unbind(1), beta)  # (B,)
         elif args.loss_type == "plackett_luce":
             losses = plackett_luce_loss(rewards, scores, mask)
         elif args.loss_type == "group":

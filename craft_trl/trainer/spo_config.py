@@ -14,10 +14,8 @@
 
 
 from dataclasses import dataclass, field
-from typing import Annotated
 
 from ..errors import UsageError
-from ..ranges import Positive, Range, check_ranges
 from .diffusion_config import DiffusionConfig
 
 
@@ -40,14 +38,13 @@ class SPOConfig(DiffusionConfig):
     """
 
     learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
-    beta: Positive = field(default=10.0, metadata={"help": "Factor of the difference of log-ratios."})
-    clip_range: Annotated[float, Range(0, 1, "()")] = field(
+    beta: float = field(default=10.0, metadata={"help": "Factor of the difference of log-ratios."})
+    clip_range: float = field(
         default=0.1, metadata={"help": "How far from 1 the ratio to the reference model's density is followed."}
     )
 
     def __post_init__(self):
         super().__post_init__()
-        check_ranges(self)
         unused = {
             "snr_gamma": None,
             "timestep_sampling": None,

@@ -18,6 +18,7 @@
 import math
 import textwrap
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -84,18 +85,32 @@ class TransitionSamples(TrainingSamples):
     """
     The `k`-th pair of transitions, see [`TrainingSamples`]: the noisy latents, what became of them for better and for worse,
     the noise levels before and after, and the texts that guidance goes towards and away from.
+
+    Args:
+        transitions ([`~datasets.Dataset`]):
+            Rows of [`build_transitions`].
+        images (`dict[str, int]`):
+            Row of an encoded image, by prompt.
+        **kwargs:
+            Of [`TrainingSamples`].
     """
 
-    def __init__(self, transitions: Dataset, images: dict[str, int], samples: TrainingSamples):
-        super().__init__(
-            samples.path, torch.ones(len(transitions)), samples.num_samples, samples.draw_timestep, samples.seed
-        )
+    def __init__(self, *args, transitions: Dataset, images: dict[str, int], **kwargs):
+        super().__init__(*args, **kwargs)
         columns = ["prompt", "x_t", "x_w", "x_l", "t", "t_prev", "guidance_scale"]
         self.transitions, self.images = transitions.select_columns(columns).with_format("numpy"), images
 
+    @property
+    def count(self) -> int:
+        """What the stream is drawn from: so many pairs."""
+        return len(self.transitions)
+
+    def row(self, k: int) -> int:
+        """Row of an image under the prompt of sample `k`: what has been encoded."""
+        return self.images[str(self.transitions[self.place(k)]["prompt"])]
+
     def __getitem__(self, k: int) -> dict[str, torch.Tensor]:
-        pair = self.transitions[self.row(k)]
-        image = self.images[str(pair["prompt"])]  # encoded: a row of this prompt
+        pair, image = self.transitions[self.place(k)], self.row(k)
         prompt = self.encoded["prompt_index"][image]
         conditioning = {}
         for name, values in self.encoded.items():
@@ -155,9 +170,9 @@ class SPOTrainer(ReferenceModel, DiffusionTrainer):
     ):
         check_diffusion(model, revision)
         shown = pictured(train_dataset)
-        super().__init__(model, args, shown, revision, peft_config, list(callbacks or ()), optimizers)
         images = {prompt: row for row, prompt in enumerate(shown["prompt"])}
-        self.train_dataset = TransitionSamples(train_dataset, images, self.train_dataset)
+        self.samples_class = partial(TransitionSamples, transitions=train_dataset, images=images, every_row=True)
+        super().__init__(model, args, shown, revision, peft_config, list(callbacks or ()), optimizers)
         self.calls = self.family.calls(float(train_dataset["guidance_scale"][0]))
 
     def predict(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:

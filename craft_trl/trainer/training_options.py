@@ -166,6 +166,9 @@ RANGES = {
     "safeguard_mu": Range(0, 1),
     "regression_temperature": Range(0, open=True),
     "regression_penalty": Range(0),
+    "smoothing": Range(0, open=True),
+    "inversion_steps": Range(1, 1000),
+    "clip_range": Range(0, 1, open=True),
     "proximal_tau": Range(0, open=True),
     "validation_steps": Range(1),
     "validation_num_inference_steps": Range(1),
@@ -176,6 +179,7 @@ RANGES = {
 NEEDS = {
     "dataloader_persistent_workers": "dataloader_num_workers",
     "dataloader_prefetch_factor": "dataloader_num_workers",
+    "renoise": "inversion_steps",
     "validation_steps": "validation_prompts",
     "validation_num_inference_steps": "validation_prompts",
     "validation_guidance_scale": "validation_prompts",
