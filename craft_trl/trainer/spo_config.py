@@ -33,13 +33,13 @@ class SPOConfig(DiffusionConfig):
             Initial learning rate of AdamW. The published values are 1e-5 for SDXL and 6e-5 for SD 1.5, both of adapters.
         beta (`float`, *optional*, defaults to `10.0`):
             Factor of the difference of log-ratios.
-        clip_range (`float`, *optional*, defaults to `0.1`):
+        ratio_clip (`float`, *optional*, defaults to `0.1`):
             How far from 1 the ratio of a transition's density to the reference model's is followed.
     """
 
     learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
     beta: float = field(default=10.0, metadata={"help": "Factor of the difference of log-ratios."})
-    clip_range: float = field(
+    ratio_clip: float = field(
         default=0.1, metadata={"help": "How far from 1 the ratio to the reference model's density is followed."}
     )
 

@@ -45,7 +45,7 @@ def spo_loss(
     worse: torch.Tensor,
     std: torch.Tensor,
     beta: float,
-    clip_range: float,
+    ratio_clip: float,
 ) -> torch.Tensor:
     """
     Loss of each pair of transitions from the same latents (https://huggingface.co/papers/2406.04314):
@@ -53,7 +53,7 @@ def spo_loss(
     reference model.
 
     As in the published code, the logarithm of a density is the mean over the elements, where it would be the sum, and each
-    ratio is clamped to `1 +- clip_range`, beyond which a transition has no gradient, on whichever side it is. Unlike it, the
+    ratio is clamped to `1 +- ratio_clip`, beyond which a transition has no gradient, on whichever side it is. Unlike it, the
     difference of the two squares is never formed: it is 1e-5 of each, and float32 would lose it.
 
     Args:
@@ -65,7 +65,7 @@ def spo_loss(
             Their standard deviation, that of both models.
         beta (`float`):
             Factor of the difference.
-        clip_range (`float`):
+        ratio_clip (`float`):
             How far from 1 a ratio is followed.
 
     Returns:
@@ -76,7 +76,7 @@ def spo_loss(
     def log_ratio(latents: torch.Tensor) -> torch.Tensor:  # ((x - mu_ref)^2 - (x - mu)^2) / 2 std^2
         difference = moved * (2 * latents - mean - reference_mean)
         ratio = difference.flatten(1).mean(1) / (2 * std.square())
-        return ratio.clamp(math.log1p(-clip_range), math.log1p(clip_range))
+        return ratio.clamp(math.log1p(-ratio_clip), math.log1p(ratio_clip))
 
     return -F.logsigmoid(beta * (log_ratio(better) - log_ratio(worse)))
 
@@ -199,7 +199,7 @@ class SPOTrainer(ReferenceModel, DiffusionTrainer):
         mean = self.predict(model, inputs)
         std = self.noise_process.transition_std(inputs["timesteps"], inputs["next_timesteps"])
         losses = spo_loss(
-            mean, reference, inputs["better"], inputs["worse"], std, self.args.beta, self.args.clip_range
+            mean, reference, inputs["better"], inputs["worse"], std, self.args.beta, self.args.ratio_clip
         )
         self.log_metric("implicit_accuracy", losses < math.log(2))
         self.log_metric("distance_to_base", ((mean - reference) / std.view(-1, 1, 1, 1)).square().flatten(1).mean(1))

@@ -168,7 +168,7 @@ RANGES = {
     "regression_penalty": Range(0),
     "smoothing": Range(0, open=True),
     "inversion_steps": Range(1, 1000),
-    "clip_range": Range(0, 1, open=True),
+    "ratio_clip": Range(0, 1, open=True),
     "proximal_tau": Range(0, open=True),
     "validation_steps": Range(1),
     "validation_num_inference_steps": Range(1),
