@@ -15,7 +15,7 @@
 """Settings of trees of transitions, and what they cannot be drawn with."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -28,36 +28,51 @@ from ..stages import fingerprint
 from .config import CandidatesConfig
 
 
-@dataclass(frozen=True)
+@dataclass
 class TreeConfig:
     """
-    How a tree is drawn, see [`draw_tree`]. The defaults are those of SPO (https://huggingface.co/papers/2406.04314) for SD 1.5.
+    How trees of transitions are drawn, see [`draw_trees`], and which pairs are taken from them. The defaults are those of SPO
+    (https://huggingface.co/papers/2406.04314) for SD 1.5.
 
     Parameters:
-        num_inference_steps (`int`, *optional*, defaults to `20`):
+        tree_steps (`int`, *optional*, defaults to `20`):
             Denoising steps, of DDIM with `eta = 1`.
         first_branch (`int`, *optional*, defaults to `4`):
             Steps before the first that branches: above a timestep of 750 what is decoded says little of the image.
         num_branches (`int`, *optional*, defaults to `4`):
             Latents that are drawn from the same ones in each step from there on.
+        min_preference (`float`, *optional*, defaults to `0.3`):
+            Of a softmax over the best branch and the worst, by how much their shares must differ for them to be a pair. SPO's
+            value for SDXL is 0.4.
     """
 
-    num_inference_steps: Annotated[int, Range(2, 1000)] = 20
-    first_branch: Annotated[int, Range(0, 999)] = 4
-    num_branches: Annotated[int, Range(2, 64)] = 4
+    tree_steps: Annotated[int, Range(2, 1000)] = field(
+        default=20, metadata={"help": "Denoising steps of SPO's trees."}
+    )
+    first_branch: Annotated[int, Range(0, 999)] = field(
+        default=4, metadata={"help": "Steps of SPO's trees before the first that branches."}
+    )
+    num_branches: Annotated[int, Range(2, 64)] = field(
+        default=4, metadata={"help": "Latents that SPO's trees draw from the same ones in each step."}
+    )
+    min_preference: Annotated[float, Range(0, 1, "[)")] = field(
+        default=0.3,
+        metadata={
+            "help": "By how much the best branch must be preferred to the worst for the two to be a pair of SPO's."
+        },
+    )
 
     def __post_init__(self):
         check_ranges(self)
-        if self.first_branch >= self.num_inference_steps:
+        if self.first_branch >= self.tree_steps:
             raise UsageError(
-                f"first_branch is {self.first_branch}, and there are {self.num_inference_steps} steps: none would branch."
+                f"first_branch is {self.first_branch}, and there are {self.tree_steps} steps: none would branch."
             )
 
     @property
     def evaluations(self) -> int:
         """Noisy latents of a tree that the denoiser sees; with guidance it sees each twice."""
-        steps = self.num_inference_steps
-        return self.first_branch + 1 + self.num_branches * (steps - self.first_branch - 1)
+        return self.first_branch + 1 + self.num_branches * (self.tree_steps - self.first_branch - 1)
 
 
 def check_diffusion(model: str, revision: str | None = None) -> None:
@@ -96,7 +111,8 @@ def tree_settings(config: CandidatesConfig, tree: TreeConfig, rewards: Mapping[s
     """
     sampling = {k: v for k, v in config.sampling().items() if k not in ("scheduler", "num_inference_steps")}
     model = model_hash(config.model_name_or_path, config.model_revision)
-    return {"model": model, "sampling": sampling, "rewards": dict(rewards), "tree": asdict(tree)}
+    shape = {name: getattr(tree, name) for name in ("tree_steps", "first_branch", "num_branches")}
+    return {"model": model, "sampling": sampling, "rewards": dict(rewards), "tree": shape}
 
 
 def tree_file(folder: Path, settings: Mapping, prompt: str, seed: int) -> Path:

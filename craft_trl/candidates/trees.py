@@ -116,7 +116,7 @@ def noise_levels(generator: ImageGenerator, config: TreeConfig) -> list[int]:
     pipeline = generator.pipeline
     own = {"_class_name": type(pipeline.scheduler).__name__, **pipeline.scheduler.config}
     scheduler = make_scheduler("DDIMScheduler", own, generator.config.timestep_spacing)
-    scheduler.set_timesteps(config.num_inference_steps)
+    scheduler.set_timesteps(config.tree_steps)
     levels = [int(t) for t in scheduler.timesteps if t > 0] + [0]
     if config.first_branch >= len(levels) - 1:  # where the scheduler's last timestep is 0
         raise UsageError(

@@ -25,12 +25,9 @@ from safetensors import safe_open
 from ..candidates.filter_config import FilterConfig
 from ..candidates.groups import Group
 from ..candidates.pool import CandidatePool
+from ..candidates.tree_config import TreeConfig
 from ..errors import NothingToDoError
 from ..stages import fingerprint
-
-
-# Of a softmax over the scores of two branches, by how much their shares must differ for them to be a pair: SPO's for SD 1.5.
-MIN_PREFERENCE = 0.3
 
 
 def reward_scales(groups: Sequence[Group], pool: CandidatePool, config: FilterConfig) -> dict[str, float]:
@@ -47,7 +44,7 @@ def reward_scales(groups: Sequence[Group], pool: CandidatePool, config: FilterCo
     return scales
 
 
-def preferred(totals: np.ndarray, min_preference: float = MIN_PREFERENCE) -> list[tuple[int, int, int]]:
+def preferred(totals: np.ndarray, min_preference: float = TreeConfig.min_preference) -> list[tuple[int, int, int]]:
     """
     Of each step, the best branch and the worst, if they differ enough.
 
@@ -68,7 +65,7 @@ def preferred(totals: np.ndarray, min_preference: float = MIN_PREFERENCE) -> lis
 def build_transitions(
     files: Sequence[Path],
     scales: Mapping[str, float],
-    min_preference: float = MIN_PREFERENCE,
+    min_preference: float = TreeConfig.min_preference,
     scratch: Path | None = None,
 ) -> Dataset:
     """

@@ -39,7 +39,7 @@ from ..conftest import TINY
 from ..processes import Program
 
 
-SMALL = TreeConfig(num_inference_steps=5, first_branch=2, num_branches=3)
+SMALL = TreeConfig(tree_steps=5, first_branch=2, num_branches=3)
 PROMPTS = [("a fox", 3), ("a red car", 4), ("a star", 5), ("a house", 6)]
 
 
@@ -227,7 +227,7 @@ class TestMistakes:
         ("settings", "message"),
         [
             ({"num_branches": 1}, "num_branches must be from 2 to 64, got 1"),
-            ({"num_inference_steps": 1}, "num_inference_steps must be from 2 to 1000, got 1"),
+            ({"tree_steps": 1}, "tree_steps must be from 2 to 1000, got 1"),
             ({"first_branch": 20}, "first_branch is 20, and there are 20 steps: none would branch"),
         ],
     )
