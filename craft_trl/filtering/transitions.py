@@ -26,7 +26,7 @@ from ..candidates.filter_config import FilterConfig
 from ..candidates.groups import Group
 from ..candidates.pool import CandidatePool
 from ..candidates.tree_config import TreeConfig
-from ..errors import NothingToDoError
+from ..errors import NothingToDoError, UsageError
 from ..stages import fingerprint
 
 
@@ -35,11 +35,13 @@ def reward_scales(groups: Sequence[Group], pool: CandidatePool, config: FilterCo
     What a point of each reward counts: its weight, over its standard deviation among the originals of the pool, as for
     advantages; `scale_rewards: none` leaves rewards as they are.
     """
-    scores, _ = pool.matrices(groups)
-    weights = config.weights(pool.rewards) or dict.fromkeys(pool.rewards, 1.0)
-    scales = {}
+    scores, generated = pool.matrices(groups)
+    there = generated[:, 0]
+    if not there.any():
+        raise UsageError(f"The pool {pool.folder} has no image of these prompts: run `craft generate` first.")
+    weights, scales = config.weights(pool.rewards), {}
     for name, values in scores.items():
-        std = float(values[:, 0].std(dtype=np.float64)) if config.scale_rewards != "none" else 1.0
+        std = float(values[there, 0].std(dtype=np.float64)) if config.scale_rewards != "none" else 1.0
         scales[name] = weights[name] / (std if std > 0 else 1.0)
     return scales
 

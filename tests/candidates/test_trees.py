@@ -220,6 +220,11 @@ class TestPairs:
         weighted = FilterConfig(reward_weights=[3.0, 1.0])
         assert reward_scales(groups, pool, weighted) == {"hpsv2": 1.5, "aesthetic": 1.0}
         assert reward_scales(groups, pool, FilterConfig(scale_rewards="none")) == {"hpsv2": 1.0, "aesthetic": 1.0}
+        # A prompt that the pool has no image of yet takes no part.
+        more = make_groups(["a", "b", "c"], [["a1"], ["b1"], ["c1"]])
+        assert reward_scales(more, pool, FilterConfig()) == {"hpsv2": 0.5, "aesthetic": 1.0}
+        with pytest.raises(UsageError, match="has no image of these prompts: run `craft generate` first"):
+            reward_scales(more[2:], pool, FilterConfig())
 
 
 class TestMistakes:
