@@ -271,6 +271,8 @@ def main(
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         trainer.save_model()
     summary = {"steps": result.global_step, "images": len(dataset), "loss": round(result.training_loss, 6)}
+    for name in ("passes", "passes_without_gradient"):  # of images through the denoiser, those before a resumption too
+        summary[name] = int(sum(entry.get(name, 0) for entry in trainer.state.log_history))
     if guard is not None:
         summary |= guard.summary()
         say(guard.describe_cost())

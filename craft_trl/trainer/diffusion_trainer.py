@@ -102,6 +102,7 @@ class DiffusionTrainer(_BaseTrainer):
     # `compute_loss` returns `batch_mean`; the Trainer divides it by the number of accumulated micro-batches.
     loss_is_scaled_for_ga = False
     samples_class: Callable[..., TrainingSamples] = TrainingSamples
+    unit = "images"  # what a sample is
 
     def __init__(
         self,
