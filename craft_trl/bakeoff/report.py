@@ -25,7 +25,7 @@ from ..candidates.pool import CandidatePool
 from ..evaluation.evaluate import Evaluation
 from ..hub.cards import duration, flat
 from ..pages import data_uri, render
-from .arms import HELD_OUT
+from .arms import HELD_OUT, describe_passes
 
 
 def write_bakeoff_report(
@@ -63,6 +63,7 @@ def write_bakeoff_report(
         span=(max(bounds) - min(bounds)) or 1.0,
         seeds=seeds,
         duration=duration,
+        describe_passes=describe_passes,
         num_prompts=len(evaluation.prompts),
         pictures=_pictures(evaluation, {"base": "base"} | {arm: f"{arm}-{seeds[0]}" for arm in ranking}),
         settings=flat({name: value for name, value in content["settings"].items() if name != "models"}),

@@ -41,7 +41,8 @@ def reward_scales(groups: Sequence[Group], pool: CandidatePool, config: FilterCo
         raise UsageError(f"The pool {pool.folder} has no image of these prompts: run `craft generate` first.")
     weights, scales = config.weights(pool.rewards), {}
     for name, values in scores.items():
-        std = float(values[there, 0].std(dtype=np.float64)) if config.scale_rewards != "none" else 1.0
+        spread = values[there, 0] if np.ptp(values[there, 0]) > 0 else values[generated]
+        std = float(spread.std(dtype=np.float64)) if config.scale_rewards != "none" else 1.0
         scales[name] = weights[name] / (std if std > 0 else 1.0)
     return scales
 

@@ -74,7 +74,7 @@ def describe(files: Sequence[Path], rows: int, tree: TreeConfig) -> str:
     from ..candidates.trees import tree_passes
 
     most = len(files) * (tree.tree_steps - tree.first_branch)
-    return f"{len(files)} trees, {tree_passes(files):,} UNet passes, {rows} of at most {most} pairs kept ({rows / most:.0%})"
+    return f"{len(files)} trees, {tree_passes(files):,} denoiser passes, {rows} of at most {most} pairs kept ({rows / most:.0%})"
 
 
 def main(config: CandidatesConfig, tree: TreeConfig) -> None:

@@ -102,6 +102,7 @@ class DiffusionTrainer(_BaseTrainer):
     # `compute_loss` returns `batch_mean`; the Trainer divides it by the number of accumulated micro-batches.
     loss_is_scaled_for_ga = False
     samples_class: Callable[..., TrainingSamples] = TrainingSamples
+    unit = "images"  # what a sample is
 
     def __init__(
         self,
@@ -189,6 +190,11 @@ class DiffusionTrainer(_BaseTrainer):
             self.add_callback(ModelFreeTensorBoardCallback())
         if args.validation_prompts:  # after the trackers, which must have begun
             self.add_callback(ValidationCallback(self))
+
+    @staticmethod
+    def pictured(dataset: Dataset) -> Dataset:
+        """The rows of a training set that have an image."""
+        return dataset
 
     def sample_weights(self, advantages: torch.Tensor) -> torch.Tensor:
         """

@@ -35,6 +35,7 @@ from ..losses import per_sample_mse
 from .diffusion_trainer import DiffusionTrainer
 from .dpo_config import OF_LISTS, DiffusionDPOConfig
 from .inversion import Inversion
+from .papers import PAPERS
 from .preference_losses import diffusion_dpo_loss, group_loss, plackett_luce_loss, regression_loss, safeguard
 from .reference import ReferenceModel
 from .training_samples import ListSamples
@@ -110,6 +111,11 @@ class DiffusionDPOTrainer(ReferenceModel, DiffusionTrainer):
             lists = [[i, number + i] for i in range(number)]
         else:
             images, lists = train_dataset, find_lists(train_dataset, args)
+        self.unit = "pairs" if self.paired else "lists"
+        options = ("safeguard_mu", "smoothing", "inversion_steps")
+        named = next((name for name in options if getattr(args, name) is not None), args.loss_type)
+        if paper := PAPERS.get(named):
+            self._name, self._paper = paper.method, paper.card()
         self.samples_class = partial(ListSamples, lists=lists, every_row=True)
         super().__init__(model, args, images, revision, peft_config, list(callbacks or ()), optimizers)
         self.inversion: Inversion | None = None
@@ -174,7 +180,13 @@ class DiffusionDPOTrainer(ReferenceModel, DiffusionTrainer):
 
 def is_paired(dataset: Dataset) -> bool:
     """Whether a dataset's rows are pairs. Else they are images, of which lists are made."""
-    return "group_id" not in dataset.column_names or not {"chosen", "rejected"}.isdisjoint(dataset.column_names)
+    paired = not {"chosen", "rejected"}.isdisjoint(dataset.column_names)
+    if not paired and "group_id" not in dataset.column_names:
+        raise UsageError(
+            "The dataset has neither 'chosen' and 'rejected' nor a 'group_id'; it has "
+            f"{', '.join(dataset.column_names)}. Rows are pairs of images, or images of which those of a group are a list."
+        )
+    return paired
 
 
 def find_lists(dataset: Dataset, args: DiffusionDPOConfig) -> list[list[int]]:

@@ -79,6 +79,7 @@ def training_facts(trainer: "DiffusionTrainer", dataset_name: str | None = None)
         "lora": lora,
         "dataset": dataset_name,
         "rows": trainer.train_dataset.count,
+        "unit": trainer.unit,
         "absent": absent_parts(trainer),
         "guarded": trainer.best_step is not None and trainer.best_of > 1,
         "settings": {

@@ -157,6 +157,7 @@ class SPOTrainer(ReferenceModel, DiffusionTrainer):
             }"""),
     }
     args: SPOConfig
+    unit = "pairs of transitions"
 
     def __init__(
         self,
@@ -169,11 +170,34 @@ class SPOTrainer(ReferenceModel, DiffusionTrainer):
         optimizers: tuple[torch.optim.Optimizer | None, Any] = (None, None),
     ):
         check_diffusion(model, revision)
-        shown = pictured(train_dataset)
+        shown = self.pictured(train_dataset)
         images = {prompt: row for row, prompt in enumerate(shown["prompt"])}
         self.samples_class = partial(TransitionSamples, transitions=train_dataset, images=images, every_row=True)
         super().__init__(model, args, shown, revision, peft_config, list(callbacks or ()), optimizers)
         self.calls = self.family.calls(float(train_dataset["guidance_scale"][0]))
+
+    @staticmethod
+    def pictured(transitions: Dataset) -> Dataset:
+        """A row for each prompt of pairs of transitions, with the image that one of its walks ended in: what has to be encoded."""
+        wanted = ("prompt", "image", "x_t", "x_w", "x_l", "t", "t_prev", "guidance_scale")
+        for column in wanted:
+            if column not in transitions.column_names:
+                raise UsageError(
+                    f"The dataset of transitions has no column {column!r}; it has {', '.join(transitions.column_names)}."
+                )
+        if not len(transitions):
+            raise UsageError("The dataset has no rows.")
+        if len(scales := set(transitions["guidance_scale"])) > 1:
+            raise UsageError(
+                f"All transitions must be drawn at one guidance_scale, got {min(scales):g} and {max(scales):g}."
+            )
+        table = transitions.with_format("arrow").select_columns(["prompt", "image"])[:]
+        held = table["image"].is_valid().to_pylist()
+        rows = {prompt: row for row, prompt in reversed(list(enumerate(table["prompt"].to_pylist()))) if held[row]}
+        if missing := sorted({*table["prompt"].to_pylist()} - {*rows}):
+            raise UsageError(f"No row of the prompt {missing[0]!r} has an image, of which the size is taken.")
+        shown = transitions.select_columns(["prompt", "image"]).select(sorted(rows.values()))
+        return shown.add_column("advantage", np.ones(len(shown), dtype=np.float32))
 
     def predict(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The mean of the next latents with guidance, shape `(B, C, h, w)`."""
@@ -204,26 +228,3 @@ class SPOTrainer(ReferenceModel, DiffusionTrainer):
         self.log_metric("implicit_accuracy", losses < math.log(2))
         self.log_metric("distance_to_base", ((mean - reference) / std.view(-1, 1, 1, 1)).square().flatten(1).mean(1))
         return self.batch_mean(losses)
-
-
-def pictured(transitions: Dataset) -> Dataset:
-    """A row for each prompt of pairs of transitions, with the image that one of its walks ended in: what has to be encoded."""
-    wanted = ("prompt", "image", "x_t", "x_w", "x_l", "t", "t_prev", "guidance_scale")
-    for column in wanted:
-        if column not in transitions.column_names:
-            raise UsageError(
-                f"The dataset of transitions has no column {column!r}; it has {', '.join(transitions.column_names)}."
-            )
-    if not len(transitions):
-        raise UsageError("The dataset has no rows.")
-    if len(scales := set(transitions["guidance_scale"])) > 1:
-        raise UsageError(
-            f"All transitions must be drawn at one guidance_scale, got {min(scales):g} and {max(scales):g}."
-        )
-    table = transitions.with_format("arrow").select_columns(["prompt", "image"])[:]
-    held = table["image"].is_valid().to_pylist()
-    rows = {prompt: row for row, prompt in reversed(list(enumerate(table["prompt"].to_pylist()))) if held[row]}
-    if missing := sorted({*table["prompt"].to_pylist()} - {*rows}):
-        raise UsageError(f"No row of the prompt {missing[0]!r} has an image, of which the size is taken.")
-    shown = transitions.select_columns(["prompt", "image"]).select(sorted(rows.values()))
-    return shown.add_column("advantage", np.ones(len(shown), dtype=np.float32))

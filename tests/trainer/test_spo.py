@@ -25,7 +25,7 @@ from peft import LoraConfig
 
 from craft_trl import SPOConfig, SPOTrainer, build_transitions
 from craft_trl.errors import UsageError
-from craft_trl.trainer.spo_trainer import pictured, spo_loss
+from craft_trl.trainer.spo_trainer import spo_loss
 
 from ..candidates.test_trees import PROMPTS, draw, make_generator
 from ..conftest import TINY
@@ -190,7 +190,7 @@ class TestTraining:
         assert [entry["passes"] for entry in logs] == [4, 4, 4] == [entry["passes_without_gradient"] for entry in logs]
         trainer.save_model()
         card = (tmp_path / "out" / "README.md").read_text()
-        assert "liang2024aesthetic" in card and f"{len(transitions)} " in card
+        assert "liang2024aesthetic" in card and f"{len(transitions)} pairs of transitions." in card
         saved = StableDiffusionXLPipeline.from_pretrained(tmp_path / "out").unet.state_dict()
         assert all(torch.equal(saved[name], after[name]) for name in after)
 
@@ -258,16 +258,16 @@ class TestMistakes:
 
     def test_rows(self, transitions):
         with pytest.raises(UsageError, match="The dataset of transitions has no column 'x_w'; it has prompt, t,"):
-            pictured(transitions.remove_columns("x_w"))
+            SPOTrainer.pictured(transitions.remove_columns("x_w"))
         with pytest.raises(UsageError, match="The dataset has no rows"):
-            pictured(transitions.select([]))
+            SPOTrainer.pictured(transitions.select([]))
         mixed = transitions.remove_columns("guidance_scale").add_column(
             "guidance_scale", np.arange(len(transitions), dtype=np.float32) % 2 + 1
         )
         with pytest.raises(UsageError, match="All transitions must be drawn at one guidance_scale, got 1 and 2"):
-            pictured(mixed)
+            SPOTrainer.pictured(mixed)
         with pytest.raises(UsageError, match="No row of the prompt 'a .*' has an image"):
-            pictured(transitions.select([1]))
+            SPOTrainer.pictured(transitions.select([1]))
 
     def test_a_flow(self, tmp_path, transitions):
         args = SPOConfig(output_dir=str(tmp_path / "out"), max_steps=1, use_cpu=True)
