@@ -15,6 +15,7 @@
 """Trees of transitions: how a model goes on from the same noisy latents, and what its rewards say of each way."""
 
 import io
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -212,8 +213,8 @@ def draw_trees(
             tree = draw_tree(generator, config, prompt, seed)
             scores = _score(tree, prompt, rewards, batch_size, turns)
             calls = generator.family.calls(generator.config.guidance_scale)
-            facts = {"prompt": prompt, "seed": str(seed), "passes": str(tree.evaluations)}
-            facts |= {"guidance_scale": str(generator.config.guidance_scale if calls > 1 else 1.0)}
+            scale = generator.config.guidance_scale if calls > 1 else 1.0
+            facts = {"prompt": prompt, "seed": seed, "guidance_scale": scale, "passes": tree.evaluations}
             write_atomically(tree_file(folder, settings, prompt, seed), _pack(tree, scores, facts))
             bar.update()
 
@@ -236,14 +237,22 @@ def _score(
     return {n: (-v if n in turned else v).reshape(len(tree.images), -1) for n, v in scores.items()}
 
 
-def _pack(tree: Tree, scores: Mapping[str, np.ndarray], facts: Mapping[str, str]) -> bytes:
-    """A tree as the bytes of a safetensors file; the image that it ends in is a PNG in it."""
+def _pack(tree: Tree, scores: Mapping[str, np.ndarray], facts: Mapping[str, str | int | float]) -> bytes:
+    """
+    A tree as the bytes of a safetensors file; the image that it ends in is a PNG in it. What is known of it is one text of JSON:
+    of several, safetensors (0.8) writes them in an order that changes, and equal trees are to be equal files.
+    """
     png = io.BytesIO()
     tree.end.save(png, "PNG")
     tensors = {name: getattr(tree, name) for name in ("timesteps", "next_timesteps", "latents", "branches")}
     tensors |= {f"score/{name}": torch.from_numpy(np.ascontiguousarray(values)) for name, values in scores.items()}
     tensors["end"] = torch.frombuffer(bytearray(png.getvalue()), dtype=torch.uint8)
-    return save({name: value.contiguous() for name, value in tensors.items()}, dict(facts))
+    return save({name: value.contiguous() for name, value in tensors.items()}, {"facts": json.dumps(facts)})
+
+
+def read_facts(file: safe_open) -> dict[str, str | int | float]:
+    """What a file says of its tree: `prompt`, `seed`, `guidance_scale` and `passes`."""
+    return json.loads(file.metadata()["facts"])
 
 
 def tree_passes(files: Sequence[Path]) -> int:
@@ -251,5 +260,5 @@ def tree_passes(files: Sequence[Path]) -> int:
     total = 0
     for path in files:
         with safe_open(path, "np") as file:
-            total += int(file.metadata()["passes"])
+            total += read_facts(file)["passes"]
     return total

@@ -26,6 +26,7 @@ from ..candidates.filter_config import FilterConfig
 from ..candidates.groups import Group
 from ..candidates.pool import CandidatePool
 from ..candidates.tree_config import TreeConfig
+from ..candidates.trees import read_facts
 from ..errors import NothingToDoError, UsageError
 from ..stages import fingerprint
 
@@ -122,7 +123,7 @@ def transition_rows(files: Sequence[Path], scales: Mapping[str, float], min_pref
     """The rows of [`build_transitions`], one at a time."""
     for path in files:
         with safe_open(path, "np") as file:
-            facts = file.metadata()
+            facts = read_facts(file)
             totals = sum(scales[name] * file.get_tensor(f"score/{name}").astype(np.float64) for name in scales)
             image = {"bytes": file.get_tensor("end").tobytes(), "path": None}
             timesteps, next_timesteps = file.get_tensor("timesteps"), file.get_tensor("next_timesteps")
@@ -136,7 +137,7 @@ def transition_rows(files: Sequence[Path], scales: Mapping[str, float], min_pref
                     "x_w": branches[step, best],
                     "x_l": branches[step, worst],
                     "margin": float(totals[step, best] - totals[step, worst]),
-                    "guidance_scale": float(facts["guidance_scale"]),
+                    "guidance_scale": facts["guidance_scale"],
                     "image": image,
                 }
                 image = None

@@ -256,7 +256,7 @@ def main(
         trainer.add_callback(LossProgressCallback)
     guard = None
     if train_args.held_out_rewards:
-        pictured = trainer_class.pictured(dataset)
+        pictured = trainer_class.pictured(dataset) if hasattr(trainer_class, "pictured") else dataset
         images = TrainingImages(pictured, "chosen" if "chosen" in pictured.column_names else "image")
         guard = Guard(train_args, trainer, images)
         trainer.add_callback(guard)

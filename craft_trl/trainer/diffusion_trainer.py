@@ -191,11 +191,6 @@ class DiffusionTrainer(_BaseTrainer):
         if args.validation_prompts:  # after the trackers, which must have begun
             self.add_callback(ValidationCallback(self))
 
-    @staticmethod
-    def pictured(dataset: Dataset) -> Dataset:
-        """The rows of a training set that have an image."""
-        return dataset
-
     def sample_weights(self, advantages: torch.Tensor) -> torch.Tensor:
         """
         Weight of each row in the loss, from its advantage, both of shape `(N,)`. A row of weight 0 is not passed through
@@ -252,12 +247,9 @@ class DiffusionTrainer(_BaseTrainer):
         self._metrics[name] = self._metrics.get(name, 0) + total
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        metrics = {}
-        for name, total_and_count in self._metrics.items():
-            total, count = self.accelerator.reduce(total_and_count).tolist()
-            metrics[name] = total / max(count, 1)
+        metrics = {name: self.accelerator.reduce(sums).tolist() for name, sums in self._metrics.items()}
         self._metrics.clear()
-        super().log({**logs, **metrics}, start_time)
+        super().log({**logs, **{name: total / max(count, 1) for name, (total, count) in metrics.items()}}, start_time)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Parameters that training changes."""
@@ -404,6 +396,5 @@ class DiffusionTrainer(_BaseTrainer):
         # The Trainer uploads its whole output folder: encoded data, records, paths of this machine.
         args = self.args
         if self.is_world_process_zero():
-            api, repo_id = HfApi(), args.hub_model_id
-            files = model_release(Path(args.output_dir), repo_id)
-            upload(api, repo_id, "model", args.hub_private_repo, files, commit_message)
+            files = model_release(Path(args.output_dir), args.hub_model_id)
+            upload(HfApi(), args.hub_model_id, "model", args.hub_private_repo, files, commit_message)
