@@ -26,7 +26,6 @@ from datasets import Dataset, concatenate_datasets
 from peft import PeftConfig
 from torch import nn
 from transformers import TrainerCallback
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..errors import UsageError
 from ..filtering.dataset import check_image_column
@@ -120,11 +119,6 @@ class DiffusionDPOTrainer(ReferenceModel, DiffusionTrainer):
         super().__init__(model, args, images, revision, peft_config, list(callbacks or ()), optimizers)
         self.inversion: Inversion | None = None
         if args.inversion_steps is not None:
-            if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
-                raise UsageError(
-                    "inversion_steps: under FSDP and ZeRO-3 all processes must call the model equally often, and inversion does as "
-                    "the timesteps ask. Use multi_gpu, zero1 or zero2."
-                )
             self.inversion = Inversion(self.noise_process, args.inversion_steps, args.renoise)
             self.train_dataset.draw_timestep = self.inversion.draw
 

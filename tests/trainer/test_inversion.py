@@ -27,6 +27,7 @@ from PIL import Image
 from craft_trl import DiffusionDPOConfig, DiffusionDPOTrainer
 from craft_trl.errors import UsageError
 from craft_trl.noise import noise_process
+from craft_trl.trainer.fsdp import check_shards
 from craft_trl.trainer.inversion import Inversion
 
 from ..helpers import config as craft_config
@@ -287,6 +288,14 @@ class TestTraining:
     def test_mistakes(self, make_trainer, settings, message):
         with pytest.raises(UsageError, match=message):
             make_trainer(**settings)
+
+    def test_with_shards(self, monkeypatch):
+        """Said before a model is loaded."""
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+        with pytest.raises(
+            UsageError, match="inversion_steps has processes call the model unequally often, and FSDP has"
+        ):
+            check_shards(SimpleNamespace(use_ema=False, compile_blocks=False, inversion_steps=5))
 
     def test_smoothing_without_scores(self, make_trainer):
         with pytest.raises(UsageError, match="smoothing needs scores, and pairs have none"):
