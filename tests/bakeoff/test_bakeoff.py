@@ -326,19 +326,30 @@ class TestBakeoff:
 
         # More arms, those of other methods among them: only they are done.
         models = {path: path.stat().st_mtime_ns for path in folder.rglob("model_index.json")}
-        assert (
-            main(["bakeoff", recipe(arms=["best_of_n", "sft", "diffusion_lpo", "nft_offline", "diffusion_dpo"])]) == 0
-        )
+        arms = ["best_of_n", "sft", "diffusion_lpo", "nft_offline", "smpo", "spo_offline", "diffusion_dpo"]
+        trees = {"tree_steps": 4, "first_branch": 2, "num_branches": 2, "min_preference": 0.0}
+        assert main(["bakeoff", recipe(arms=arms, **trees)]) == 0
         out = capsys.readouterr().out
         assert out.count("[train] done before") == 2 and "[arm] 12 rows in" in out
         assert all(path.stat().st_mtime_ns == stamp for path, stamp in models.items())
-        assert len(list(folder.rglob("model_index.json"))) == 5
+        assert len(list(folder.rglob("model_index.json"))) == 7
         arms = json.loads((folder / "bakeoff.json").read_text())["arms"]
         assert arms["diffusion_lpo"]["unit"] == "lists" and arms["diffusion_lpo"]["passes"] == [
             [3, 3]
         ]  # a list of three
         assert arms["nft_offline"]["rows"] == 18 and arms["nft_offline"]["passes"] == [[4, 4]]
-        assert "without new images" in (folder / "bakeoff.html").read_text()
+        assert "without new images" in (report := (folder / "bakeoff.html").read_text())
+        # A tree: two plain steps, the first that branches, and two branches seen once; each twice, for the guidance. What they took
+        # stands beside what the training took.
+        assert len(list((folder / "trees").glob("*.safetensors"))) == 6 and arms["spo_offline"]["tree_passes"] == 60
+        rows = arms["spo_offline"]["rows"]
+        assert 0 < rows <= 12 and f"6 trees, 60 denoiser passes, {rows} of at most 12 pairs kept" in out
+        assert arms["spo_offline"]["passes"] == [[4, 4]] and arms["spo_offline"]["unit"] == "transitions"
+        assert re.search(r"spo_offline  .*  4 \+ 4, trees 60 +\d+\n", out) and "trees 60" in report
+        # Two pairs; with the gradient, then the reference and 2 to 20 calls of the inversion for each image.
+        ((with_gradient, without),) = arms["smpo"]["passes"]
+        assert with_gradient == 4 and 4 + 4 * 2 <= without <= 4 + 4 * 20
+        assert "SmPO" in (folder / "arms/smpo/seed-0/model/README.md").read_text()
 
         # The Python of docs/source/baselines.md, with this pool as the one it names.
         (folder.parent / "tiny").symlink_to(folder)
@@ -346,25 +357,6 @@ class TestBakeoff:
         (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
         exec(compile(code, "baselines.md", "exec"), {})
         assert (tmp_path / "dpo" / "model_index.json").exists()
-
-    def test_spo_and_smpo_from_end_to_end(self, recipe, tmp_path, capsys):
-        """The trees of SPO are drawn once, and what they took stands beside what its training took."""
-        small = {"tree_steps": 4, "first_branch": 2, "num_branches": 2, "min_preference": 0.0}
-        assert main(["bakeoff", recipe(arms=["smpo", "spo_offline"], num_test_prompts=2, **small)]) == 0
-        out = capsys.readouterr().out
-        folder = tmp_path / "runs" / "tiny_bakeoff"
-        arms = json.loads((folder / "bakeoff.json").read_text())["arms"]
-        # A tree: two plain steps, the first that branches, and two branches seen once; each twice, for the guidance.
-        assert len(list((folder / "trees").glob("*.safetensors"))) == 6 and arms["spo_offline"]["tree_passes"] == 60
-        rows = arms["spo_offline"]["rows"]
-        assert 0 < rows <= 12 and f"6 trees, 60 denoiser passes, {rows} of at most 12 pairs kept" in out
-        assert arms["spo_offline"]["passes"] == [[4, 4]] and arms["spo_offline"]["unit"] == "transitions"
-        assert re.search(r"spo_offline  .*  4 \+ 4, trees 60 +\d+\n", out)
-        assert "trees 60" in (folder / "bakeoff.html").read_text()
-        # Two pairs; with the gradient, then the reference and 2 to 20 calls of the inversion for each image.
-        ((with_gradient, without),) = arms["smpo"]["passes"]
-        assert with_gradient == 4 and 4 + 4 * 2 <= without <= 4 + 4 * 20
-        assert "SmPO" in (folder / "arms/smpo/seed-0/model/README.md").read_text()
 
     def test_commands_of_the_page(self, monkeypatch):
         monkeypatch.chdir(ROOT)

@@ -225,7 +225,7 @@ class TestLoss:
     def test_renoise_on_the_tiny_model(self, make_trainer):
         """Its own noise is about as strong as noise, and ReNoise brings sampling closer to the image."""
         trainer = make_trainer(inversion_steps=10)
-        batch = stack(trainer, [0, 1, 2])
+        batch = stack(trainer, [0])
         latents, process = batch["latents"][:, 0], trainer.noise_process
 
         @torch.no_grad()
@@ -238,7 +238,7 @@ class TestLoss:
         errors = []
         for renoise in (False, True):
             inversion = Inversion(process, 10, renoise)
-            timesteps = inversion.levels[[6] * 3]
+            timesteps = inversion.levels[[6]]
             noise = inversion.noise(predict, latents, timesteps)
             assert 0.5 < noise.square().mean() < 1.5
             back = sample(process, predict, process.add(latents, noise, timesteps), inversion.levels[:7])
@@ -249,7 +249,7 @@ class TestLoss:
 class TestTraining:
     @pytest.mark.parametrize(
         ("settings", "calls"),
-        [({"inversion_steps": 5}, 1), ({"inversion_steps": 5, "renoise": True, "smoothing": 10.0}, 2)],
+        [({"inversion_steps": 3}, 1), ({"inversion_steps": 3, "renoise": True, "smoothing": 10.0}, 2)],
     )
     def test_two_steps(self, make_trainer, settings, calls):
         trainer = make_trainer(**settings)
