@@ -46,10 +46,11 @@ def stack_lists(inputs: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor
     which they are of `m` times `B`, a mask of shape `(m * B,)`.
     """
     mask = inputs["mask"].T.flatten()
-    images = {"latents": inputs["latents"].transpose(0, 1).flatten(0, 1)[mask]}
+    there = mask.nonzero()[:, 0]  # once, as the device is waited for
+    images = {"latents": inputs["latents"].transpose(0, 1).flatten(0, 1)[there]}
     for name, value in inputs.items():
         if name not in ("latents", "advantage", "mask"):
-            images[name] = value.expand(inputs["mask"].shape[1], *value.shape).flatten(0, 1)[mask]
+            images[name] = value.expand(inputs["mask"].shape[1], *value.shape).flatten(0, 1)[there]
     return images, mask
 
 

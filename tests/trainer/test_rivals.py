@@ -159,16 +159,14 @@ def test_at_the_reference_each_is_signed_weighted_fine_tuning(make_trainer, arm)
     assert f"Method: {ARMS[arm][3]}" in card and unit.get(arm, "2 lists.") in card and "@misc{" in card
 
 
-@pytest.mark.parametrize("arm", ["diffusion_lpo", "nft_offline"])
-def test_an_adapter(make_trainer, arm):
+def test_an_adapter(make_trainer):
     """Its reference is the model without it, and nothing is loaded twice."""
     lora = LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights="gaussian")
-    trainer = make_trainer(arm, peft_config=lora, learning_rate=1e-2)
+    trainer = make_trainer("nft_offline", peft_config=lora, learning_rate=1e-2)
     assert trainer.reference is None
     trainer.train()
-    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
-    assert logs[0]["loss"] == pytest.approx(ARMS[arm][2], rel=1e-4) if arm == "diffusion_lpo" else logs[0]["loss"]
-    assert logs[0].get("distance_to_base", 0) == 0 and all(math.isfinite(entry["loss"]) for entry in logs)
+    distances = [entry["distance_to_base"] for entry in trainer.state.log_history if "loss" in entry]
+    assert distances[0] == 0 < distances[1]
 
 
 @pytest.mark.parametrize("arm", ["awm_offline", "diffusion_lpo"])
@@ -205,9 +203,9 @@ class TestLists:
 
     def test_micro_batches_do_not_matter(self, make_trainer):
         curves = []
-        for micro in (4, 1):
-            settings = {"global_batch_size": 4, "per_device_train_batch_size": micro}
-            trainer = make_trainer("diffusion_lpo", name=str(micro), **settings)
+        for micro in (2, 1):
+            settings = {"global_batch_size": 2, "per_device_train_batch_size": micro}
+            trainer = make_trainer("diffusion_lpo", **settings)
             trainer.train()
             curves.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
         np.testing.assert_allclose(curves[0], curves[1], rtol=2e-4)
