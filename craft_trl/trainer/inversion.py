@@ -68,11 +68,12 @@ class Inversion:
                 Where each ends: levels of the grid.
         """
         process, noisy = self.noise_process, latents.clone()
-        below = process.clean
+        below, ends = process.clean, timesteps.tolist()  # once, as the device is waited for
         for level in self.levels.tolist():
-            rows = (timesteps >= level).nonzero().flatten()  # the others are where they are to be
-            if not len(rows):
+            left = [row for row, end in enumerate(ends) if end >= level]  # the others are where they are to be
+            if not left:
                 break
+            rows = torch.tensor(left, device=noisy.device)
             start, here, there = noisy[rows], *(timesteps.new_full((len(rows),), value) for value in (below, level))
             # The model is asked at the level that the step goes to: of a clean image it knows nothing.
             _, noise = process.implied(start, predict(start, there, rows).float(), here)
