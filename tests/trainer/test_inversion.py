@@ -158,12 +158,12 @@ def make_scored(n=3):
 
 @pytest.fixture
 def make_trainer(tiny, tmp_path):
-    def make(dataset=None, **settings):
+    def make(dataset=None, pipeline=tiny / "pipeline", **settings):
         shared = craft_config(tmp_path).to_dict()
         names = ("output_dir", "max_steps", "lr_scheduler_type", "save_strategy", "use_cpu", "disable_tqdm")
         own = {"per_device_train_batch_size": 3, "learning_rate": 1e-4, "beta": 100.0}
         args = DiffusionDPOConfig(**{**{name: shared[name] for name in names}, **own, **settings})
-        return DiffusionDPOTrainer(str(tiny / "pipeline"), args, dataset or make_scored())
+        return DiffusionDPOTrainer(str(pipeline), args, dataset or make_scored())
 
     return make
 
@@ -266,6 +266,14 @@ class TestTraining:
         # Of the two images of each of three pairs, in two steps: with the gradient, then the reference and the inversion.
         assert sum(entry["passes"] for entry in logs) == 12
         assert sum(entry["passes_without_gradient"] for entry in logs) == 12 + 2 * calls * sum(i + 1 for i in levels)
+
+    def test_a_flow_too(self, make_trainer, tiny):
+        """Its own levels, which its shift has drawn up, to pure noise."""
+        trainer = make_trainer(pipeline=tiny.parent / "tiny_flow" / "pipeline", inversion_steps=2, renoise=True)
+        shift = trainer.noise_process.shift
+        assert trainer.inversion.levels.tolist() == pytest.approx([1000 * shift / (shift + 1), 1000.0])
+        batch = stack(trainer, [0])
+        assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(math.log(2) / 3)
 
     def test_pairs_too(self, make_trainer):
         """Inversion needs no scores."""
