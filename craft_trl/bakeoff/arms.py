@@ -49,6 +49,8 @@ class Method:
             Name of the script that trains it.
         rewards (`tuple[str, ...]`, *optional*):
             Rewards the pool must have for it.
+        unit (`str`, *optional*, defaults to `"images"`):
+            What a sample is: images, pairs, lists of a group's images, or pairs of transitions.
         options (`Mapping[str, str]`, *optional*):
             Options of its training.
         rate (`float`, *optional*, defaults to `1.0`):
@@ -59,8 +61,15 @@ class Method:
     build: Callable[[Material], "Dataset"]
     script: str = "train"
     rewards: tuple[str, ...] = ()
+    unit: str = "images"
     options: Mapping[str, str] = field(default_factory=dict)
     rate: float = 1.0
+
+    def images_of(self, group: int) -> int:
+        """
+        Images of a sample, where a group has so many; of transitions, the calls of the denoiser, with the prompt and without.
+        """
+        return {"images": 1, "pairs": 2, "lists": group, "transitions": 2}[self.unit]
 
 
 def unweighted(dataset: "Dataset") -> "Dataset":
@@ -95,7 +104,60 @@ BASELINES = {
         "CRAFT: triple filter (hpa) on groups, advantage weights",
         lambda m: m.kept(filter_level="group", filter_rewards=None),
     ),
-    "diffusion_dpo": Method("Diffusion-DPO on pairs from the pool", Material.pairs, script="dpo"),
+    "diffusion_dpo": Method("Diffusion-DPO on pairs from the pool", Material.pairs, script="dpo", unit="pairs"),
+}
+# Methods of others that learn from ranked or scored images, on the same pool. Those that draw new images while they learn are
+# called offline here, where they do not.
+RIVALS = {
+    "diffusion_lpo": Method(
+        "Diffusion-LPO on ranked lists", Material.lists, "dpo", unit="lists", options={"loss_type": "plackett_luce"}
+    ),
+    "sdpo": Method(
+        "Diffusion-SDPO on pairs from the pool", Material.pairs, "dpo", unit="pairs", options={"safeguard_mu": "0.6"}
+    ),
+    "dgpo_offline": Method(
+        "DGPO on lists with advantages, without new images",
+        Material.lists,
+        "dpo",
+        unit="lists",
+        options={"loss_type": "group"},
+    ),
+    "lair": Method("LAIR on scored lists", Material.lists, "dpo", unit="lists", options={"loss_type": "regression"}),
+    "inpo": Method(
+        "InPO on pairs from the pool, noised by inversion",
+        Material.pairs,
+        "dpo",
+        unit="pairs",
+        options={"inversion_steps": "10"},
+    ),
+    "smpo": Method(
+        "SmPO on scored pairs, noised by inversion with ReNoise",
+        Material.scored_pairs,
+        "dpo",
+        unit="pairs",
+        options={"smoothing": "10", "inversion_steps": "10", "renoise": "true"},
+    ),
+    "spo_offline": Method(
+        "SPO on pairs of denoising steps, drawn once", Material.transitions, "spo", unit="transitions"
+    ),
+    "tgo": Method(
+        "threshold-guided optimization on all images with their scores",
+        lambda m: m.scored(own=False),
+        "scored",
+        options={"loss_type": "tgo"},
+    ),
+    "nft_offline": Method(
+        "DiffusionNFT on n seeds of the original prompt, without new images",
+        Material.scored,
+        "scored",
+        options={"loss_type": "nft"},
+    ),
+    "awm_offline": Method(
+        "Advantage Weighted Matching on n seeds of the original prompt, without new images",
+        Material.scored,
+        "scored",
+        options={"loss_type": "awm"},
+    ),
 }
 
 
@@ -126,7 +188,7 @@ ABLATIONS = {
     "half_rate": as_craft("at half the learning rate", rate=0.5),
     "double_rate": as_craft("at twice the learning rate", rate=2.0),
 }
-METHODS = {**BASELINES, **ABLATIONS}
+METHODS = {**BASELINES, **ABLATIONS, **RIVALS}
 
 
 def make_seed_groups(groups: Sequence[Group]) -> list[Group]:
@@ -154,6 +216,15 @@ def check_methods(names: Sequence[str], rewards: Sequence[str]) -> None:
             raise UsageError(f"arms: {name} filters by {min(missing)}, and the rewards are {', '.join(rewards)}.")
     if len(set(names)) != len(names) or len(names) < 2:
         raise UsageError(f"arms must be at least two different ones of {', '.join(METHODS)}; got {', '.join(names)}.")
+
+
+def describe_passes(passes: Sequence[Sequence[int | None]]) -> str:
+    """
+    Images that went through the denoiser in the trainings of an arm, as text: with gradient, and without, as through a reference
+    model; once if all trainings have the same.
+    """
+    said = [f"{a:,} + {b:,}" if b else f"{a:,}" for a, b in passes if a is not None]
+    return ", ".join(dict.fromkeys(said)) or "not counted"
 
 
 def two_way_bootstrap(difference: np.ndarray, num_bootstrap: int = 2000, seed: int = 0) -> dict[str, float]:

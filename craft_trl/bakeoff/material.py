@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING
 from ..candidates.filter_config import FilterConfig
 from ..candidates.groups import Group
 from ..candidates.pool import CandidatePool
+from ..candidates.tree_config import TreeConfig
+from ..crf import total_rewards
 from ..errors import NothingToDoError
 from ..filtering.filter import explain_nothing, filter_candidates, train_rows, vetoed_itself
 
@@ -46,6 +48,10 @@ class Material:
             The filter of the recipe.
         scratch (`Path`, *optional*):
             Where images lie that are too many for the memory, see [`with_images`].
+        trees (`Sequence[Path]`, *optional*):
+            Files of trees of transitions, see [`draw_trees`].
+        min_preference (`float`, *optional*, defaults to `0.3`):
+            Which pairs are taken from them, see [`TreeConfig`].
     """
 
     groups: Sequence[Group]
@@ -53,6 +59,8 @@ class Material:
     pool: CandidatePool
     config: FilterConfig
     scratch: Path | None = None
+    trees: Sequence[Path] = ()
+    min_preference: float = TreeConfig.min_preference
 
     def kept(self, **changes) -> "Dataset":
         """Images that the recipe's filter keeps, with changes to it; their weight is the advantage."""
@@ -90,3 +98,60 @@ class Material:
         from ..filtering.dataset import build_pairs
 
         return build_pairs(self.groups, self.pool, self.config, self.scratch)
+
+    def lists(self) -> "Dataset":
+        """Of each prompt all images, ranked, see [`build_lists`]."""
+        from ..filtering.dataset import build_lists
+
+        return build_lists(self.groups, self.pool, self.config, self.scratch)
+
+    def scored(self, own: bool = True) -> "Dataset":
+        """
+        Every image but vetoed ones, good and bad.
+
+        Args:
+            own (`bool`, *optional*, defaults to `True`):
+                Of each prompt's images from different seeds, as the methods draw them that learn while they draw; the advantage
+                is the sum of scaled rewards minus the mean of the prompt, over the standard deviation of all. Else the images
+                of all variants, and the sum itself.
+        """
+        groups, config = self.seed_groups if own else self.groups, self.config
+        scores, generated = self.pool.matrices(groups)
+        totals, _ = total_rewards(scores, config.weights(self.pool.rewards), config.scale_rewards, generated)
+        if own:  # all are there
+            totals = (totals - totals.mean(axis=1, keepdims=True)) / (totals.std() + config.advantage_eps)
+        rows = zip(filter_candidates(groups, self.pool, config), totals.flat, strict=True)
+        return self.dataset([r | {"advantage": float(t)} for r, t in rows if not vetoed_itself(r["drop_reason"])])
+
+    def scored_pairs(self) -> "Dataset":
+        """
+        Of each group the best image and the worst by the sum of scaled rewards, as lists of two, with that sum for their
+        advantage, brought to 0 to 1 over all images.
+        """
+        config = self.config
+        scores, generated = self.pool.matrices(self.groups)
+        totals, _ = total_rewards(scores, config.weights(self.pool.rewards), config.scale_rewards, generated)
+        low, high = totals[generated].min(), totals[generated].max()
+        groups: dict[int, list[dict]] = {}
+        for row, total, there in zip(
+            filter_candidates(self.groups, self.pool, config), totals.flat, generated.flat, strict=True
+        ):
+            if there and not vetoed_itself(row["drop_reason"]):
+                groups.setdefault(row["group_id"], []).append(
+                    row | {"advantage": float(total - low) / (float(high - low) or 1.0)}
+                )
+        rows = []
+        for group in groups.values():
+            best, worst = (choose(group, key=lambda row: row["advantage"]) for choose in (max, min))
+            if best["advantage"] > worst["advantage"]:
+                rows += [best, worst]
+        if not rows:
+            raise NothingToDoError(f"In no group of {self.pool.folder} is one image better than another.")
+        return self.dataset(rows)
+
+    def transitions(self) -> "Dataset":
+        """Pairs of denoising steps, see [`build_transitions`]."""
+        from ..filtering.transitions import build_transitions, reward_scales
+
+        scales = reward_scales(self.groups, self.pool, self.config)
+        return build_transitions(self.trees, scales, self.min_preference, self.scratch)

@@ -26,7 +26,7 @@ from ..evaluation.evaluate import Evaluation
 from ..evaluation.report import frontier_section
 from ..hub.cards import duration, flat
 from ..pages import data_uri, render
-from .arms import HELD_OUT
+from .arms import HELD_OUT, describe_passes
 
 
 def write_bakeoff_report(
@@ -64,6 +64,7 @@ def write_bakeoff_report(
         span=(max(bounds) - min(bounds)) or 1.0,
         seeds=seeds,
         duration=duration,
+        describe_passes=describe_passes,
         num_prompts=len(evaluation.prompts),
         num_images=evaluation.config.num_images_per_prompt,
         frontier=frontier_section(content["frontier"], ranking) if "frontier" in content else None,

@@ -266,6 +266,39 @@ def build_pairs(
     return concatenate_datasets([chosen, rejected], axis=1).add_column("margin", margins)
 
 
+def build_lists(
+    groups: Sequence[Group], pool: CandidatePool, config: FilterConfig | None = None, scratch: Path | None = None
+) -> Dataset:
+    """
+    Ranked lists of a pool, for [`DiffusionDPOTrainer`]: of each group all images that are not vetoed, the original's among them,
+    whether they pass a filter or not. Groups whose images are all equally good are left out.
+
+    Args:
+        groups (`Sequence[Group]`):
+            Prompts with their variants.
+        pool ([`CandidatePool`]):
+            Images and scores.
+        config ([`FilterConfig`], *optional*):
+            How rewards are summed. Defaults to all rewards of the pool.
+        scratch (`Path`, *optional*):
+            Where images lie that are too many for the memory, see [`with_images`].
+
+    Returns:
+        [`~datasets.Dataset`]: a row per image, with `group_id`, which says what is one list, `prompt`, `image` and `advantage`, which
+        ranks it.
+    """
+    rows = each_candidate(groups, pool, FilterConfig() if config is None else config)
+    lists = []
+    for group in groups:
+        made = zip(group.keys, islice(rows, len(group.keys)), strict=True)
+        images = [row for key, row in made if key in pool and not vetoed_itself(row["drop_reason"])]
+        if len({row["advantage"] for row in images}) > 1:
+            lists += images
+    if not lists:
+        raise NothingToDoError(f"In no group of {pool.folder} is one image better than another.")
+    return with_images(lists, pool, scratch=scratch)
+
+
 def validate(dataset: Dataset, prompt_column: str = "prompt") -> None:
     """
     Raise a [`UsageError`] unless a dataset can be trained on: its columns, their types and their values. It names the

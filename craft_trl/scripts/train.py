@@ -271,7 +271,8 @@ def main(
         trainer.add_callback(LossProgressCallback)
     guard = None
     if train_args.held_out_rewards:
-        images = TrainingImages(dataset, "chosen" if "chosen" in dataset.column_names else "image")
+        pictured = trainer_class.pictured(dataset) if hasattr(trainer_class, "pictured") else dataset
+        images = TrainingImages(pictured, "chosen" if "chosen" in pictured.column_names else "image")
         guard = Guard(train_args, trainer, images)
         trainer.add_callback(guard)
     checkpoint = training_args.resume_from_checkpoint or on_main_process(
@@ -286,6 +287,8 @@ def main(
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         trainer.save_model()
     summary = {"steps": result.global_step, "images": len(dataset), "loss": round(result.training_loss, 6)}
+    for name in ("passes", "passes_without_gradient"):  # of images through the denoiser, those before a resumption too
+        summary[name] = int(sum(entry.get(name, 0) for entry in trainer.state.log_history))
     if guard is not None:
         summary |= guard.summary()
         say(guard.describe_cost())

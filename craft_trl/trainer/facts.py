@@ -83,7 +83,8 @@ def training_facts(trainer: "DiffusionTrainer", dataset_name: str | None = None)
         "pipeline": trainer.model_index["_class_name"],
         "lora": lora,
         "dataset": dataset_name,
-        "rows": len(trainer.train_dataset.advantages),
+        "rows": trainer.train_dataset.count,
+        "unit": trainer.unit,
         "absent": absent_parts(trainer),
         "guarded": trainer.best_step is not None and trainer.best_of > 1,
         "settings": {
