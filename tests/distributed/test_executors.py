@@ -25,7 +25,7 @@ import os
 import shutil
 import threading
 import time
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pyarrow.parquet as pq
 import pytest
@@ -43,14 +43,40 @@ NAMES = ["hpsv2", "pickscore", "aesthetic"]
 SLURM = Path(__file__).parents[1] / "slurm"
 
 
+JUDGE = """
+import os
+from pathlib import Path
+
+
+class Judge:
+    def __init__(self):
+        with Path(__file__).with_name("loads").open("a") as file:
+            file.write(f"{os.getpid()}\\n")
+
+    def __call__(self, images, prompts):
+        return [sum(image.convert("L").histogram()[128:]) for image in images]
+"""
+
+
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory, tiny):
-    """A run of six prompts whose pool one process has filled, and its recipe's options."""
+    """A run of six prompts whose pool one process has filled, and its recipe's options. One of the judges counts its loads."""
     folder = tmp_path_factory.mktemp("reference")
+    (folder / "judge.py").write_text(JUDGE)
     options = ["--config", str(tiny / "candidates.yaml"), "--num_prompts", "6", "--num_inference_steps", "1"]
-    options += ["--batch_size", "2", "--output_dir"]
+    options += ["--rewards", f"hpsv2={tiny / 'rewards/hps'}", f"pickscore={folder / 'judge.py'}:Judge"]
+    options += [f"aesthetic={tiny / 'rewards/aesthetic'}", "--batch_size", "2", "--output_dir"]
     assert main(["expand", *options, str(folder)]) == 0 and main(["generate", *options, str(folder)]) == 0
+    assert loads((folder, options)) == [os.getpid()]
     return folder, options
+
+
+def loads(reference) -> list[int]:
+    """The processes that have loaded the judges since this was asked last, once for each time."""
+    file = reference[0] / "loads"
+    lines = file.read_text().split() if file.exists() else []
+    file.unlink(missing_ok=True)
+    return list(map(int, lines))
 
 
 @pytest.fixture
@@ -73,9 +99,9 @@ def assert_same(reference, folder="run/pool", doubles=False):
     assert not list(Path(folder).glob(".*"))
 
 
-def marks() -> dict[str, int]:
-    """By task that datatrove has noted as done: when."""
-    return {path.name: path.stat().st_mtime_ns for path in Path("run/pool/tasks").glob("*/completions/*")}
+def taken(pool="run/pool") -> dict[str, bytes]:
+    """By task and worker: what the worker has noted of the task."""
+    return {path.name: path.read_bytes() for path in Path(pool).glob("tasks/*/taken/*")}
 
 
 def when_drawn(action) -> None:
@@ -90,20 +116,24 @@ def when_drawn(action) -> None:
 
 
 def test_one_of_two_workers_is_killed(run, reference, capfd):
+    """The other one does all tasks but the one that was under way, with the models that it has."""
     when_drawn(lambda: multiprocessing.active_children()[0].kill())
+    loads(reference)
     with pytest.raises(SystemExit, match="^1$"):
-        run("--executor", "local", "--tasks", "2", "--workers", "2")
-    said = capfd.readouterr().out
-    done, rows = marks(), len(CandidatePool("run/pool", NAMES))
-    assert len(done) < 2 and f"{2 - len(done)} of 2 tasks are left" in said and "run the same command again" in said
-    assert said.count(" ended by signal 9\n") == 1
+        run("--executor", "local", "--tasks", "3", "--workers", "2")
+    said, notes, loaded = capfd.readouterr().out, taken(), loads(reference)
+    (left,) = [int(name.partition("-")[0]) for name, note in notes.items() if note != b"done"]
+    assert len(notes) == 3 and {name.partition("-")[0] for name in notes} == {"0", "1", "2"}
+    assert f"1 of 3 tasks are left ({left}): run the same command again" in said
+    assert said.count(" ended by signal 9\n") == 1 and said.count("images made and scored\n") == 2
+    assert len(loaded) == len(set(loaded)) <= 2 and os.getpid() not in loaded
+    rows = len(CandidatePool("run/pool", NAMES))
     before = {path.name: path.stat().st_mtime_ns for path in Path("run/pool").glob("shard-*.parquet")}
-    assert run("--executor", "local", "--tasks", "2") == 0
+    assert run("--executor", "local", "--tasks", "3") == 0
     said = capfd.readouterr().out
-    assert f"{2 - len(done)} of 2 tasks are to be done by the executor local" in said
-    assert said.count("images made and scored\n") == 2 - len(done)  # each of the tasks that were left, and no other
+    assert "1 of 3 tasks are to be done by the executor local" in said and taken() == {f"{left}-0": b"done"}
+    assert said.count("images made and scored\n") == 1  # the task that was left, and no other
     assert f"{len(CandidatePool('run/pool', NAMES)) - rows} images made and scored, " in said
-    assert marks().items() >= done.items() and len(marks()) == 2
     assert before.items() <= {p.name: p.stat().st_mtime_ns for p in Path("run/pool").glob("shard-*.parquet")}.items()
     assert_same(reference)
     # Without an executor there is nothing left to do either.
@@ -117,7 +147,12 @@ def test_a_folder_behind_fsspec(run, reference, capfd, tmp_path):
     said = capfd.readouterr().out
     assert "[generate] task 1 of 4: " in said and not Path("run/pool").exists()
     assert run("--tasks", "4", "--task", "2") == 0  # into the pool of this machine
+    loads(reference)
     assert run("--executor", "local", "--tasks", "3", "--shared_dir", shared) == 0
+    assert loads(reference) == [os.getpid()]  # once for two tasks
+    # Groups 1 and 5, and 2, were there: task 2 of 3 has nothing to do.
+    names = SharedFolder(shared).names("shard-*")
+    assert {name.split("-")[2].partition("x")[0] for name in names} == {"1of4", "2of4", "0of3", "1of3"}
     assert_same(reference)
     pool = open_shared(shared, NAMES)
     assert pool.scores.keys() == CandidatePool("run/pool", NAMES).scores.keys()
@@ -158,20 +193,20 @@ def test_slurm(run, reference, capfd, monkeypatch):
     slurm += ["cpus_per_task=4", 'sbatch_args={"account": "me"}', "--shared_dir", "nas"]
     assert run(*slurm, "--dry_run", "true") == 0
     script = capfd.readouterr().out
-    for line in ("partition=gpu", "time=12:00:00", "gpus=1", "cpus-per-task=4", "account=me", "array=0-1%1"):
+    for line in ("partition=gpu", "time=12:00:00", "gpus=1", "cpus-per-task=4", "account=me", "array=0-0%1"):
         assert f"#SBATCH --{line}\n" in script, line
     assert not list(Path("nas").glob("shard-*"))
-    # Half a cluster is gone: the same command submits what it has left, once the job has ended.
-    Path("half-a-cluster").touch()
+    # The time of the job is up: the same command submits what it has left, once the job has ended.
+    Path("time-is-up").touch()
     assert run(*slurm) == 0
     assert capfd.readouterr().out.endswith("at the end to go on from here.\n")
     made = len(CandidatePool("run/pool", NAMES))
-    assert 0 < made < len(CandidatePool(reference[0] / "pool", NAMES))
-    Path("half-a-cluster").unlink()
+    assert 0 < made < len(CandidatePool(reference[0] / "pool", NAMES)) and taken("nas") == {"0-0": b""}
+    Path("time-is-up").unlink()
     Path("job-7-is-at-work").touch()
     assert run(*slurm) == 0
     said = capfd.readouterr().out
-    assert "1 of 2 tasks are to be done" in said and "[generate] job 7 is at work. To submit what it leaves" in said
+    assert "2 of 2 tasks are to be done" in said and "[generate] job 7 is at work. To submit what it leaves" in said
     assert len(CandidatePool("run/pool", NAMES)) == made
     Path("job-7-is-at-work").unlink()
     path = os.environ["PATH"]
@@ -179,7 +214,9 @@ def test_slurm(run, reference, capfd, monkeypatch):
     assert run(*slurm) == 2
     assert "Slurm did not take the job: " in capfd.readouterr().err
     monkeypatch.setenv("PATH", path)
+    loads(reference)
     assert run(*slurm) == 0
+    assert taken("nas") == {"0-0": b"done", "1-0": b"done"} and len(loads(reference)) == 1
     assert_same(reference)
 
 
@@ -301,7 +338,13 @@ def test_s3(run, reference, capfd, bucket):
     assert run("--executor", "local", "--shared_dir", "s3://nobody/pool") == 2
     assert capfd.readouterr().err.startswith("craft: error: Cannot write to s3://nobody/pool: ")
     shared = ["--shared_dir", f"{bucket}/pool"]
-    assert run("--executor", "local", "--tasks", "2", "--workers", "2", *shared) == 0
+    loads(reference)
+    assert run("--executor", "local", "--tasks", "6", "--workers", "2", *shared) == 0
+    loaded = loads(reference)
+    notes = [PurePosixPath(name).name for name in SharedFolder(shared[1]).names("tasks/*/taken/*")]
+    assert sorted(name.partition("-")[0] for name in notes) == list("012345")
+    # Each worker that has taken a task has loaded the judges once; one that came too late has not.
+    assert len(loaded) == len(set(loaded)) == len({name.partition("-")[2] for name in notes})
     assert_same(reference)
     shutil.rmtree("run/pool")
     assert run(*shared) == 0 and " shards fetched from s3://craft/pool" in capfd.readouterr().out
