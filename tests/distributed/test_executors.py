@@ -17,7 +17,6 @@ Tasks on datatrove's executors, each of them real: the same rows as one process 
 and nothing else.
 """
 
-import contextlib
 import importlib.util
 import json
 import multiprocessing
@@ -27,9 +26,11 @@ import threading
 import time
 from pathlib import Path, PurePosixPath
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from craft_trl.candidates.groups import load_groups
 from craft_trl.candidates.pool import CandidatePool
 from craft_trl.candidates.shared import SharedFolder, open_shared
 from craft_trl.cli.main import main
@@ -104,11 +105,11 @@ def taken(pool="run/pool") -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in Path(pool).glob("tasks/*/taken/*")}
 
 
-def when_drawn(action) -> None:
-    """Do something, on a thread, as soon as a task has written a shard."""
+def when(pattern: str, number: int, action) -> None:
+    """Do something, on a thread, as soon as there are so many files of the pool."""
 
     def watch():
-        while not any(Path("run/pool").glob("shard-*.parquet")):
+        while len(list(Path("run/pool").glob(pattern))) < number:
             time.sleep(0.001)
         action()
 
@@ -117,7 +118,7 @@ def when_drawn(action) -> None:
 
 def test_one_of_two_workers_is_killed(run, reference, capfd):
     """The other one does all tasks but the one that was under way, with the models that it has."""
-    when_drawn(lambda: multiprocessing.active_children()[0].kill())
+    when("shard-*.parquet", 1, lambda: multiprocessing.active_children()[0].kill())
     loads(reference)
     with pytest.raises(SystemExit, match="^1$"):
         run("--executor", "local", "--tasks", "3", "--workers", "2")
@@ -222,22 +223,36 @@ def test_slurm(run, reference, capfd, monkeypatch):
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray")
 def test_ray_worker_is_killed(run, reference, monkeypatch):
-    """Ray's own worker, whose task Ray and datatrove start again; the process that was drawing for it ends."""
+    """Ray's own worker, which Ray and datatrove start again: it does the task that it had taken. What it left behind ends."""
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")  # it would end workers for what other tests take
-    killed = []
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    left = []
 
-    def kill():
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            with contextlib.suppress(OSError):
-                if path.read_bytes().startswith(b"ray::RankWorker"):
-                    killed.append(int(path.parts[2]))
-        os.kill(min(killed), 9)
+    def kill():  # before it has imported much, which would take most of the time of this test
+        workers = [
+            process for process in psutil.Process().children(True) if process.name().startswith("ray::RankWorker")
+        ]
+        worker = min(workers, key=lambda process: process.pid)
+        left.extend([worker, *worker.children(True)])
+        worker.kill()
 
-    when_drawn(kill)
+    when("tasks/*/taken/*", 2, kill)
+    loads(reference)
     options = ["gpus_per_task=0", "mem_per_cpu_gb=0.1"]
     assert run("--executor", "ray", "--tasks", "2", "--workers", "2", "--executor_args", *options) == 0
-    assert killed  # and yet all is done
-    assert_same(reference, doubles=True)  # what the process that was left behind had under way
+    assert len(left) > 2 and psutil.wait_procs(left, 10)[1] == []
+    assert taken() == {"0-0": b"done", "1-1": b"done"}
+    loaded = loads(reference)
+    assert len(loaded) == len(set(loaded)) in (2, 3)
+    assert_same(reference, doubles=True)  # of the process that was left behind, if it was fast
+    pool, groups = CandidatePool("run/pool", NAMES), load_groups("run/prompts/groups.jsonl")
+    once = 0
+    for task in range(2):
+        shards = Path("run/pool").glob(f"shard-*-{task}of2x*")
+        once += sum(pq.read_metadata(path).num_rows for path in shards) == sum(
+            key in pool for group in groups[task::2] for key in group.keys
+        )
+    assert once >= 1  # the other worker's
 
 
 def test_jobs(run, reference, capfd, tmp_path, monkeypatch):
