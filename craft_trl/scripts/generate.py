@@ -153,8 +153,7 @@ def main(
                     return unfinished(pool, groups, config)
                 remove_leftovers(stage.folder)  # no task is at work any more
             elif config.num_processes == 1:
-                models = load_models(config, is_main_process())
-                draw(config, groups, pool, models, is_main_process())
+                draw(config, groups, pool, load_models(config, is_main_process()), is_main_process())
             else:
                 # When one is killed the others do its work too.
                 shares = [(config, groups, number == 0) for number in range(config.num_processes)]
