@@ -18,15 +18,15 @@
 
     PYTHONPATH=. python benchmarks/scale.py
     PYTHONPATH=. python benchmarks/scale.py --gpus 64 --tasks 64 128 256 512 1024 2048 4096
-    PYTHONPATH=. python benchmarks/scale.py --read own --start_again 1
+    PYTHONPATH=. python benchmarks/scale.py --gpus 64 --read all --start_again 45
     PYTHONPATH=. python benchmarks/scale.py --gpus 64 --target_groups 100
 
 Every task is drawn by the library's own loop, `generate_candidates`, with its early rejection, its batches and what it draws
-ahead at a task's end; only time is simulated, and scores are Gaussian ones correlated by 0.4. A worker takes the next task when
-it is done with one, as in an array of Slurm. What a task costs besides its images: a process that starts and loads the
-models, the shards that it reads when it opens the pool, and the store's latency after a batch, which passes while the next one
-is drawn. Some GPUs are slow. Any of them fails now and then: what it has not stored is lost, the task goes to the end
-of the queue and goes on from its rows, and the worker comes back after a while. Chance is keyed by `--seed`.
+ahead at a task's end; only time is simulated, and scores are Gaussian ones correlated by 0.4. A worker starts and loads the
+models once, and takes the next task when it is done with one. What a task costs besides its images: the worker's notes that it has
+taken it, the listing of all shards, the reading of its own, and the store's latency after a batch, which passes while the next one
+is drawn. Some GPUs are slow. Any of them fails now and then: what it has not stored is lost, and after a while the
+engine starts the worker again, which loads the models and goes on with that task. Chance is keyed by `--seed`.
 
 The rate is that of `craft plan`: counted operations of an image, at the share of the GPU's peak that it assumes.
 """
@@ -68,11 +68,13 @@ class Costs:
         start (`float`):
             A process until it draws: imports, weights read from a disk and moved to the GPU.
         start_again (`float`):
-            A task that follows another one on a worker, until it draws: as much where each has a process of its own.
+            A task that follows another one on a worker, until it opens the pool: some requests to the store.
+        listing (`float`):
+            The names of a thousand shards, when a task opens the pool.
         shard (`float`):
-            A shard that is read when a task opens the pool.
-        read (`"all"` or `"own"`):
-            Whether a task reads the shards of all tasks then, or its own.
+            A shard that is read then.
+        read (`"own"` or `"all"`):
+            Whether a task reads its own shards then, or those of all tasks.
         latency (`float`):
             The store's, for a shard; lognormal, this being the median, with a deviation of the logarithm of 1.
         slow (`float`):
@@ -88,9 +90,10 @@ class Costs:
     image: float
     score: float
     start: float = 45.0
-    start_again: float = 45.0
+    start_again: float = 1.0
+    listing: float = 0.1
     shard: float = 0.003
-    read: str = "all"
+    read: str = "own"
     latency: float = 0.5
     slow: float = 0.05
     failure_hours: float = 10.0
@@ -180,29 +183,24 @@ def simulate(material: Material, gpus: int, tasks: int, costs: Costs, seed: int)
     speeds = [1 / 1.5 if worker < round(costs.slow * gpus) else 1.0 for worker in range(gpus)]
     running = set()  # workers whose process has done a task before
     pools: dict[int, SimulatedPool] = {}
-    queue, idle, order = deque(range(tasks)), [], count()
-    # Events: a worker is free, or a worker has died with a task.
-    events = [(0.0, next(order), worker, None) for worker in range(gpus)]
+    queue, order = deque(range(tasks)), count()
+    # Events: a worker is free, or back with the task at which it failed.
+    events: list[tuple[float, int, int, int | None]] = [(0.0, next(order), worker, None) for worker in range(gpus)]
     stored: list[float] = []  # of all tasks, sorted
     spent = {"starting": 0.0, "opening": 0.0, "drawing": 0.0}
     busy, failures, lost, end = 0.0, 0, 0, 0.0
     while events:
-        now, _, worker, died_with = heapq.heappop(events)
-        if died_with is not None:
-            queue.append(died_with)
-            heapq.heappush(events, (now + costs.repair, next(order), worker, None))
-            for other in idle:
-                heapq.heappush(events, (now, next(order), other, None))
-            idle.clear()
-            continue
-        if not queue:
-            idle.append(worker)
-            continue
-        task = queue.popleft()
+        now, _, worker, task = heapq.heappop(events)
+        if task is None:
+            if not queue:
+                continue
+            task = queue.popleft()
         pool = pools.setdefault(task, SimulatedPool(costs, rng))
-        shards = bisect_right(stored, now) if costs.read == "all" else len(pool.stored)
+        there = bisect_right(stored, now)
+        read = there if costs.read == "all" else len(pool.stored)
         start = costs.start_again if worker in running else costs.start
-        begun, images, before = now + start + shards * costs.shard, len(pool), len(pool.stored)
+        opening = there / 1000 * costs.listing + read * costs.shard
+        begun, images, before = now + start + opening, len(pool), len(pool.stored)
         pool.speed, pool.now, pool.busy_until = speeds[worker], begun, begun
         pool.dies_at = now + float(rng.exponential(3600 * costs.failure_hours))
         try:
@@ -221,10 +219,10 @@ def simulate(material: Material, gpus: int, tasks: int, costs: Costs, seed: int)
             pool.now = pool.dies_at
             lost += pool.drawn - len(pool)
             pool.drawn = len(pool)
-            heapq.heappush(events, (pool.now, next(order), worker, task))
+            heapq.heappush(events, (pool.now + costs.repair, next(order), worker, task))
         busy += pool.now - now
         spent["starting"] += min(start, pool.now - now)
-        spent["opening"] += min(shards * costs.shard, max(0.0, pool.now - now - start))
+        spent["opening"] += min(opening, max(0.0, pool.now - now - start))
         spent["drawing"] += (len(pool) - images) * costs.image / pool.speed
         for moment in pool.stored[before:]:
             insort(stored, moment)
@@ -273,15 +271,15 @@ def main() -> None:
     parser.add_argument("--variants", type=int, default=8)
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64, 512])
     parser.add_argument("--tasks", type=int, nargs="+", help="Numbers of tasks. Defaults to `--tasks_per_gpu`.")
-    parser.add_argument("--tasks_per_gpu", type=int, default=8)
+    parser.add_argument("--tasks_per_gpu", type=int, default=16)
     parser.add_argument("--gpu", default="h100:80")
     parser.add_argument("--image_tflop", type=float, default=677.0, help="SDXL: 1024 px, 50 steps with guidance.")
     parser.add_argument("--dtype", default="float16")
     parser.add_argument("--score_seconds", type=float, default=0.07, help="Three rewards in float32, by the plan.")
     parser.add_argument("--price", type=float, default=2.5, help="Of a GPU hour.")
-    for name in ("start", "start_again", "shard", "latency", "slow", "failure_hours", "repair"):
+    for name in ("start", "start_again", "listing", "shard", "latency", "slow", "failure_hours", "repair"):
         parser.add_argument(f"--{name}", type=float, default=getattr(Costs, name))
-    parser.add_argument("--read", choices=("all", "own"), default=Costs.read)
+    parser.add_argument("--read", choices=("own", "all"), default=Costs.read)
     parser.add_argument("--batch_size", type=int, default=Costs.batch_size)
     parser.add_argument("--target_groups", type=int, help="Count the groups that are drawn for it, and nothing else.")
     parser.add_argument("--kept", type=float, default=0.0108, help="Share of the groups that pass, for that.")

@@ -36,9 +36,9 @@ class ExecutorArguments:
             The engine of datatrove that does the work in tasks: processes of this machine, an array of Slurm, a Ray cluster, or
             Hugging Face Jobs.
         tasks (`int`, *optional*):
-            Tasks that the work is divided into. Each loads the model once. Defaults to `workers`, or 1.
+            Tasks that the work is divided into. Defaults to `workers`, or 1.
         workers (`int`, *optional*):
-            Tasks at work at the same time. Defaults to all of them, with `local` to 1.
+            Processes that do them, each one task after another. Defaults to one for each task, with `local` to 1.
         shared_dir (`str`, *optional*):
             Folder that all machines reach, which fsspec can open: `s3://bucket/run`, `hf://buckets/org/bucket/run`. The tasks
             fill a pool there, and this command fetches what they have made. Defaults to the folder of the images itself,
@@ -55,7 +55,9 @@ class ExecutorArguments:
         default=None, metadata={"help": "The engine of datatrove that does the work in tasks."}
     )
     tasks: Count | None = field(default=None, metadata={"help": "Tasks that the work is divided into."})
-    workers: Count | None = field(default=None, metadata={"help": "Tasks at work at the same time."})
+    workers: Count | None = field(
+        default=None, metadata={"help": "Processes that do the tasks, each one after another."}
+    )
     shared_dir: str | None = field(
         default=None,
         metadata={"help": "Folder that all machines reach, such as s3://bucket/run or hf://buckets/org/bucket/run."},

@@ -33,6 +33,7 @@ from PIL import Image
 from ..errors import UsageError, check_platform
 from ..sources import Stamp, remember, sha256, stamp
 from ..stages import fingerprint, write_atomically
+from .shares import Share
 
 
 Key = tuple[str, str, int]  # prompt, expanded prompt, seed: what an image is made from, under one pool's settings
@@ -59,6 +60,9 @@ class CandidatePool:
             Whether to find every damaged shard now. It takes reading all of the images, but of shards that were found
             whole before and have not changed since, see [`remembered`]. Otherwise keys and scores are read and compared
             with their hash, and a shard with images when one of its images is asked for.
+        share ([`Share`], *optional*):
+            The share of a task. Its shards are named after it, and those of which the name says that they hold nothing of it
+            are not read. Defaults to the whole pool.
 
     Attributes:
         scores (`dict[Key, np.ndarray]`):
@@ -67,8 +71,8 @@ class CandidatePool:
             The rewards of which less is better. In a pool that does not say, of every reward more is better.
     """
 
-    def __init__(self, folder: str | Path, rewards: Sequence[str], verify: bool = True):
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, rewards: Sequence[str], verify: bool = True, share: Share | None = None):
+        self.folder, self.share = Path(folder), share
         self.rewards = list(rewards)
         self.scores: dict[Key, np.ndarray] = {}  # float32, in the order of `rewards`
         self.lower_is_better: set[str] = set()
@@ -119,7 +123,8 @@ class CandidatePool:
         data = buffer.getvalue()
         rows = _digest_rows(table.drop_columns(_IMAGE))
         digest = hashlib.sha256(data).hexdigest()
-        shard = self._place(f"shard-{number:08d}-{rows}-{digest[:16]}.parquet")
+        share = "" if self.share is None else f"{self.share}-"
+        shard = self._place(f"shard-{number:08d}-{share}{rows}-{digest[:16]}.parquet")
         self.check_owner()
         self._shards.add(shard)  # before it is there, so that `refresh` leaves it to `add`
         self._put(shard, data, digest)
@@ -238,7 +243,7 @@ class CandidatePool:
         shard.rename(aside)
 
     def _read(self, verify: bool) -> list[Key]:
-        shards = self._list()
+        shards = [shard for shard in self._list() if self.share is None or self.share.may_be_in(shard.name)]
         if not shards:
             return []
         added = []

@@ -28,6 +28,7 @@ from ..progress import progress_bar
 from ..sources import first_line
 from ..stages import RECORD, Stage, write_atomically
 from .pool import CandidatePool
+from .shares import Share
 
 
 class SharedFolder:
@@ -98,8 +99,12 @@ class SharedFolder:
     def check_writable(self) -> None:
         """Raise a [`UsageError`] unless files can be written here."""
         self.write(".writable", b"")
+        self.remove(".writable")
+
+    def remove(self, name: str) -> None:
+        """Remove a file, or a folder with all that is in it."""
         with suppress(FileNotFoundError), self.reached():
-            self.files.rm_file(".writable")
+            self.files.rm(name, recursive=True)
 
 
 class SharedPool(CandidatePool):
@@ -111,11 +116,13 @@ class SharedPool(CandidatePool):
             Where the shards lie.
         rewards (`Sequence[str]`):
             Names of the scores' columns.
+        share ([`Share`], *optional*):
+            The share of a task.
     """
 
-    def __init__(self, folder: SharedFolder, rewards: Sequence[str]):
+    def __init__(self, folder: SharedFolder, rewards: Sequence[str], share: Share | None = None):
         self.shared = folder
-        super().__init__(folder.url, rewards, verify=False)
+        super().__init__(folder.url, rewards, verify=False, share=share)
         self.folder = folder.url
 
     def claim(self, key):
@@ -143,10 +150,12 @@ class SharedPool(CandidatePool):
             self.shared.files.mv(str(shard), str(aside))
 
 
-def open_shared(url: str | Path, rewards: Sequence[str]) -> CandidatePool:
+def open_shared(url: str | Path, rewards: Sequence[str], share: Share | None = None) -> CandidatePool:
     """The pool in a folder that other machines reach too, whose shards are read when they are asked for."""
     folder = SharedFolder(str(url))
-    return SharedPool(folder, rewards) if folder.path is None else CandidatePool(folder.path, rewards, verify=False)
+    if folder.path is None:
+        return SharedPool(folder, rewards, share)
+    return CandidatePool(folder.path, rewards, verify=False, share=share)
 
 
 def fetch(url: str, folder: Path) -> int:

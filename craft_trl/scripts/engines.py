@@ -36,7 +36,7 @@ from ..errors import UsageError
 from ..parser import suggest
 from ..sources import first_line
 from .launch import run_in_processes, say
-from .tasks import Task
+from .tasks import TAKEN, Worker
 
 
 if TYPE_CHECKING:
@@ -47,38 +47,36 @@ ASKED = {
     "slurm": {"partition": "gpu", "time": "12:00:00"},
     "jobs": {"flavor": "a100-large", "dependencies": '["craft_trl[executors] @ git+https://..."]'},
 }
-# A task draws on a GPU. The other defaults are datatrove's.
+# A worker draws on a GPU. The other defaults are datatrove's.
 DEFAULTS = {"local": {}, "slurm": {"gpus_per_task": 1}, "ray": {"gpus_per_task": 1}, "jobs": {}}
 # What is decided here, and tokens, which come from the environment.
 RESERVED = {"pipeline", "tasks", "workers", "logging_dir", "skip_completed", "token", "job_id_retriever"}
-RESERVED |= {"depends", "depends_job_id", "start_method", "local_tasks", "local_rank_offset"}
+RESERVED |= {"depends", "depends_job_id", "start_method", "local_tasks", "local_rank_offset", "tasks_per_job"}
 
 
 class Here(LocalPipelineExecutor):
     """
-    Tasks on this machine, each in a process of its own; with one worker all in this one. Not in the `multiprocess.Pool` of the
+    Workers on this machine, each in a process of its own; a single one in this process. Not in the `multiprocess.Pool` of the
     parent (datatrove 0.10.1), which waits for ever for the task of a process that was killed, and ends all when one fails.
     """
 
     def run(self):
         self.save_executor_as_json()
-        ranks = self.get_incomplete_ranks()
-        if self.workers == 1:
-            for rank in ranks:
-                self.work(rank)
+        if self.world_size == 1:
+            self.work(0)
             return
-        failed = run_in_processes(self.work, [(rank,) for rank in ranks], self.workers)
-        for number, code in failed.items():
+        failed = run_in_processes(self.work, [(worker,) for worker in range(self.world_size)])
+        for worker, code in failed.items():
             how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
-            say(f"[{self.pipeline[0].script}] task {ranks[number]} ended {how}")
+            say(f"[{self.pipeline[0].script}] worker {worker} ended {how}")
         if 2 in failed.values():
             raise SystemExit(2)
 
-    def work(self, rank: int) -> None:
-        """Do a task."""
-        # Of an error there is a line. Datatrove's traceback of it is in the task's log.
+    def work(self, worker: int) -> None:
+        """Be a worker."""
+        # Of an error there is a line. Datatrove's traceback of it is in the worker's log.
         with contextlib.redirect_stderr(io.StringIO()):
-            self._run_for_rank(rank, local_rank=1)
+            self._run_for_rank(worker, local_rank=1)
 
 
 class Dry(JobsPipelineExecutor):
@@ -149,30 +147,27 @@ def _convert(name: str, text: str, annotation: str) -> Any:
     return value
 
 
-def make(work: ExecutorArguments, options: dict[str, Any], step: Task, logs: str) -> PipelineExecutor:
-    """The executor of datatrove."""
+def make(work: ExecutorArguments, options: dict[str, Any], step: Worker) -> PipelineExecutor:
+    """The executor of datatrove, whose tasks are our workers."""
     arguments = {name: value for name, value in options.items() if name != "address"}
     if work.executor in ("slurm", "jobs"):
-        arguments.setdefault("job_name", f"craft-{step.script}-{Path(logs).name}")
+        arguments.setdefault("job_name", f"craft-{step.script}-{Path(step.notes).name}")
     if work.executor == "slurm" and not {"env_command", "condaenv", "venv_path"} & set(options):
         arguments["env_command"] = f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
     cls = Dry if work.executor == "jobs" and work.dry_run else EXECUTORS[work.executor]
+    workers = min(work.workers or len(step.todo), len(step.todo))
     try:
-        return cls([step], tasks=work.tasks, workers=work.workers or -1, logging_dir=logs, **arguments)
+        # What is done is known from the images.
+        return cls([step], tasks=workers, workers=workers, logging_dir=step.notes, skip_completed=False, **arguments)
     except ValueError as error:
         raise UsageError(f"executor {work.executor}: {first_line(error)}") from error
 
 
 def run(work: ExecutorArguments, executor: PipelineExecutor, options: dict[str, Any]) -> None:
-    """Run it: until all tasks have ended, but with Slurm until they are submitted."""
+    """Run it: until all workers have ended, but with Slurm until they are submitted."""
     if work.executor == "slurm" and work.dry_run:
-        ranks = executor.get_incomplete_ranks()
         command = f"launch_pickled_pipeline {executor.logging_dir.resolve_paths('executor.pik')}"
-        print(
-            executor.get_launch_file_contents(
-                executor.get_sbatch_args(-(-len(ranks) // executor.tasks_per_job)), command
-            )
-        )
+        print(executor.get_launch_file_contents(executor.get_sbatch_args(executor.world_size), command))
     elif work.executor == "ray":
         with ray_cluster(options):
             executor.run()
@@ -219,7 +214,7 @@ def ray_cluster(options: dict[str, Any]):
         for kind, number in wanted.items():
             if has.get(kind, 0) < number:
                 raise UsageError(
-                    f"A task wants {number} {kind} and the Ray cluster has {has.get(kind, 0):g}: give --executor_args "
+                    f"A worker wants {number} {kind} and the Ray cluster has {has.get(kind, 0):g}: give --executor_args "
                     f"{kind.lower()}s_per_task=N."
                 )
         yield
@@ -242,11 +237,11 @@ def launch_tasks(
         work ([`ExecutorArguments`]):
             How.
         script (`str`):
-            Name of the script, whose `main` does a task when the [`ExecutorArguments`] among its arguments name one.
+            Name of the script, whose `main` does those `tasks` when the [`ExecutorArguments`] among its arguments name one.
         parsed (`Sequence`):
             Its arguments.
         folder ([`SharedFolder`]):
-            Where the tasks write. What datatrove notes, its logs among it, lies in `tasks/` there.
+            Where the tasks write. What the workers and datatrove note, its logs among it, lies in `tasks/` there.
         identity (`str`):
             A hash of what the tasks make, so that other ones have notes of their own.
         unfinished (`Callable[[], set[int]]`):
@@ -258,12 +253,9 @@ def launch_tasks(
     options = make_options(work)
     notes = f"tasks/{work.tasks}-{identity[:8]}"
     logs = folder / notes if folder.path is None else str(folder.path / notes)
-    step = Task.of(script, parsed, work)
-    executor = make(work, options, step, logs)
     left = unfinished()
-    with folder.reached():
-        mark(executor, left)
     if left:
+        executor = make(work, options, Worker.of(script, parsed, work, sorted(left), logs))
         say(
             f"[{script}] {len(left)} of {work.tasks} tasks are to be done by the executor {work.executor}; logs in {logs}"
         )
@@ -273,6 +265,8 @@ def launch_tasks(
                     f"[{script}] job {job} is at work. To submit what it leaves, run the same command when it has ended."
                 )
                 return False
+            if not work.dry_run:
+                folder.remove(f"{notes}/{TAKEN}")  # by workers that have ended
             run(work, executor, options)
         except (FileNotFoundError, subprocess.CalledProcessError) as error:
             if work.executor != "slurm":
@@ -292,13 +286,3 @@ def launch_tasks(
         )
         raise SystemExit(1)
     return not left
-
-
-def mark(executor: PipelineExecutor, left: set[int]) -> None:
-    """Let datatrove's marks of completion say what the images say: a task with a mark is not started."""
-    executor.logging_dir.fs.invalidate_cache()
-    unmarked = set(executor.get_incomplete_ranks())
-    for rank in left - unmarked:
-        executor.logging_dir.rm_file(f"completions/{rank:05d}")
-    for rank in unmarked - left:
-        executor.mark_rank_as_completed(rank)

@@ -35,6 +35,8 @@ craft evaluate --config recipes/tiny/evaluate.yaml --executor local --tasks 8 --
 
 import json
 import os
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,8 +72,10 @@ def check_all(config: EvaluationConfig) -> None:
     Evaluation(config).check_models()
 
 
-def main(config: EvaluationConfig, args: EvaluateArguments | None = None) -> None:
-    """Write `results.json`, `scores.parquet` and `report.html`, and print the table and the verdict."""
+def main(config: EvaluationConfig, args: EvaluateArguments | None = None, tasks: Iterable[int] | None = None) -> None:
+    """
+    Write `results.json`, `scores.parquet` and `report.html`, and print the table and the verdict; or do `tasks`, one after another.
+    """
     args = args or EvaluateArguments()
     started = int(os.environ.get("WORLD_SIZE", 1))
     if args.given and args.num_processes != started:
@@ -82,7 +86,9 @@ def main(config: EvaluationConfig, args: EvaluateArguments | None = None) -> Non
         raise UsageError("The work is done in tasks, but several processes were started: start one.")
     check(config)
     if args.task is not None:
-        return draw_task(config, args)
+        for task in [args.task] if tasks is None else tasks:
+            draw_task(config, replace(args, task=task))
+        return
     # Here, after what is wrong has been found.
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -197,9 +203,10 @@ def draw_in_tasks(evaluation: "Evaluation", args: EvaluateArguments, stage: Stag
 def draw_task(config: EvaluationConfig, args: EvaluateArguments) -> None:
     """Do one of the tasks: draw and judge its share of the images, in the pools that all of them fill."""
     from ..candidates.shared import SharedFolder, check_record
-    from ..devices import default_device
+    from ..devices import default_device, release_memory
     from ..evaluation.evaluate import Evaluation
 
+    release_memory()  # what the task before has left
     evaluation = Evaluation(config, (args.task, args.tasks), args.shared_dir)
     evaluation.check_models()
     stage, here = make_stage(evaluation), SharedFolder(config.output_dir)

@@ -32,8 +32,9 @@ import dataclasses
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,7 @@ from ..candidates.groups import Group, load_groups
 from ..candidates.originals import adopt_originals, check_originals, record_of, with_originals
 from ..candidates.pool import CandidatePool, alone, in_use, remove_leftovers
 from ..candidates.rejection import check_target, describe_target, needed, up_to_target
+from ..candidates.shares import Share
 from ..candidates.sizes import image_bytes, image_size
 from ..errors import UsageError
 from ..families.checks import check_model
@@ -55,7 +57,12 @@ from .launch import is_main_process, run_in_processes, run_script
 
 
 if TYPE_CHECKING:
+    from ..candidates.generation import ImageGenerator
     from ..candidates.shared import SharedFolder
+    from ..candidates.turns import Turns
+    from ..rewards import Reward
+
+    Models = tuple[ImageGenerator, dict[str, Reward], Turns | None]
 
 
 GROUPS = "groups.jsonl"
@@ -96,6 +103,7 @@ def main(
     config: CandidatesConfig,
     args: GenerateArguments | None = None,
     set_aside: bool = False,
+    tasks: Iterable[int] | None = None,
 ) -> int:
     """
     Fill `pool/`.
@@ -107,6 +115,8 @@ def main(
             How much to draw, and where. Defaults to everything, here.
         set_aside (`bool`, *optional*, defaults to `False`):
             Set a pool of other settings aside instead of refusing. A pool is most of what a run costs.
+        tasks (`Iterable[int]`, *optional*):
+            The tasks that a worker does here, one after another. Defaults to the one that `args` names, if it names one.
 
     Returns:
         `int`: groups that are not complete, since another process is at work on them.
@@ -114,7 +124,7 @@ def main(
     args = args or GenerateArguments()
     check(config)
     if args.task is not None:
-        return draw_task(config, args)
+        return draw_tasks(config, args, [args.task] if tasks is None else tasks)
     if args.executor is not None:
         args.check_installed()
         from .engines import make_options
@@ -156,7 +166,7 @@ def main(
                     return unfinished(pool, groups, config)
                 remove_leftovers(stage.folder)  # no task is at work any more
             elif config.num_processes == 1:
-                draw(config, groups, pool, show_progress=is_main_process())
+                draw(config, groups, pool, load_models(config, is_main_process()), is_main_process())
             else:
                 # When one is killed the others do its work too.
                 shares = [(config, groups, number == 0) for number in range(config.num_processes)]
@@ -276,8 +286,8 @@ def draw_in_tasks(
     return launch_tasks(args, "generate", (mine, args), folder, made, left)
 
 
-def draw_task(config: CandidatesConfig, args: GenerateArguments) -> int:
-    """Do one of the tasks, in the pool that all of them fill."""
+def draw_tasks(config: CandidatesConfig, args: GenerateArguments, tasks: Iterable[int]) -> int:
+    """Do tasks, one after another, in the pool that all of them fill. What they need is loaded once, when one needs it."""
     from ..candidates.shared import SharedFolder, check_record, open_shared, owner
 
     stage = make_stage(config)
@@ -286,13 +296,19 @@ def draw_task(config: CandidatesConfig, args: GenerateArguments) -> int:
         folder.write(RECORD, stage.content().encode())
     groups = shared_groups(config, folder)
     groups = groups[:4] if args.smoke else groups
-    pool = open_shared(folder.url, config.reward_names)
-    pool.check_owner = owner(folder, stage.fingerprint)
-    groups = groups if config.originals_from is None else with_originals(groups, pool)
-    before, task = len(pool), (args.task, args.tasks)
-    if any(needed(pool, group, config.reject_on) for group in groups[args.task :: args.tasks]):
-        draw(config, groups, pool, is_main_process(), task)
-    print(f"[generate] task {args.task} of {args.tasks}: {len(pool) - before} images made and scored", flush=True)
+    listed = fingerprint([group.keys for group in groups])[:8]
+    models = cache(lambda: load_models(config, is_main_process()))
+    for task in tasks:
+        # Whether enough groups have passed, all groups together say.
+        share = Share(task, args.tasks, listed) if config.target_groups is None else None
+        pool = open_shared(folder.url, config.reward_names, share)
+        pool.check_owner = owner(folder, stage.fingerprint)
+        # Those of another pool are in shards of no task, which every share reads.
+        drawn = groups if config.originals_from is None else with_originals(groups, pool)
+        before = len(pool)
+        if any(needed(pool, group, config.reject_on) for group in drawn[task :: args.tasks]):
+            draw(config, drawn, pool, models(), is_main_process(), (task, args.tasks))
+        print(f"[generate] task {task} of {args.tasks}: {len(pool) - before} images made and scored", flush=True)
     return 0
 
 
@@ -316,15 +332,8 @@ def shared_groups(config: CandidatesConfig, folder: "SharedFolder") -> list[Grou
     return groups
 
 
-def draw(
-    config: CandidatesConfig,
-    groups: Sequence[Group],
-    pool: CandidatePool,
-    show_progress: bool,
-    task: tuple[int, int] | None = None,
-) -> None:
-    """Do this process's share of the args."""
-    from ..candidates.drawing import generate_candidates
+def load_models(config: CandidatesConfig, show_progress: bool) -> "Models":
+    """What draws and what scores, and how they take turns if they do."""
     from ..candidates.turns import load_stage
     from ..evaluation.models import load_drawing
     from ..planning.placement import offloads
@@ -333,7 +342,21 @@ def draw(
     offload = offloads(config, config.model_name_or_path, config.model_revision, specs, config.num_processes)
     if offload and show_progress:
         print("[generate] the GPU does not hold pipeline and rewards together: they take turns", flush=True)
-    generator, rewards, turns = load_stage(config, specs, offload, load_drawing(config))
+    return load_stage(config, specs, offload, load_drawing(config))
+
+
+def draw(
+    config: CandidatesConfig,
+    groups: Sequence[Group],
+    pool: CandidatePool,
+    models: "Models",
+    show_progress: bool,
+    task: tuple[int, int] | None = None,
+) -> None:
+    """Do this process's share of the work."""
+    from ..candidates.drawing import generate_candidates
+
+    generator, rewards, turns = models
     generate_candidates(
         pool,
         groups,
@@ -353,7 +376,7 @@ def draw(
 def _draw_here(config: CandidatesConfig, groups: Sequence[Group], show_progress: bool) -> None:
     """As one of `num_processes`. The process that started it has read the shards whole."""
     pool = CandidatePool(Path(config.output_dir) / "pool", config.reward_names, verify=False)
-    draw(config, groups, pool, show_progress)
+    draw(config, groups, pool, load_models(config, show_progress), show_progress)
 
 
 def _say(message: str) -> None:

@@ -23,7 +23,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -195,45 +194,30 @@ def _refuse(message: str) -> NoReturn:
     raise UsageError(message[0].upper() + message[1:].rstrip(".") + ".")
 
 
-def run_in_processes(work: Callable, arguments: Sequence[tuple], workers: int | None = None) -> dict[int, int]:
+def run_in_processes(work: Callable, arguments: Sequence[tuple]) -> dict[int, int]:
     """
     Call `work` with each of these arguments, each in a process of its own, and return the exit codes of those that failed.
 
     Not through `accelerate launch`: when one process is killed, say for its memory, it ends all others. Here they go on.
-
-    Args:
-        work (`Callable`):
-            What to call.
-        arguments (`Sequence[tuple]`):
-            With what.
-        workers (`int`, *optional*):
-            Processes at the same time. Defaults to all of them.
     """
     context = multiprocessing.get_context("spawn")
-    waiting = deque(enumerate(arguments))
-    places = list(range(workers or len(arguments)))  # each with a device
-    running: dict[BaseProcess, tuple[int, int]] = {}
+    running: dict[BaseProcess, int] = {}
     failed: dict[int, int] = {}
     # Ctrl-C reaches every process of a terminal. The others are started with it blocked, and this one ends them.
     try:
-        while waiting or running:
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            while waiting and places:
-                number, given = waiting.popleft()
-                place = places.pop(0)
-                process = context.Process(target=_in_process, args=(place, work, given), daemon=True)
-                process.start()
-                running[process] = number, place
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        for number, given in enumerate(arguments):
+            process = context.Process(target=_in_process, args=(number, work, given), daemon=True)
+            process.start()
+            running[process] = number
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        while running:
             ended = wait([process.sentinel for process in running])
             for process in [process for process in running if process.sentinel in ended]:
                 process.join()
-                number, place = running.pop(process)
-                places.append(place)
+                number = running.pop(process)
                 if process.exitcode:
                     failed[number] = process.exitcode
-                if process.exitcode == 2:
-                    waiting.clear()  # what is wrong for one is wrong for all
     finally:
         for process in running:
             process.terminate()
@@ -243,8 +227,8 @@ def run_in_processes(work: Callable, arguments: Sequence[tuple], workers: int | 
     return failed
 
 
-def _in_process(place: int, work: Callable, arguments: tuple) -> None:
-    os.environ["LOCAL_RANK"] = str(place)
+def _in_process(number: int, work: Callable, arguments: tuple) -> None:
+    os.environ["LOCAL_RANK"] = str(number)
     # Ends in order: what has been drawn is still written.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     threading.Thread(target=_end_with_parent, daemon=True).start()

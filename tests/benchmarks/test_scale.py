@@ -38,7 +38,15 @@ def material(scale):
 def quiet(scale):
     """Nothing fails, nothing is slow, and nothing costs but images."""
     return scale.Costs(
-        image=2.0, score=0.0, start=0.0, start_again=0.0, shard=0.0, latency=0.0, slow=0.0, failure_hours=1e9
+        image=2.0,
+        score=0.0,
+        start=0.0,
+        start_again=0.0,
+        listing=0.0,
+        shard=0.0,
+        latency=0.0,
+        slow=0.0,
+        failure_hours=1e9,
     )
 
 
@@ -69,10 +77,19 @@ def test_by_hand(scale, material, quiet):
     assert full <= run["wall_hours"] <= full + 8 * 2.0 * 8 / 3600  # a few batches at the end are not full
     started = scale.simulate(material, 1, 10, replace(quiet, start=100.0, start_again=10.0), seed=0)
     assert started["starting"] == pytest.approx((100 + 9 * 10) / 3600)
-    opened = scale.simulate(material, 1, 2, replace(quiet, shard=5.0), seed=0)
+    opened = scale.simulate(material, 1, 2, replace(quiet, shard=5.0, read="all"), seed=0)
     first = scale.simulate(scale_half(scale, material), 1, 1, quiet, seed=0)["shards"]
     assert opened["opening"] == pytest.approx(5.0 * first / 3600)
-    assert scale.simulate(material, 1, 2, replace(quiet, shard=5.0, read="own"), seed=0)["opening"] == 0
+    assert scale.simulate(material, 1, 2, replace(quiet, shard=5.0), seed=0)["opening"] == 0
+    listed = scale.simulate(material, 1, 2, replace(quiet, listing=5000.0), seed=0)
+    assert listed["opening"] == pytest.approx(5.0 * first / 3600)
+    # A worker that fails is back after a while, starts, reads what it has stored, and draws the rest.
+    failing = replace(quiet, failure_hours=0.1, repair=60.0, start=10.0)
+    failed = scale.simulate(material, 1, 1, failing, seed=0)
+    assert failed["failures"] > 1 and failed["waiting"] == pytest.approx(failed["failures"] * 60 / 3600)
+    assert failed["starting"] == pytest.approx((1 + failed["failures"]) * 10 / 3600)
+    reads = scale.simulate(material, 1, 1, replace(failing, shard=1e-6), seed=0)
+    assert 0 < reads["opening"] * 3600 / 1e-6 <= failed["failures"] * failed["shards"]
     slow = scale.simulate(material, 1, 1, replace(quiet, slow=1.0), seed=0)
     assert slow["wall_hours"] == pytest.approx(1.5 * run["wall_hours"])
     # Scores and the store wait for nobody until they take longer than a batch.

@@ -17,7 +17,6 @@ Tasks on datatrove's executors, each of them real: the same rows as one process 
 and nothing else.
 """
 
-import contextlib
 import importlib.util
 import json
 import multiprocessing
@@ -25,11 +24,13 @@ import os
 import shutil
 import threading
 import time
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from craft_trl.candidates.groups import load_groups
 from craft_trl.candidates.pool import CandidatePool
 from craft_trl.candidates.shared import SharedFolder, open_shared
 from craft_trl.cli.main import main
@@ -43,14 +44,40 @@ NAMES = ["hpsv2", "pickscore", "aesthetic"]
 SLURM = Path(__file__).parents[1] / "slurm"
 
 
+JUDGE = """
+import os
+from pathlib import Path
+
+
+class Judge:
+    def __init__(self):
+        with Path(__file__).with_name("loads").open("a") as file:
+            file.write(f"{os.getpid()}\\n")
+
+    def __call__(self, images, prompts):
+        return [sum(image.convert("L").histogram()[128:]) for image in images]
+"""
+
+
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory, tiny):
-    """A run of six prompts whose pool one process has filled, and its recipe's options."""
+    """A run of six prompts whose pool one process has filled, and its recipe's options. One of the judges counts its loads."""
     folder = tmp_path_factory.mktemp("reference")
+    (folder / "judge.py").write_text(JUDGE)
     options = ["--config", str(tiny / "candidates.yaml"), "--num_prompts", "6", "--num_inference_steps", "1"]
-    options += ["--batch_size", "2", "--output_dir"]
+    options += ["--rewards", f"hpsv2={tiny / 'rewards/hps'}", f"pickscore={folder / 'judge.py'}:Judge"]
+    options += [f"aesthetic={tiny / 'rewards/aesthetic'}", "--batch_size", "2", "--output_dir"]
     assert main(["expand", *options, str(folder)]) == 0 and main(["generate", *options, str(folder)]) == 0
+    assert loads((folder, options)) == [os.getpid()]
     return folder, options
+
+
+def loads(reference) -> list[int]:
+    """The processes that have loaded the judges since this was asked last, once for each time."""
+    file = reference[0] / "loads"
+    lines = file.read_text().split() if file.exists() else []
+    file.unlink(missing_ok=True)
+    return list(map(int, lines))
 
 
 @pytest.fixture
@@ -73,16 +100,16 @@ def assert_same(reference, folder="run/pool", doubles=False):
     assert not list(Path(folder).glob(".*"))
 
 
-def marks() -> dict[str, int]:
-    """By task that datatrove has noted as done: when."""
-    return {path.name: path.stat().st_mtime_ns for path in Path("run/pool/tasks").glob("*/completions/*")}
+def taken(pool="run/pool") -> dict[str, bytes]:
+    """By task and worker: what the worker has noted of the task."""
+    return {path.name: path.read_bytes() for path in Path(pool).glob("tasks/*/taken/*")}
 
 
-def when_drawn(action) -> None:
-    """Do something, on a thread, as soon as a task has written a shard."""
+def when(pattern: str, number: int, action) -> None:
+    """Do something, on a thread, as soon as there are so many files of the pool."""
 
     def watch():
-        while not any(Path("run/pool").glob("shard-*.parquet")):
+        while len(list(Path("run/pool").glob(pattern))) < number:
             time.sleep(0.001)
         action()
 
@@ -90,20 +117,24 @@ def when_drawn(action) -> None:
 
 
 def test_one_of_two_workers_is_killed(run, reference, capfd):
-    when_drawn(lambda: multiprocessing.active_children()[0].kill())
+    """The other one does all tasks but the one that was under way, with the models that it has."""
+    when("shard-*.parquet", 1, lambda: multiprocessing.active_children()[0].kill())
+    loads(reference)
     with pytest.raises(SystemExit, match="^1$"):
-        run("--executor", "local", "--tasks", "2", "--workers", "2")
-    said = capfd.readouterr().out
-    done, rows = marks(), len(CandidatePool("run/pool", NAMES))
-    assert len(done) < 2 and f"{2 - len(done)} of 2 tasks are left" in said and "run the same command again" in said
-    assert said.count(" ended by signal 9\n") == 1
+        run("--executor", "local", "--tasks", "3", "--workers", "2")
+    said, notes, loaded = capfd.readouterr().out, taken(), loads(reference)
+    (left,) = [int(name.partition("-")[0]) for name, note in notes.items() if note != b"done"]
+    assert len(notes) == 3 and {name.partition("-")[0] for name in notes} == {"0", "1", "2"}
+    assert f"1 of 3 tasks are left ({left}): run the same command again" in said
+    assert said.count(" ended by signal 9\n") == 1 and said.count("images made and scored\n") == 2
+    assert len(loaded) == len(set(loaded)) <= 2 and os.getpid() not in loaded
+    rows = len(CandidatePool("run/pool", NAMES))
     before = {path.name: path.stat().st_mtime_ns for path in Path("run/pool").glob("shard-*.parquet")}
-    assert run("--executor", "local", "--tasks", "2") == 0
+    assert run("--executor", "local", "--tasks", "3") == 0
     said = capfd.readouterr().out
-    assert f"{2 - len(done)} of 2 tasks are to be done by the executor local" in said
-    assert said.count("images made and scored\n") == 2 - len(done)  # each of the tasks that were left, and no other
+    assert "1 of 3 tasks are to be done by the executor local" in said and taken() == {f"{left}-0": b"done"}
+    assert said.count("images made and scored\n") == 1  # the task that was left, and no other
     assert f"{len(CandidatePool('run/pool', NAMES)) - rows} images made and scored, " in said
-    assert marks().items() >= done.items() and len(marks()) == 2
     assert before.items() <= {p.name: p.stat().st_mtime_ns for p in Path("run/pool").glob("shard-*.parquet")}.items()
     assert_same(reference)
     # Without an executor there is nothing left to do either.
@@ -117,7 +148,12 @@ def test_a_folder_behind_fsspec(run, reference, capfd, tmp_path):
     said = capfd.readouterr().out
     assert "[generate] task 1 of 4: " in said and not Path("run/pool").exists()
     assert run("--tasks", "4", "--task", "2") == 0  # into the pool of this machine
+    loads(reference)
     assert run("--executor", "local", "--tasks", "3", "--shared_dir", shared) == 0
+    assert loads(reference) == [os.getpid()]  # once for two tasks
+    # Groups 1 and 5, and 2, were there: task 2 of 3 has nothing to do.
+    names = SharedFolder(shared).names("shard-*")
+    assert {name.split("-")[2].partition("x")[0] for name in names} == {"1of4", "2of4", "0of3", "1of3"}
     assert_same(reference)
     pool = open_shared(shared, NAMES)
     assert pool.scores.keys() == CandidatePool("run/pool", NAMES).scores.keys()
@@ -158,20 +194,20 @@ def test_slurm(run, reference, capfd, monkeypatch):
     slurm += ["cpus_per_task=4", 'sbatch_args={"account": "me"}', "--shared_dir", "nas"]
     assert run(*slurm, "--dry_run", "true") == 0
     script = capfd.readouterr().out
-    for line in ("partition=gpu", "time=12:00:00", "gpus=1", "cpus-per-task=4", "account=me", "array=0-1%1"):
+    for line in ("partition=gpu", "time=12:00:00", "gpus=1", "cpus-per-task=4", "account=me", "array=0-0%1"):
         assert f"#SBATCH --{line}\n" in script, line
     assert not list(Path("nas").glob("shard-*"))
-    # Half a cluster is gone: the same command submits what it has left, once the job has ended.
-    Path("half-a-cluster").touch()
+    # The time of the job is up: the same command submits what it has left, once the job has ended.
+    Path("time-is-up").touch()
     assert run(*slurm) == 0
     assert capfd.readouterr().out.endswith("at the end to go on from here.\n")
     made = len(CandidatePool("run/pool", NAMES))
-    assert 0 < made < len(CandidatePool(reference[0] / "pool", NAMES))
-    Path("half-a-cluster").unlink()
+    assert 0 < made < len(CandidatePool(reference[0] / "pool", NAMES)) and taken("nas") == {"0-0": b""}
+    Path("time-is-up").unlink()
     Path("job-7-is-at-work").touch()
     assert run(*slurm) == 0
     said = capfd.readouterr().out
-    assert "1 of 2 tasks are to be done" in said and "[generate] job 7 is at work. To submit what it leaves" in said
+    assert "2 of 2 tasks are to be done" in said and "[generate] job 7 is at work. To submit what it leaves" in said
     assert len(CandidatePool("run/pool", NAMES)) == made
     Path("job-7-is-at-work").unlink()
     path = os.environ["PATH"]
@@ -179,28 +215,44 @@ def test_slurm(run, reference, capfd, monkeypatch):
     assert run(*slurm) == 2
     assert "Slurm did not take the job: " in capfd.readouterr().err
     monkeypatch.setenv("PATH", path)
+    loads(reference)
     assert run(*slurm) == 0
+    assert taken("nas") == {"0-0": b"done", "1-0": b"done"} and len(loads(reference)) == 1
     assert_same(reference)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray")
 def test_ray_worker_is_killed(run, reference, monkeypatch):
-    """Ray's own worker, whose task Ray and datatrove start again; the process that was drawing for it ends."""
+    """Ray's own worker, which Ray and datatrove start again: it does the task that it had taken. What it left behind ends."""
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")  # it would end workers for what other tests take
-    killed = []
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    left = []
 
-    def kill():
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            with contextlib.suppress(OSError):
-                if path.read_bytes().startswith(b"ray::RankWorker"):
-                    killed.append(int(path.parts[2]))
-        os.kill(min(killed), 9)
+    def kill():  # before it has imported much, which would take most of the time of this test
+        workers = [
+            process for process in psutil.Process().children(True) if process.name().startswith("ray::RankWorker")
+        ]
+        worker = min(workers, key=lambda process: process.pid)
+        left.extend([worker, *worker.children(True)])
+        worker.kill()
 
-    when_drawn(kill)
+    when("tasks/*/taken/*", 2, kill)
+    loads(reference)
     options = ["gpus_per_task=0", "mem_per_cpu_gb=0.1"]
     assert run("--executor", "ray", "--tasks", "2", "--workers", "2", "--executor_args", *options) == 0
-    assert killed  # and yet all is done
-    assert_same(reference, doubles=True)  # what the process that was left behind had under way
+    assert len(left) > 2 and psutil.wait_procs(left, 10)[1] == []
+    assert taken() == {"0-0": b"done", "1-1": b"done"}
+    loaded = loads(reference)
+    assert len(loaded) == len(set(loaded)) in (2, 3)
+    assert_same(reference, doubles=True)  # of the process that was left behind, if it was fast
+    pool, groups = CandidatePool("run/pool", NAMES), load_groups("run/prompts/groups.jsonl")
+    once = 0
+    for task in range(2):
+        shards = Path("run/pool").glob(f"shard-*-{task}of2x*")
+        once += sum(pq.read_metadata(path).num_rows for path in shards) == sum(
+            key in pool for group in groups[task::2] for key in group.keys
+        )
+    assert once >= 1  # the other worker's
 
 
 def test_jobs(run, reference, capfd, tmp_path, monkeypatch):
@@ -301,7 +353,13 @@ def test_s3(run, reference, capfd, bucket):
     assert run("--executor", "local", "--shared_dir", "s3://nobody/pool") == 2
     assert capfd.readouterr().err.startswith("craft: error: Cannot write to s3://nobody/pool: ")
     shared = ["--shared_dir", f"{bucket}/pool"]
-    assert run("--executor", "local", "--tasks", "2", "--workers", "2", *shared) == 0
+    loads(reference)
+    assert run("--executor", "local", "--tasks", "6", "--workers", "2", *shared) == 0
+    loaded = loads(reference)
+    notes = [PurePosixPath(name).name for name in SharedFolder(shared[1]).names("tasks/*/taken/*")]
+    assert sorted(name.partition("-")[0] for name in notes) == list("012345")
+    # Each worker that has taken a task has loaded the judges once; one that came too late has not.
+    assert len(loaded) == len(set(loaded)) == len({name.partition("-")[2] for name in notes})
     assert_same(reference)
     shutil.rmtree("run/pool")
     assert run(*shared) == 0 and " shards fetched from s3://craft/pool" in capfd.readouterr().out

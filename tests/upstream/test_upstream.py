@@ -238,7 +238,7 @@ print(before, plain, after, trainer_utils._is_peft_model(adapted), same)
 
 
 def test_datatrove_waits_for_ever_for_a_process_that_was_killed(tmp_path):
-    """`craft_trl.scripts.engines.Here`, which has no pool, and `craft_trl.scripts.tasks.Task.in_child`, under Ray's."""
+    """`craft_trl.scripts.engines.Here`, which has no pool, and `craft_trl.scripts.tasks.Worker.in_child`, under Ray's."""
     pytest.importorskip("datatrove")
     code = (
         "import os, sys\n"
