@@ -64,7 +64,11 @@ def wait(process: subprocess.Popen) -> dict:
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     cpu = round(usage.ru_utime + usage.ru_stime, 1)
-    return {"exit_code": process.returncode, "seconds_of_cpu": cpu, "gigabytes": round(usage.ru_maxrss * 1024 / 1e9, 2)}
+    return {
+        "exit_code": process.returncode,
+        "seconds_of_cpu": cpu,
+        "gigabytes": round(usage.ru_maxrss * 1024 / 1e9, 2),
+    }
 
 
 def parts(folder: Path) -> dict[str, int]:

@@ -37,6 +37,7 @@ from ..progress import progress_bar
 from ..stages import check_writable, fingerprint
 from .filter import each_candidate, explain_nothing, vetoed_itself
 from .images import TrainingImages
+from .votes import HUMAN, with_votes
 
 
 def features(rewards: Sequence[str]) -> Features:
@@ -80,6 +81,8 @@ def build_dataset_dict(
         [`~datasets.DatasetDict`]: `train` holds the kept images; `candidates` holds a row for every image of every
         group, with scores, `keep`, `drop_reason` and `advantage`, but without the image, which is in the pool.
     """
+    config = FilterConfig() if config is None else config
+    pool = with_votes(pool, config)
     train, candidates = _filter(groups, pool, config)
     return DatasetDict({"train": with_images(train, pool), "candidates": candidates})
 
@@ -89,6 +92,7 @@ def save_dataset_dict(groups: Sequence[Group], pool: CandidatePool, config: Filt
     What `build_dataset_dict(groups, pool, config).save_to_disk(folder)` would do, with one piece of the images in memory
     at a time. Returns the rows that are kept.
     """
+    pool = with_votes(pool, config)
     train, candidates = _filter(groups, pool, config)
     check_writable(folder, int(1.1 * _expected_bytes(train, pool).sum()))
     folder.mkdir(parents=True)
@@ -100,8 +104,7 @@ def save_dataset_dict(groups: Sequence[Group], pool: CandidatePool, config: Filt
     return train
 
 
-def _filter(groups: Sequence[Group], pool: CandidatePool, config: FilterConfig | None) -> tuple[list[dict], Dataset]:
-    config = FilterConfig() if config is None else config
+def _filter(groups: Sequence[Group], pool: CandidatePool, config: FilterConfig) -> tuple[list[dict], Dataset]:
     rows, train, pieces = each_candidate(groups, pool, config), [], []
     while piece := list(islice(rows, ROWS)):
         train += [row for row in piece if row["keep"]]
@@ -223,7 +226,8 @@ def build_pairs(
     Preference pairs of a pool, for [`DiffusionDPOTrainer`]: at most one of each group.
 
     Of the pairs of a group's images in which one beats the other on every filter reward, the one whose summed, scaled
-    rewards differ most. The original's image takes part like any other. What is chosen is within all limits.
+    rewards differ most. The original's image takes part like any other. What is chosen is within all limits. A vetoed image
+    is in no pair, but as the rejected one where `human`, which votes make, is among those rewards.
 
     Args:
         groups (`Sequence[Group]`):
@@ -240,6 +244,7 @@ def build_pairs(
         difference of their advantages.
     """
     config = FilterConfig() if config is None else config
+    pool = with_votes(pool, config)
     names, limits = split_conditions(config.conditions(pool.rewards))
     columns = [pool.rewards.index(name) for name in names]
     bounds = [(limit, pool.rewards.index(limit.reward)) for limit in limits]
@@ -247,9 +252,16 @@ def build_pairs(
     pairs = []
     for group in groups:
         made = zip(group.keys, islice(rows, len(group.keys)), strict=True)
-        images = {key: row for key, row in made if key in pool and not vetoed_itself(row["drop_reason"])}
+        images = {key: row for key, row in made if key in pool}
+        struck = {key for key, row in images.items() if vetoed_itself(row["drop_reason"])}
+        if config.votes is None or HUMAN not in names:
+            images = {key: row for key, row in images.items() if key not in struck}
+        fit = [
+            key
+            for key in images
+            if key not in struck and all(limit.holds(pool.scores[key][column]) for limit, column in bounds)
+        ]
         quality = {key: pool.quality(key)[columns] for key in images}
-        fit = [key for key in images if all(limit.holds(pool.scores[key][column]) for limit, column in bounds)]
         better = [(images[a], images[b]) for a in fit for b in images if (quality[a] > quality[b]).all()]
         if better:
             pairs.append(max(better, key=lambda pair: pair[0]["advantage"] - pair[1]["advantage"]))

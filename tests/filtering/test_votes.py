@@ -26,7 +26,8 @@ from craft_trl.candidates.groups import make_groups
 from craft_trl.candidates.pool import CandidatePool
 from craft_trl.errors import NothingToDoError, UsageError
 from craft_trl.filtering.dataset import build_dataset_dict
-from craft_trl.filtering.veto import load_vetoes, veto_line
+from craft_trl.filtering.votes import key_line as veto_line
+from craft_trl.filtering.votes import load_vetoes
 
 
 # Groups a and b pass whole; of c the second variant loses on aesthetic; d was rejected after its first variant.
