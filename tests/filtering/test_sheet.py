@@ -16,7 +16,6 @@
 """The contact sheet in a real browser, from a real file, with real clicks and a real download."""
 
 import json
-import os
 import shutil
 import time
 
@@ -30,6 +29,8 @@ from craft_trl.candidates.pool import CandidatePool
 from craft_trl.cli.main import main
 from craft_trl.filtering.votes import key_line, vote_line
 from craft_trl.stages import Stage
+
+from ..browser import drop, open_browser
 
 
 def veto_line(key):
@@ -154,27 +155,8 @@ def data(path):
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     """Headless Chromium that downloads into a folder. Without one these tests are skipped."""
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    driver = shutil.which("chromedriver")
-    if not (chromium and driver):
-        missing = "needs chromium and chromedriver: apt-get install chromium chromium-driver"
-        pytest.skip(missing)
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in ("--headless=new", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1200,900"):
-        options.add_argument(argument)
-    if os.geteuid() == 0:
-        options.add_argument("--no-sandbox")  # root has no sandbox
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    downloads = tmp_path_factory.mktemp("downloads")
-    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
-    driver = webdriver.Chrome(options=options, service=Service(driver))
-    driver.downloads = downloads
-    yield driver
-    driver.quit()
+    with open_browser(tmp_path_factory.mktemp("downloads")) as driver:
+        yield driver
 
 
 @pytest.fixture
@@ -231,13 +213,7 @@ class Page:
         self.all("#file")[0].send_keys(str(path))
 
     def drop(self, name, text):
-        """Lets a file fall on the page."""
-        self.browser.execute_script(
-            "const data = new DataTransfer(); data.items.add(new File([arguments[1]], arguments[0]));"
-            "document.body.dispatchEvent(new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true}))",
-            name,
-            text,
-        )
+        drop(self.browser, name, text)
 
     def says(self, text):
         """Waits until the status is this text: a file is read while the page goes on."""
