@@ -476,12 +476,13 @@ class TestPage:
         finally:
             browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
-    def test_many_prompts_are_not_drawn_at_once(self, browser, tmp_path):
+    def test_five_thousand_images_are_not_drawn_at_once(self, browser, tmp_path):
         """Of a thousand prompts those near the window have pictures; the rest get theirs when they come near."""
-        scores = {"hpsv2": np.array([0.2, 0.3]), "aesthetic": np.array([5.0, 6.0])}
-        groups = make_groups([f"prompt {i}" for i in range(1000)], [[f"prompt {i}, sharp"] for i in range(1000)])
+        scores = {"hpsv2": np.arange(5.0), "aesthetic": np.arange(5.0)}
+        variants = [[f"prompt {i}, manner {j}" for j in range(4)] for i in range(1000)]
+        groups = make_groups([f"prompt {i}" for i in range(1000)], variants)
         pool = CandidatePool(tmp_path, ["hpsv2", "aesthetic"])
-        images = [PILImage.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+        images = [PILImage.new("RGB", (16, 16), colour) for colour in ("red", "blue", "green", "white", "black")]
         pool.append(
             [key for group in groups for key in group.keys],
             images * 1000,
@@ -490,13 +491,20 @@ class TestPage:
         from craft_trl.candidates.filter_config import FilterConfig
         from craft_trl.filtering.sheet import write_sheet
 
-        assert write_sheet(tmp_path / "s.html", groups, pool, FilterConfig())["images"] == 2000
+        assert write_sheet(tmp_path / "s.html", groups, pool, FilterConfig())["images"] == 5000
         browser.get((tmp_path / "s.html").as_uri())
         page = Page(browser)
-        assert len(page.all(".group")) == 1000 and 0 < len(page.all("figure")) < 200
-        assert "1000 of 2000 images kept, of 1000 prompts" in page.status()
+        assert len(page.all(".group")) == 1000 and 0 < len(page.all("figure")) < 400
+        assert "4000 of 5000 images kept, of 1000 prompts" in page.status()
         browser.execute_script("window.scrollTo(0, document.body.scrollHeight)")
         deadline = time.monotonic() + 20
         while "prompt 999" not in page.prompts() and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert "prompt 999" in page.prompts() and len(page.all("figure")) < 400
+        assert "prompt 999" in page.prompts() and len(page.all("figure")) < 800
+        # A vote on what has never been drawn, for all of 1,000 prompts from a file, and by a key on the last one.
+        page.drop("v.jsonl", "\n".join(vote_line(group.keys[1], "best") for group in groups))
+        assert page.says("Loaded 1000 votes of v.jsonl") and len(page.all("figure")) < 800
+        page.all(".group")[-1].find_elements("css selector", "button.best")[2].click()
+        assert "0 vetoed, 1000 best" in page.status()
+        lines = page.save().read_text(encoding="utf-8").splitlines()
+        assert len(lines) == 1000 and lines[-1] == vote_line(groups[-1].keys[2], "best")

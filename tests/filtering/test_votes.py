@@ -21,13 +21,15 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
+from craft_trl.candidates.config import CandidatesConfig
 from craft_trl.candidates.filter_config import FilterConfig
 from craft_trl.candidates.groups import make_groups
 from craft_trl.candidates.pool import CandidatePool
 from craft_trl.errors import NothingToDoError, UsageError
-from craft_trl.filtering.dataset import build_dataset_dict
+from craft_trl.filtering.dataset import build_dataset_dict, build_pairs
 from craft_trl.filtering.votes import key_line as veto_line
-from craft_trl.filtering.votes import load_vetoes
+from craft_trl.filtering.votes import load_vetoes, load_votes, vote_line
+from craft_trl.planning.odds import simulate
 
 
 # Groups a and b pass whole; of c the second variant loses on aesthetic; d was rejected after its first variant.
@@ -157,3 +159,164 @@ class TestFile:
         (tmp_path / "binary").write_bytes(b"\xff\xfe")
         with pytest.raises(UsageError, match="binary, line 1: not UTF-8 text"):
             load_vetoes(tmp_path / "binary", pool)
+
+
+VOTES = {(0, 0): "keep", (0, 1): "best", (1, 1): "keep", (1, 2): "veto", (2, 2): "best"}
+
+
+@pytest.fixture
+def votes(tmp_path):
+    path = tmp_path / "votes.jsonl"
+    path.write_text(
+        "".join(vote_line(GROUPS[i].keys[j], vote) + "\n" for (i, j), vote in VOTES.items()), encoding="utf-8"
+    )
+    return str(path)
+
+
+class TestReward:
+    """Votes as the reward `human`: 2 for the best, 1 for what is to be kept, -1 for what is vetoed, else 0."""
+
+    def test_a_column(self, pool, votes):
+        made = build_dataset_dict(GROUPS, pool, FilterConfig(votes=votes, filter_level="image"))
+        assert made["candidates"]["human"][:] == [1, 2, 0, 0, 1, -1, 0, 0, 2, 0, 0, None]
+        # Beside the vetoes nothing is another filter or another advantage, unless they are named.
+        plain = build_dataset_dict(GROUPS, pool, FilterConfig(filter_level="image"))["candidates"]
+        assert made["candidates"]["advantage"][:] == plain["advantage"][:]
+        kept = [(i, j) for i, j, keep in zip(plain["group_id"], plain["variant"], plain["keep"], strict=True) if keep]
+        assert kept == [(0, 1), (0, 2), (1, 1), (1, 2), (2, 1)]
+        assert made["train"]["human"][:] == [2, 0, 1, 0] and made["train"]["image"][0].size == (8, 8)
+        assert "human" not in pool.rewards and "human" not in plain.column_names  # the pool is as it was
+
+    @pytest.mark.parametrize(
+        ("conditions", "level", "expected"),
+        [
+            (["human"], "image", [(0, 1), (1, 1), (2, 2)]),  # better than their original
+            (["human>0"], "image", [(0, 1), (1, 1), (2, 2)]),
+            (["human>1"], "image", [(0, 1), (2, 2)]),
+            (["aesthetic", "human"], "image", [(0, 1), (1, 1)]),
+            (["hpsv2", "human>-0.5"], "group", [(0, 1), (0, 2), (2, 1), (2, 2)]),
+        ],
+    )
+    def test_a_filter(self, pool, votes, conditions, level, expected):
+        config = FilterConfig(votes=votes, filter_level=level, filter_rewards=conditions)
+        train = build_dataset_dict(GROUPS, pool, config)["train"]
+        assert list(zip(train["group_id"], train["variant"], strict=True)) == expected
+
+    def test_reasons(self, pool, votes):
+        config = FilterConfig(votes=votes, filter_level="image", filter_rewards=["human"])
+        reasons = build_dataset_dict(GROUPS, pool, config)["candidates"]["drop_reason"][:]
+        assert reasons == ["original", "", "human", "original", "", "human, vetoed", "original", "human", ""] + [
+            "original", "human", "not_generated",
+        ]  # fmt: skip
+
+    def test_an_advantage(self, pool, votes):
+        """By hand: group a has 1, 2, 0, of mean 1 and standard deviation sqrt(2/3)."""
+        config = FilterConfig(
+            votes=votes, filter_level="image", reward_weights=["hpsv2=0", "aesthetic=0", "human=1"], advantage_eps=1e-9
+        )
+        rows = build_dataset_dict(GROUPS, pool, config)["candidates"].to_list()
+        np.testing.assert_allclose([row["advantage"] for row in rows[:3]], [0, 1.224745, -1.224745], atol=1e-6)
+        # Named as a condition to win on, it has the weight 1, as others do; by a limit, none.
+        for conditions, weight in ((["hpsv2", "human"], 1), (["hpsv2", "human>0"], 0), (None, 0)):
+            config = FilterConfig(votes=votes, filter_rewards=conditions)
+            assert config.weights(["hpsv2", "aesthetic", "human"]) == {"hpsv2": 1, "aesthetic": 1, "human": weight}
+        config = FilterConfig(votes=votes, filter_rewards=["hpsv2", "human"], reward_weights=[2, 3])
+        assert config.weights(["hpsv2", "aesthetic", "human"]) == {"hpsv2": 2, "aesthetic": 3, "human": 1}
+
+    def test_pairs(self, pool, votes):
+        """The one that people prefer is chosen, and what they struck out is rejected, but never chosen."""
+        pairs = build_pairs(GROUPS, pool, FilterConfig(votes=votes, filter_rewards=["human"]))
+        assert pairs["group_id"][:] == [0, 1, 2]
+        colour = [(row["chosen"].getpixel((0, 0)), row["rejected"].getpixel((0, 0))) for row in pairs]
+        # Chosen: a's best, b's kept one, c's best. Rejected: the worst by all rewards of those that people like less.
+        assert [chosen[:2] for chosen, _ in colour] == [(0, 40), (40, 40), (80, 80)]
+        assert [rejected[:2] for _, rejected in colour][1] == (40, 80)
+        # By other rewards, a vetoed image is in no pair.
+        pairs = build_pairs(GROUPS, pool, FilterConfig(votes=votes, filter_rewards=["hpsv2"]))
+        assert all(
+            (40, 80) not in (row["chosen"].getpixel((0, 0))[:2], row["rejected"].getpixel((0, 0))[:2]) for row in pairs
+        )
+
+    def test_nothing_left(self, pool, votes):
+        with pytest.raises(NothingToDoError, match="human 3 beat their original.*; 1 images are vetoed"):
+            build_dataset_dict(GROUPS, pool, FilterConfig(votes=votes, filter_rewards=["human", "hpsv2>9"]))
+
+    def test_a_reward_of_that_name(self, tmp_path, votes):
+        pool = CandidatePool(tmp_path / "pool", ["human"])
+        keys = [key for group in GROUPS for key in group.keys]
+        pool.append(keys, [PILImage.new("RGB", (8, 8))] * len(keys), {"human": np.arange(len(keys))})
+        assert (
+            len(build_dataset_dict(GROUPS, pool, FilterConfig())["train"]) == 8
+        )  # without votes it is one like others
+        with pytest.raises(UsageError, match="has a reward named human, as votes are to be"):
+            build_dataset_dict(GROUPS, pool, FilterConfig(votes=votes))
+
+
+class TestVotesFile:
+    def test_old_files_are_votes(self, pool, tmp_path):
+        """Of the lines of a file of vetoes none has a `vote`."""
+        path = tmp_path / "veto.jsonl"
+        path.write_text(f"{veto_line(GROUPS[0].keys[1])}\n{vote_line(GROUPS[0].keys[1], 'veto')}\n", encoding="utf-8")
+        assert load_votes(path, pool) == {GROUPS[0].keys[1]: "veto"}
+        assert load_vetoes(path, pool) == [GROUPS[0].keys[1]]
+
+    @pytest.mark.parametrize(
+        ("line", "message"),
+        [
+            (vote_line(GROUPS[0].keys[1], "veto"), "lines 1 and 2: keep and veto for 'a, sharp' for 'a' with seed"),
+            (vote_line(GROUPS[1].keys[0], "good"), "line 2: vote must be one of veto, keep, best, got 'good'"),
+            (vote_line(GROUPS[1].keys[0], "keep").replace('"keep"', "1"), "line 2: vote must be one of .*, got 1"),
+            (vote_line(GROUPS[3].keys[2], "keep"), "line 2: the pool has no image of 'd.*Was it made for another pool"),
+            ('{"prompt": "a", "vote": "keep"}', "line 2: not a vote, it needs prompt, expanded_prompt, seed"),
+            (f"{vote_line(GROUPS[1].keys[0], 'best')}\n{vote_line(GROUPS[1].keys[1], 'best')}", "lines 2 and 3: two images are the best for 'b'"),
+        ],
+    )  # fmt: skip
+    def test_mistakes(self, pool, tmp_path, line, message):
+        path = tmp_path / "votes.jsonl"
+        path.write_text(f"{vote_line(GROUPS[0].keys[1], 'keep')}\n{line}\n", encoding="utf-8")
+        with pytest.raises(UsageError, match=f"votes.jsonl, {message}") as error:
+            load_votes(path, pool)
+        assert "\n" not in str(error.value)
+
+    def test_given_as_vetoes(self, pool, votes):
+        with pytest.raises(UsageError, match="line 1: a vote for keep, which is no veto: give the file as votes"):
+            load_vetoes(votes, pool)
+
+
+class TestSettings:
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"votes": "nowhere.jsonl"}, "votes: there is no file nowhere.jsonl. `craft sheet` writes a page that saves one"),
+            ({"votes": "v", "veto": "v"}, "veto and votes are both given: give votes, which hold vetoes too"),
+            ({"filter_rewards": ["human"]}, "human is what votes say, and there are none: give votes"),
+            ({"reward_weights": ["human=1"]}, "human is what votes say, and there are none"),
+            ({"votes": "v", "filter_rewards": ["hps"]}, r"filter_rewards must be among the rewards hpsv2; got \['hps'\]"),
+            ({"votes": "v", "filter_rewards": []}, "filter_rewards must be among the rewards hpsv2"),
+            ({"votes": "v", "reward_weights": [1, 2]}, "reward_weights must have one number for each of hpsv2"),
+        ],
+    )  # fmt: skip
+    def test_mistakes(self, tmp_path, monkeypatch, settings, message):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "v").touch()
+        with pytest.raises(UsageError, match=message):
+            FilterConfig(**settings).check_rewards(["hpsv2"])
+
+    def test_nobody_has_voted_when_images_are_drawn(self, tiny, tmp_path):
+        """Early rejection and the plan go by the rewards."""
+        (tmp_path / "v").touch()
+        settings = {"prompts": str(tiny / "prompts" / "tiny-pick.txt"), "templates": ["{prompt}"], "num_variants": 2}
+        settings |= {
+            "model_name_or_path": "m",
+            "output_dir": "o",
+            "rewards": ["hpsv2", "aesthetic"],
+            "votes": str(tmp_path / "v"),
+        }
+        for conditions, reject_on in (
+            (None, ["hpsv2", "aesthetic"]),
+            (["hpsv2", "human", "human>-1", "aesthetic<9"], ["hpsv2", "aesthetic<9"]),
+            (["human"], None),
+        ):
+            config = CandidatesConfig(**settings, filter_rewards=conditions, reward_weights=["human=2"])
+            assert config.reject_on == reject_on
+            assert simulate(config, num_groups=2000).images > 2
