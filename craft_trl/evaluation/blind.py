@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 
 from ..candidates.pool import CandidatePool, Key
 from ..errors import UsageError
+from ..filtering.sheet import LARGEST
 from ..pages import render, thumbnail
 from ..progress import progress_bar
 from ..stages import fingerprint, read_record, write_atomically
@@ -36,7 +37,6 @@ from .statistics import paired_bootstrap, sign_test, wilson
 
 PAGE, KEY = "blind.html", "key.json"
 WORDS = ("left", "right", "tie")
-LARGEST = 500_000_000  # bytes of a page; browsers take not much more
 POWER = 194  # prompts with a winner that show 60 % of wins to be no chance, at 5 %, four times in five
 
 
