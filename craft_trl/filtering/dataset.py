@@ -248,20 +248,17 @@ def build_pairs(
     names, limits = split_conditions(config.conditions(pool.rewards))
     columns = [pool.rewards.index(name) for name in names]
     bounds = [(limit, pool.rewards.index(limit.reward)) for limit in limits]
+    # Of `human` a vetoed image has the least, so that it beats none.
+    with_vetoed = config.votes is not None and HUMAN in names
     rows = each_candidate(groups, pool, config)
     pairs = []
     for group in groups:
         made = zip(group.keys, islice(rows, len(group.keys)), strict=True)
-        images = {key: row for key, row in made if key in pool}
-        struck = {key for key, row in images.items() if vetoed_itself(row["drop_reason"])}
-        if config.votes is None or HUMAN not in names:
-            images = {key: row for key, row in images.items() if key not in struck}
-        fit = [
-            key
-            for key in images
-            if key not in struck and all(limit.holds(pool.scores[key][column]) for limit, column in bounds)
-        ]
+        images = {
+            key: row for key, row in made if key in pool and (with_vetoed or not vetoed_itself(row["drop_reason"]))
+        }
         quality = {key: pool.quality(key)[columns] for key in images}
+        fit = [key for key in images if all(limit.holds(pool.scores[key][column]) for limit, column in bounds)]
         better = [(images[a], images[b]) for a in fit for b in images if (quality[a] > quality[b]).all()]
         if better:
             pairs.append(max(better, key=lambda pair: pair[0]["advantage"] - pair[1]["advantage"]))
