@@ -152,14 +152,16 @@ def in_pieces(rows: Sequence[dict], pool: CandidatePool, pictured: Container[Key
     Rows with their pictures as datasets of at most [`PIECE`] bytes of images and [`ROWS`] rows each, at least one. Where one
     ends depends on the images alone, and not on how they lie in shards.
     """
+    columns = features(pool.rewards)  # rows that were filtered by votes have one more
     part, size = [], 0
     for row, image in _read(rows, pool, pictured):
         if part and (size + len(image or b"") > PIECE or len(part) == ROWS):
-            piece, part, size = Dataset.from_list(part, features=features(pool.rewards)), [], 0
+            piece, part, size = Dataset.from_list(part, features=columns), [], 0
             yield piece
-        part.append(row | {"image": None if image is None else {"bytes": image, "path": None}})
+        stored = None if image is None else {"bytes": image, "path": None}
+        part.append({name: row[name] for name in columns} | {"image": stored})
         size += len(image or b"")
-    yield Dataset.from_list(part, features=features(pool.rewards))
+    yield Dataset.from_list(part, features=columns)
 
 
 def _read(

@@ -26,7 +26,8 @@ from craft_trl.candidates.filter_config import FilterConfig
 from craft_trl.candidates.groups import make_groups
 from craft_trl.candidates.pool import CandidatePool
 from craft_trl.errors import NothingToDoError, UsageError
-from craft_trl.filtering.dataset import build_dataset_dict, build_pairs
+from craft_trl.filtering.dataset import build_dataset_dict, build_pairs, with_images
+from craft_trl.filtering.filter import filter_candidates
 from craft_trl.filtering.votes import key_line as veto_line
 from craft_trl.filtering.votes import load_vetoes, load_votes, vote_line
 from craft_trl.planning.odds import simulate
@@ -236,6 +237,12 @@ class TestReward:
         assert all(
             (40, 80) not in (row["chosen"].getpixel((0, 0))[:2], row["rejected"].getpixel((0, 0))[:2]) for row in pairs
         )
+
+    def test_rows_with_it_and_pictures(self, pool, votes):
+        """As for an export or an arm of the bake-off, which take the pool as it is."""
+        rows = filter_candidates(GROUPS, pool, FilterConfig(votes=votes))
+        assert rows[1]["human"] == 2
+        assert with_images(rows[:3], pool)["expanded_prompt"][:] == [key[1] for key in GROUPS[0].keys]
 
     def test_nothing_left(self, pool, votes):
         with pytest.raises(NothingToDoError, match="human 3 beat their original.*; 1 images are vetoed"):
