@@ -116,6 +116,21 @@ def group_advantages(
     Returns:
         `np.ndarray` of shape `(G, 1 + n)`, float32. Images that do not exist have advantage 0.
     """
+    total, generated = total_rewards(rewards, reward_weights, scale_rewards, generated)
+    mean, std = _group_statistics(total, generated)
+    return np.where(generated, (total - mean) / (std + advantage_eps), 0.0).astype(np.float32)
+
+
+def total_rewards(
+    rewards: Mapping[str, np.ndarray],
+    reward_weights: Mapping[str, float] | None = None,
+    scale_rewards: Literal["pool", "group", "none"] = "pool",
+    generated: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    `r_ij` of [`group_advantages`], the weighted sum of an image's scaled rewards, and which images exist; both of shape
+    `(G, 1 + n)`. Where none does the sum means nothing.
+    """
     reward_weights = dict.fromkeys(rewards, 1.0) if reward_weights is None else dict(reward_weights)
     if set(reward_weights) != set(rewards):
         raise ValueError(f"reward_weights must name exactly {sorted(rewards)}, got {sorted(reward_weights)}.")
@@ -132,8 +147,7 @@ def group_advantages(
         else:
             mean, std = 0.0, 1.0
         total += reward_weights[name] * (score - mean) / np.where(std > 0, std, 1.0)
-    mean, std = _group_statistics(total, generated)
-    return np.where(generated, (total - mean) / (std + advantage_eps), 0.0).astype(np.float32)
+    return total, generated
 
 
 def _group_statistics(values: np.ndarray, generated: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

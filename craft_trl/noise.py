@@ -40,6 +40,8 @@ class DiffusionNoise:
             Configuration of the model's scheduler.
     """
 
+    clean = -1  # the timestep of an image without noise
+
     def __init__(self, config: Mapping[str, Any]):
         self.scheduler = DDPMScheduler.from_config(config)
         self.prediction_type = self.scheduler.config.prediction_type
@@ -63,6 +65,47 @@ class DiffusionNoise:
         share = self.scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
         return share / (1 - share)
 
+    def levels(self, count: int) -> torch.Tensor:
+        """So many timesteps at equal distances, from the lowest on, shape `(count,)`: 1, 101, ... 901 where there are ten."""
+        return torch.arange(count) * (self.scheduler.config.num_train_timesteps // count) + 1
+
+    def rates(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`alpha_t = sqrt(abar_t)` and `sigma_t = sqrt(1 - abar_t)`, each `(B,)`: 1 and 0 of the clean image, timestep -1."""
+        share = torch.cat([self.scheduler.alphas_cumprod.double(), torch.ones(1).double()])  # its last stands at -1
+        alpha, sigma = (rate.float().to(timesteps.device) for rate in (share.sqrt(), (1 - share).sqrt()))
+        return alpha[timesteps], sigma[timesteps]
+
+    def implied(
+        self, noisy_latents: torch.Tensor, prediction: torch.Tensor, timesteps: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The image and the noise that a prediction of noisy latents stands for, each of shape `(B, C, h, w)`."""
+        if self.prediction_type == "epsilon":
+            return separate(self, noisy_latents, prediction, timesteps), prediction
+        alpha, sigma = (_like(rate, noisy_latents) for rate in self.rates(timesteps))
+        return alpha * noisy_latents - sigma * prediction, alpha * prediction + sigma * noisy_latents
+
+    def transition(
+        self,
+        noisy_latents: torch.Tensor,
+        prediction: torch.Tensor,
+        timesteps: torch.Tensor,
+        next_timesteps: torch.Tensor,
+    ) -> torch.Tensor:
+        """
+        Mean of the latents at less noise, shape `(B, C, h, w)`: the step of DDIM with `eta = 1` (equations 12 and 16 of
+        https://huggingface.co/papers/2010.02502).
+        """
+        latents, noise = self.implied(noisy_latents, prediction, timesteps)
+        (alpha, sigma), (next_alpha, next_sigma) = self.rates(timesteps), self.rates(next_timesteps)
+        direction = next_sigma.square() * alpha / (sigma * next_alpha)  # sqrt(sigma_s^2 - std^2)
+        return _like(next_alpha, latents) * latents + _like(direction, latents) * noise
+
+    def transition_std(self, timesteps: torch.Tensor, next_timesteps: torch.Tensor) -> torch.Tensor:
+        """Standard deviation of the step of [`transition`], shape `(B,)`."""
+        (_, sigma), (next_alpha, next_sigma) = self.rates(timesteps), self.rates(next_timesteps)
+        # Of the sigmas: `1 - alpha_t^2 / alpha_s^2`, as the paper has it, loses digits in float32 where both are close to 1.
+        return next_sigma / sigma * (sigma.square() - next_sigma.square()).sqrt() / next_alpha
+
     def error_scale(self, timesteps: torch.Tensor) -> torch.Tensor:
         """How many times the squared error of the prediction is that of the image it implies, shape `(B,)`."""
         snr = self.snr(timesteps)
@@ -85,6 +128,7 @@ class FlowNoise:
     """
 
     prediction_type = "flow_prediction"
+    clean = 0  # the timestep of an image without noise
 
     def __init__(self, config: Mapping[str, Any], shift: float = 1.0, sampling: str = "uniform"):
         self.num_train_timesteps = config.get("num_train_timesteps", 1000)
@@ -97,18 +141,35 @@ class FlowNoise:
             self.num_train_timesteps * self.shift * u / (1 + (self.shift - 1) * u), dtype=torch.float32
         )
 
+    def levels(self, count: int) -> torch.Tensor:
+        """So many timesteps, from the lowest on to pure noise, shape `(count,)`: at equal distances but for the shift."""
+        u = torch.arange(1, count + 1, dtype=torch.float32) / count
+        return self.num_train_timesteps * self.shift * u / (1 + (self.shift - 1) * u)
+
     def sigma(self, timesteps: torch.Tensor) -> torch.Tensor:
         """Noise levels in [0, 1], shape `(B,)`."""
         return timesteps / self.num_train_timesteps
 
+    def rates(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`1 - sigma` and `sigma`, each of shape `(B,)`: 1 and 0 of the clean image, timestep 0."""
+        sigma = self.sigma(timesteps)
+        return 1 - sigma, sigma
+
     def add(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """`x_t` of latents and standard normal noise of shape `(B, C, h, w)` at timesteps of shape `(B,)`."""
-        sigma = self.sigma(timesteps).view(-1, *(1,) * (latents.ndim - 1)).to(latents.dtype)
+        sigma = _like(self.sigma(timesteps), latents)
         return (1 - sigma) * latents + sigma * noise
 
     def target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """What the model is to predict, shape `(B, C, h, w)`."""
         return noise - latents
+
+    def implied(
+        self, noisy_latents: torch.Tensor, prediction: torch.Tensor, timesteps: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The image and the noise that a prediction of noisy latents stands for, each of shape `(B, C, h, w)`."""
+        sigma = _like(self.sigma(timesteps), noisy_latents)
+        return noisy_latents - sigma * prediction, noisy_latents + (1 - sigma) * prediction
 
     def snr(self, timesteps: torch.Tensor) -> torch.Tensor:
         """Signal-to-noise ratio, shape `(B,)`."""
@@ -121,6 +182,27 @@ class FlowNoise:
 
 
 NoiseProcess = DiffusionNoise | FlowNoise
+
+
+def separate(
+    process: NoiseProcess, noisy_latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+) -> torch.Tensor:
+    """The image that noisy latents are of, shape `(B, C, h, w)`, if this is their noise: `(x_t - sigma_t eps) / alpha_t`."""
+    alpha, sigma = (_like(rate, noisy_latents) for rate in process.rates(timesteps))
+    return (noisy_latents - sigma * noise) / alpha
+
+
+def noise_of(
+    process: NoiseProcess, noisy_latents: torch.Tensor, latents: torch.Tensor, timesteps: torch.Tensor
+) -> torch.Tensor:
+    """The noise in noisy latents of an image, shape `(B, C, h, w)`: `(x_t - alpha_t x_0) / sigma_t`."""
+    alpha, sigma = (_like(rate, noisy_latents) for rate in process.rates(timesteps))
+    return (noisy_latents - alpha * latents) / sigma
+
+
+def _like(rates: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    """A number for each sample, `(B,)`, in the precision of latents and so that it is multiplied with them."""
+    return rates.to(latents.dtype).view(-1, *(1,) * (latents.ndim - 1))
 
 
 def is_flow(config: Mapping[str, Any]) -> bool:

@@ -240,6 +240,16 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         raise
 
 
+def move_into(temporary: Path, folder: Path) -> None:
+    """Move what is in a folder into another one, where a run that was killed while it did so has left some of it."""
+    for path in temporary.iterdir():
+        there = folder / path.name
+        if there.is_dir():
+            shutil.rmtree(there)
+        path.replace(there)
+    temporary.rmdir()
+
+
 def check_writable(folder: Path, needed_bytes: int = 0) -> None:
     """Raise a [`UsageError`] unless `folder` can be made and written to and its disk has the bytes that are needed."""
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())

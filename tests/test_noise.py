@@ -21,7 +21,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
 from craft_trl.errors import UsageError
-from craft_trl.noise import DiffusionNoise, FlowNoise, noise_process
+from craft_trl.noise import DiffusionNoise, FlowNoise, noise_of, noise_process, separate
 
 
 @pytest.fixture
@@ -54,6 +54,26 @@ class TestDiffusion:
         torch.testing.assert_close(
             process.add(latents, noise, self.timesteps), alpha_bar.sqrt() * latents + (1 - alpha_bar).sqrt() * noise
         )
+
+    @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+    def test_transition_is_a_step_of_ddim_with_eta_1(self, batch, prediction_type):
+        """Of all twenty steps of diffusers' scheduler, the last of which ends at timestep 0, with the same noise."""
+        noisy, prediction = batch
+        scheduler = DDIMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+            steps_offset=1, timestep_spacing="leading", prediction_type=prediction_type,
+        )  # fmt: skip
+        scheduler.set_timesteps(20)
+        process = noise_process(config_of(scheduler))
+        chance = torch.randn(noisy.shape, generator=torch.Generator().manual_seed(1))
+        levels = scheduler.timesteps.tolist()
+        assert levels == list(range(951, 0, -50))
+        for level, lower in zip(levels, [*levels[1:], 0], strict=True):
+            expected = scheduler.step(prediction, level, noisy, eta=1.0, variance_noise=chance).prev_sample
+            steps = torch.full((3,), level), torch.full((3,), lower)
+            mean, std = process.transition(noisy, prediction, *steps), process.transition_std(*steps)
+            torch.testing.assert_close(mean + std.view(-1, 1, 1, 1) * chance, expected, atol=2e-5, rtol=2e-4)
+        assert std[0].item() == pytest.approx(0.0206, abs=1e-4)  # at the end too there is chance
 
     def test_draws_every_step_alike(self):
         rng = np.random.default_rng(0)
@@ -150,3 +170,28 @@ def test_kinds():
     assert isinstance(
         noise_process({"_class_name": "PNDMScheduler", "beta_schedule": "scaled_linear"}), DiffusionNoise
     )
+
+
+@pytest.mark.parametrize(
+    ("config", "clean", "levels"),
+    [
+        (config_of(DDIMScheduler()), -1, [1, 101, 201, 301, 401, 501, 601, 701, 801, 901]),
+        (config_of(DDPMScheduler(prediction_type="v_prediction")), -1, [1, 251, 501, 751]),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}, 0, [500, 750, 900, 1000]),
+    ],
+)
+def test_image_and_noise(batch, config, clean, levels):
+    """What noisy latents are made of comes back from the target, from either of the two, and of the clean image there is no noise."""
+    process = noise_process(config)
+    assert process.levels(len(levels)).tolist() == pytest.approx(levels)
+    latents, noise = batch
+    timesteps = process.levels(len(levels))[:3]
+    noisy = process.add(latents, noise, timesteps)
+    image, seen = process.implied(noisy, process.target(latents, noise, timesteps), timesteps)
+    torch.testing.assert_close(image, latents, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(seen, noise, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(noise_of(process, noisy, latents, timesteps), noise, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(separate(process, noisy, noise, timesteps), latents, atol=1e-4, rtol=1e-3)
+    alpha, sigma = process.rates(torch.full((3,), clean))
+    assert alpha.tolist() == [1.0] * 3 and sigma.tolist() == [0.0] * 3
+    assert torch.equal(separate(process, latents, noise, torch.full((3,), clean)), latents)

@@ -20,84 +20,19 @@ Every arm is a dataset from the same pool and a trainer; the budget of training 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..candidates.filter_config import FilterConfig
 from ..candidates.groups import Group
-from ..candidates.pool import CandidatePool
-from ..errors import NothingToDoError, UsageError
+from ..errors import UsageError
 from ..evaluation.statistics import decide, holm, p_value
-from ..filtering.filter import explain_nothing, filter_candidates, vetoed_itself
+from .material import Material
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-
-@dataclass(frozen=True)
-class Material:
-    """
-    What the arms choose from.
-
-    Args:
-        groups (`Sequence[Group]`):
-            Prompts with their expanded variants.
-        seed_groups (`Sequence[Group]`):
-            The same prompts, drawn from as many seeds instead, see [`make_seed_groups`].
-        pool ([`CandidatePool`]):
-            Images and scores of both.
-        config ([`FilterConfig`]):
-            The filter of the recipe.
-        scratch (`Path`, *optional*):
-            Where images lie that are too many for the memory, see [`with_images`].
-    """
-
-    groups: Sequence[Group]
-    seed_groups: Sequence[Group]
-    pool: CandidatePool
-    config: FilterConfig
-    scratch: Path | None = None
-
-    def kept(self, **changes) -> "Dataset":
-        """Images that the recipe's filter keeps, with changes to it; their weight is the advantage."""
-        config = FilterConfig(**{name: getattr(self.config, name) for name in FilterConfig.__dataclass_fields__})
-        config = replace(config, **changes)
-        rows = [row for row in filter_candidates(self.groups, self.pool, config) if row["keep"]]
-        if not rows:
-            raise NothingToDoError(explain_nothing(self.groups, self.pool, config))
-        return self.dataset(rows)
-
-    def dataset(self, rows: Sequence[dict]) -> "Dataset":
-        """Rows of [`filter_candidates`] as a dataset."""
-        from ..filtering.dataset import with_images
-
-        return with_images(rows, self.pool, scratch=self.scratch)
-
-    def unfiltered(self) -> "Dataset":
-        """Every variant's image but vetoed ones, all of weight 1."""
-        rows = [row for row in filter_candidates(self.groups, self.pool, self.config) if row["variant"] > 0]
-        rows = [row | {"advantage": 1.0} for row in rows if not vetoed_itself(row["drop_reason"])]
-        return self.dataset(rows)
-
-    def best_of_n(self) -> "Dataset":
-        """Of each prompt's images from different seeds the one with the largest sum of scaled rewards, of weight 1."""
-        best: dict[int, dict] = {}
-        for row in filter_candidates(self.seed_groups, self.pool, self.config):
-            if vetoed_itself(row["drop_reason"]):
-                continue
-            if row["group_id"] not in best or row["advantage"] > best[row["group_id"]]["advantage"]:
-                best[row["group_id"]] = row
-        return self.dataset([row | {"advantage": 1.0} for row in best.values()])
-
-    def pairs(self) -> "Dataset":
-        """Preference pairs, see [`build_pairs`]."""
-        from ..filtering.dataset import build_pairs
-
-        return build_pairs(self.groups, self.pool, self.config, self.scratch)
 
 
 @dataclass(frozen=True)
@@ -114,12 +49,27 @@ class Method:
             Name of the script that trains it.
         rewards (`tuple[str, ...]`, *optional*):
             Rewards the pool must have for it.
+        unit (`str`, *optional*, defaults to `"images"`):
+            What a sample is: images, pairs, lists of a group's images, or pairs of transitions.
+        options (`Mapping[str, str]`, *optional*):
+            Options of its training.
+        rate (`float`, *optional*, defaults to `1.0`):
+            Factor of the recipe's learning rate.
     """
 
     title: str
     build: Callable[[Material], "Dataset"]
     script: str = "train"
     rewards: tuple[str, ...] = ()
+    unit: str = "images"
+    options: Mapping[str, str] = field(default_factory=dict)
+    rate: float = 1.0
+
+    def images_of(self, group: int) -> int:
+        """
+        Images of a sample, where a group has so many; of transitions, the calls of the denoiser, with the prompt and without.
+        """
+        return {"images": 1, "pairs": 2, "lists": group, "transitions": 2}[self.unit]
 
 
 def unweighted(dataset: "Dataset") -> "Dataset":
@@ -128,8 +78,9 @@ def unweighted(dataset: "Dataset") -> "Dataset":
     return dataset.remove_columns("advantage").add_column("advantage", column)
 
 
-# Plain fine-tuning is the advantage-weighted loss at weight 1: of these, all but the last are datasets and no code.
-METHODS = {
+# Plain fine-tuning is the advantage-weighted loss at weight 1: of these, all but the last are datasets and no code. A comparison
+# is of these unless it says otherwise.
+BASELINES = {
     "sft": Method("all variants, no filter, no weights", Material.unfiltered),
     "best_of_n": Method("best of n seeds of the original prompt, no expansion, no weights", Material.best_of_n),
     "sft_filtered": Method(
@@ -153,8 +104,91 @@ METHODS = {
         "CRAFT: triple filter (hpa) on groups, advantage weights",
         lambda m: m.kept(filter_level="group", filter_rewards=None),
     ),
-    "diffusion_dpo": Method("Diffusion-DPO on pairs from the pool", Material.pairs, script="dpo"),
+    "diffusion_dpo": Method("Diffusion-DPO on pairs from the pool", Material.pairs, script="dpo", unit="pairs"),
 }
+# Methods of others that learn from ranked or scored images, on the same pool. Those that draw new images while they learn are
+# called offline here, where they do not.
+RIVALS = {
+    "diffusion_lpo": Method(
+        "Diffusion-LPO on ranked lists", Material.lists, "dpo", unit="lists", options={"loss_type": "plackett_luce"}
+    ),
+    "sdpo": Method(
+        "Diffusion-SDPO on pairs from the pool", Material.pairs, "dpo", unit="pairs", options={"safeguard_mu": "0.6"}
+    ),
+    "dgpo_offline": Method(
+        "DGPO on lists with advantages, without new images",
+        Material.lists,
+        "dpo",
+        unit="lists",
+        options={"loss_type": "group"},
+    ),
+    "lair": Method("LAIR on scored lists", Material.lists, "dpo", unit="lists", options={"loss_type": "regression"}),
+    "inpo": Method(
+        "InPO on pairs from the pool, noised by inversion",
+        Material.pairs,
+        "dpo",
+        unit="pairs",
+        options={"inversion_steps": "10"},
+    ),
+    "smpo": Method(
+        "SmPO on scored pairs, noised by inversion with ReNoise",
+        Material.scored_pairs,
+        "dpo",
+        unit="pairs",
+        options={"smoothing": "10", "inversion_steps": "10", "renoise": "true"},
+    ),
+    "spo_offline": Method(
+        "SPO on pairs of denoising steps, drawn once", Material.transitions, "spo", unit="transitions"
+    ),
+    "tgo": Method(
+        "threshold-guided optimization on all images with their scores",
+        lambda m: m.scored(own=False),
+        "scored",
+        options={"loss_type": "tgo"},
+    ),
+    "nft_offline": Method(
+        "DiffusionNFT on n seeds of the original prompt, without new images",
+        Material.scored,
+        "scored",
+        options={"loss_type": "nft"},
+    ),
+    "awm_offline": Method(
+        "Advantage Weighted Matching on n seeds of the original prompt, without new images",
+        Material.scored,
+        "scored",
+        options={"loss_type": "awm"},
+    ),
+}
+
+
+def as_craft(title: str, train_images: str = "kept", **changes) -> Method:
+    """CRAFT with one thing changed."""
+    return Method(
+        f"CRAFT, but {title}",
+        lambda m: m.kept(filter_level="group", filter_rewards=None, train_images=train_images),
+        **changes,
+    )
+
+
+# What the ablations among the baselines leave open: one thing of CRAFT changed in each.
+ABLATIONS = {
+    "no_filter": as_craft("without a filter: all images above the mean of their group", "all"),
+    "proximal": as_craft(
+        "with the worse images of the kept groups, and a bounded loss for these",
+        "kept_groups",
+        options={"negative_advantages": "proximal"},
+    ),
+    "proximal_all": as_craft(
+        "with all images of all groups, and a bounded loss for the worse ones",
+        "all",
+        options={"negative_advantages": "proximal"},
+    ),
+    "expanded_prompts": as_craft("trained on the expanded prompts", options={"train_prompt": "expanded"}),
+    "min_snr": as_craft("with Min-SNR weights of the noise levels, gamma 5", options={"snr_gamma": "5"}),
+    "half_rate": as_craft("at half the learning rate", rate=0.5),
+    "double_rate": as_craft("at twice the learning rate", rate=2.0),
+}
+METHODS = {**BASELINES, **ABLATIONS, **RIVALS}
 
 
 def make_seed_groups(groups: Sequence[Group]) -> list[Group]:
@@ -182,6 +216,15 @@ def check_methods(names: Sequence[str], rewards: Sequence[str]) -> None:
             raise UsageError(f"arms: {name} filters by {min(missing)}, and the rewards are {', '.join(rewards)}.")
     if len(set(names)) != len(names) or len(names) < 2:
         raise UsageError(f"arms must be at least two different ones of {', '.join(METHODS)}; got {', '.join(names)}.")
+
+
+def describe_passes(passes: Sequence[Sequence[int | None]]) -> str:
+    """
+    Images that went through the denoiser in the trainings of an arm, as text: with gradient, and without, as through a reference
+    model; once if all trainings have the same.
+    """
+    said = [f"{a:,} + {b:,}" if b else f"{a:,}" for a, b in passes if a is not None]
+    return ", ".join(dict.fromkeys(said)) or "not counted"
 
 
 def two_way_bootstrap(difference: np.ndarray, num_bootstrap: int = 2000, seed: int = 0) -> dict[str, float]:

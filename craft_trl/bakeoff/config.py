@@ -17,13 +17,14 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
+from ..candidates.tree_config import TreeConfig
 from ..errors import UsageError
-from ..ranges import Count, Positive, Range, check_ranges
-from .arms import METHODS
+from ..ranges import Count, Positive, Range
+from .arms import BASELINES, METHODS
 
 
 @dataclass
-class BakeoffConfig:
+class BakeoffConfig(TreeConfig):
     """
     Configuration of `craft bakeoff`. What it does not name is as the three recipes have it.
 
@@ -35,35 +36,50 @@ class BakeoffConfig:
         evaluation (`str`):
             Recipe of the evaluation; its held-out rewards decide.
         arms (`list[str]`, *optional*):
-            What to compare, see [`bakeoff.METHODS`]. Defaults to all.
+            What to compare, see [`bakeoff.METHODS`]. Defaults to CRAFT, its ablations and its baselines,
+            [`bakeoff.BASELINES`]; other methods are named.
         seeds (`list[int]`, *optional*, defaults to `[0, 1, 2]`):
             Training seeds of each arm.
         num_prompts (`int`, *optional*):
             Prompts of the pool. Defaults to those of the recipe.
         num_test_prompts (`int`, *optional*):
             Prompts of the evaluation. Defaults to those of the recipe.
+        num_images_per_prompt (`int`, *optional*, defaults to `1`):
+            Images per prompt and model of the evaluation.
+        frontier (`bool`, *optional*, defaults to `False`):
+            Also hold what every arm gains against what it costs in variety, see [`Frontier`]. It draws more images of the base,
+            and needs two images per prompt.
         max_steps (`int`, *optional*):
             Optimizer steps of every arm. Defaults to those of the recipe.
         global_batch_size (`int`, *optional*):
-            Samples per step of every arm; of Diffusion-DPO, half as many pairs, which are as many images. Defaults to that
-            of the recipe.
+            Images per step of every arm; of arms on pairs, half as many pairs, and on lists as many whole lists as have no more
+            images. Defaults to that of the recipe.
         learning_rates (`list[str]`, *optional*):
             Learning rates of single arms instead of the recipe's, as `ARM=RATE`.
         beta (`float`, *optional*, defaults to `5000.0`):
-            Strength of Diffusion-DPO's tie to the reference model.
+            Strength of the tie to the reference model, of the arms that `craft dpo` trains.
         output_dir (`str`):
             Where to write the pool, the models, `bakeoff.json` and `bakeoff.html`.
+
+        The parameters of the trees of `spo_offline` are those of [`TreeConfig`].
     """
 
     candidates: str = field(default=None, metadata={"help": "Recipe of the candidates."})
     training: str = field(default=None, metadata={"help": "Recipe of the training."})
     evaluation: str = field(default=None, metadata={"help": "Recipe of the evaluation."})
-    arms: list[str] = field(default_factory=lambda: list(METHODS), metadata={"help": "What to compare."})
+    arms: list[str] = field(
+        default_factory=lambda: list(BASELINES),
+        metadata={"help": "What to compare. Defaults to CRAFT, its ablations and baselines."},
+    )
     seeds: list[Annotated[int, Range(0, 2**32 - 1)]] = field(
         default_factory=lambda: [0, 1, 2], metadata={"help": "Training seeds of each arm."}
     )
     num_prompts: Count | None = field(default=None, metadata={"help": "Prompts of the pool."})
     num_test_prompts: Count | None = field(default=None, metadata={"help": "Prompts of the evaluation."})
+    num_images_per_prompt: Count = field(default=1, metadata={"help": "Images per prompt of the evaluation."})
+    frontier: bool = field(
+        default=False, metadata={"help": "Also hold every arm's gain against what it costs in variety."}
+    )
     max_steps: Count | None = field(default=None, metadata={"help": "Optimizer steps of every arm."})
     global_batch_size: Count | None = field(default=None, metadata={"help": "Samples per step of every arm."})
     learning_rates: list[str] = field(
@@ -80,7 +96,14 @@ class BakeoffConfig:
                 raise UsageError(f"{name} is missing: give it in the recipe or as --{name}.")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
             raise UsageError(f"seeds must be different numbers from 0 on, at least one; got {self.seeds}.")
-        check_ranges(self)
+        TreeConfig.__post_init__(self)
+        if self.frontier and self.num_images_per_prompt < 2:
+            raise UsageError(
+                "frontier needs num_images_per_prompt of 2 or more: variety is between images of a prompt."
+            )
+        drawn = {name: getattr(self, name) for name in TreeConfig.__dataclass_fields__}
+        if "spo_offline" not in self.arms and (given := [n for n in drawn if drawn[n] != getattr(TreeConfig, n)]):
+            raise UsageError(f"{given[0]} is of the arm spo_offline, which is not among the arms: leave it out.")
         for item in self.learning_rates:
             arm, _, rate = item.partition("=")
             if arm not in METHODS or not _is_number(rate):

@@ -23,9 +23,10 @@ import numpy as np
 
 from ..candidates.pool import CandidatePool
 from ..evaluation.evaluate import Evaluation
+from ..evaluation.report import frontier_section
 from ..hub.cards import duration, flat
 from ..pages import data_uri, render
-from .arms import HELD_OUT
+from .arms import HELD_OUT, describe_passes
 
 
 def write_bakeoff_report(
@@ -63,7 +64,10 @@ def write_bakeoff_report(
         span=(max(bounds) - min(bounds)) or 1.0,
         seeds=seeds,
         duration=duration,
+        describe_passes=describe_passes,
         num_prompts=len(evaluation.prompts),
+        num_images=evaluation.config.num_images_per_prompt,
+        frontier=frontier_section(content["frontier"], ranking) if "frontier" in content else None,
         pictures=_pictures(evaluation, {"base": "base"} | {arm: f"{arm}-{seeds[0]}" for arm in ranking}),
         settings=flat({name: value for name, value in content["settings"].items() if name != "models"}),
     )
@@ -74,10 +78,11 @@ def _pictures(evaluation: Evaluation, models: Mapping[str, str], shown: int = 8)
     """Prompts evenly spaced over the list, with the image of each model under its caption, in this order."""
     chosen = np.unique(np.linspace(0, len(evaluation.prompts) - 1, min(len(evaluation.prompts), shown)).astype(int))
     pictures = [{"prompt": evaluation.prompts[i], "images": []} for i in chosen]
+    step = evaluation.config.num_images_per_prompt
     drawn = {arm.name: arm for arm in evaluation.arms()}
     for caption, name in models.items():
         arm = drawn[name]
         pool = CandidatePool(arm.folder, list(evaluation.specs), verify=False)
-        for picture, png in zip(pictures, pool.images([arm.keys[i] for i in chosen]), strict=True):
+        for picture, png in zip(pictures, pool.images([arm.keys[i * step] for i in chosen]), strict=True):
             picture["images"].append((caption, data_uri(png)))
     return pictures

@@ -181,6 +181,10 @@ class CandidatesConfig(PromptsConfig, ExpansionConfig, SamplingConfig, ScoringCo
             Adapter that the model draws the candidates with, in fewer steps than it takes itself: a folder, a `.safetensors` file,
             or such a file on the Hub, as `org/name/file.safetensors`. It is merged into the weights that draw. What is trained is the
             model without it.
+        originals_from (`str`, *optional*):
+            Folder of another run of the same prompts. The images of the original prompts are then those of its pool, with their
+            scores, and the model draws the variants only: what is compared with stays the base model's when a tuned one draws, as
+            from the second round of `craft run --rounds` on. Defaults to drawing them as well.
         rewards (`list[str]`, *optional*, defaults to `["hpsv2", "pickscore", "aesthetic"]`):
             Rewards that score every candidate, as `NAME` or `NAME=SOURCE`, see [`rewards`].
         generate_all (`bool`, *optional*, defaults to `False`):
@@ -226,6 +230,12 @@ class CandidatesConfig(PromptsConfig, ExpansionConfig, SamplingConfig, ScoringCo
         metadata={
             "help": "Adapter that the model draws the candidates with, in fewer steps: a folder or file, or org/name/FILE on the "
             "Hub. It is not trained."
+        },
+    )
+    originals_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of another run whose pool the originals' images are taken from. Defaults to drawing them as well."
         },
     )
     rewards: list[str] = field(
@@ -293,6 +303,8 @@ class CandidatesConfig(PromptsConfig, ExpansionConfig, SamplingConfig, ScoringCo
                 "lower the one or raise the other."
             )
         self.check_rewards(self.reward_names)
+        if self.originals_from is not None and Path(self.originals_from).resolve() == Path(self.output_dir).resolve():
+            raise UsageError(f"originals_from {self.originals_from} is output_dir itself: leave it out.")
         if self.push_to_hub and not self.hub_dataset_id:
             raise UsageError("push_to_hub needs the repository: hub_dataset_id: org/name.")
 

@@ -53,6 +53,10 @@ class FilterConfig:
             some. Defaults to 1 each, and 0 for those of which `filter_rewards` has only a limit.
         advantage_eps (`float`, *optional*, defaults to `1e-4`):
             Added to the standard deviation of a group.
+        train_images (`"kept"`, `"kept_groups"` or `"all"`, *optional*, defaults to `"kept"`):
+            What is trained on: the images that pass; or all that were judged, of groups in which one passes or of all groups,
+            with their advantages of either sign, for `negative_advantages: proximal` or `keep`. The original's image is
+            then one of them. What is vetoed or beyond a limit never is.
         veto (`str`, *optional*):
             File of nothing but vetoes, see [`load_vetoes`]. A vetoed variant counts as one that does not pass, and a
             vetoed original as one that no variant passes against.
@@ -84,6 +88,13 @@ class FilterConfig:
         },
     )
     advantage_eps: Positive = field(default=1e-4, metadata={"help": "Added to the standard deviation of a group."})
+    train_images: Literal["kept", "kept_groups", "all"] = field(
+        default="kept",
+        metadata={
+            "help": "What is trained on: the images that pass, or all that were judged, of groups in which one passes or of all "
+            "groups, for negative advantages."
+        },
+    )
     veto: str | None = field(
         default=None, metadata={"help": "File of vetoed images, and nothing else. They count as not passing."}
     )

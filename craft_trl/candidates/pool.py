@@ -108,7 +108,10 @@ class CandidatePool:
             "dtype": pa.array([image.info.get("dtype") for image in images], pa.string()),
             **{name: pa.array(scores[name], pa.float32()) for name in self.rewards},
         }
-        table = pa.table(columns)
+        return self.write_table(number, pa.table(columns))
+
+    def write_table(self, number: int, table: pa.Table) -> Path:
+        """As [`~CandidatePool.write`], of rows as a shard has them."""
         if self.lower_is_better:
             table = table.replace_schema_metadata({_LOWER_IS_BETTER: json.dumps(sorted(self.lower_is_better))})
         buffer = io.BytesIO()
@@ -164,14 +167,19 @@ class CandidatePool:
         for key in keys:
             if self.shard_of[key] != shard:
                 shard = self.shard_of[key]
-                table = self._read_whole(shard, [*_KEY, _IMAGE])
-                if table is None:
-                    raise UsageError(
-                        f"{shard} was damaged and is set aside as {shard.with_suffix('.damaged').name}: run the command that filled {self.folder} again, which makes "
-                        "its images again, then this one."
-                    )
+                table = self.read_shard(shard, [*_KEY, _IMAGE])
                 rows = {k: image["bytes"] for k, image in zip(_keys(table), table[_IMAGE].to_pylist(), strict=True)}
             yield rows[key]
+
+    def read_shard(self, shard: Path, columns: list[str] | None = None) -> pa.Table:
+        """Columns of a shard, all if not said otherwise; a [`UsageError`] if it is damaged or gone."""
+        table = self._read_whole(shard, columns)
+        if table is None:
+            raise UsageError(
+                f"{shard} was damaged and is set aside as {shard.with_suffix('.damaged').name}: run the command that filled {self.folder} again, which makes "
+                "its images again, then this one."
+            )
+        return table
 
     def by_shard(self, keys: Iterable[Key]) -> list[Key]:
         """Keys in an order in which no shard is read twice."""
@@ -259,7 +267,7 @@ class CandidatePool:
                 return table
         return self._read_whole(shard, [*_KEY, *self.rewards])
 
-    def _read_whole(self, shard: Path, columns: list[str]) -> pa.Table | None:
+    def _read_whole(self, shard: Path, columns: list[str] | None) -> pa.Table | None:
         """Columns of a shard that matches the hash of the whole file; `None` if it does not, and is now set aside."""
         with _gone_or_readable(shard):
             if shard in self._whole:

@@ -31,7 +31,10 @@ STAGES = {
     "evaluate": "compare models on held-out prompts",
 }
 TOOLS = {
-    "dpo": "fine-tune on preference pairs instead: Diffusion-DPO",
+    "dpo": "fine-tune on preference pairs or ranked lists instead: Diffusion-DPO and its kin",
+    "scored": "fine-tune on scored images, good and bad ones, instead: DiffusionNFT, AWM, TGO",
+    "transitions": "draw pairs of denoising steps, the better against the worse, for SPO",
+    "spo": "fine-tune on pairs of denoising steps instead: SPO",
     "sheet": "write a page of all candidates, to look at and to veto",
     "export": "write a trained model in the format of another tool",
     "export-dataset": "write what the filter keeps as a folder for other trainers, or as pairs",
@@ -40,8 +43,8 @@ SOURCES = {"score": "image", "pick": "model", "blind": "folder"}
 USAGE = """\
 usage: craft <command> [options]
 
-  craft run FOLDER [--output_dir DIR] [--KEY VALUE ...]
-{run:>12}    do everything below in order, from a folder of recipes, and go on where it stopped
+  craft run FOLDER [--output_dir DIR] [--rounds N] [--KEY VALUE ...]
+{run:>12}    do everything below in order, from a folder of recipes, and go on where it stopped; in rounds, with the tuned model
 
 {stages}
 
@@ -106,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command == "env":
         return exit_code(lambda: _env(rest))
     script = importlib.import_module(f"..scripts.{command.replace('-', '_')}", package=__package__)
-    if command in ("train", "dpo", "evaluate"):
+    if command in ("train", "dpo", "scored", "spo", "evaluate"):
         from ..scripts.train import CheckedArguments
 
         checked = {} if command == "evaluate" else {"arguments": CheckedArguments}

@@ -12,15 +12,16 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What an evaluation draws, every model and of the base more for a frontier, and how it goes through the images."""
+"""What an evaluation draws of every model, and how it goes through the images."""
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from accelerate.utils import gather_object
 from PIL import Image
 
@@ -28,8 +29,6 @@ from ..candidates.config import SamplingConfig
 from ..candidates.pool import CandidatePool, Key
 from ..devices import process_state
 from ..expansion import PromptExpander
-from ..families import get_family
-from ..families.checks import model_files
 from ..progress import progress_bar
 from ..rewards import Reward
 from ..stages import fingerprint
@@ -38,11 +37,32 @@ from .models import Model
 
 
 if TYPE_CHECKING:
-    from .config import EvaluationConfig
     from .evaluate import Evaluation
 
 
-FRESH = 2**33  # beyond the seeds of an evaluation: noise that none of its images starts from
+@dataclass(frozen=True)
+class Judges:
+    """
+    What images are measured by.
+
+    Args:
+        rewards (`dict[str, Reward]`):
+            Judges by name, ready to score.
+        lower_is_better (`frozenset[str]`):
+            Those of which less is better.
+        embedder (`Reward`, *optional*):
+            The one by whose image features variety is measured.
+        varieties (`list[str]`):
+            Names of the measures of variety.
+        device (`torch.device` or `str`):
+            Device of this process.
+    """
+
+    rewards: dict[str, Reward]
+    lower_is_better: frozenset[str]
+    embedder: Reward | None
+    varieties: list[str]
+    device: torch.device | str
 
 
 @dataclass
@@ -109,33 +129,6 @@ def arms_of(evaluation: "Evaluation") -> list[Arm]:
         expanded = PromptExpander(config.templates, config.seed)(prompts, 1)
         arms.append(Arm.of(evaluation, f"{base}+expansion", base, [variants[0] for variants in expanded]))
     return arms
-
-
-def frontier_arms(evaluation: "Evaluation") -> list[Arm]:
-    """What a frontier draws of the base besides: images to choose from, then those at each other guidance scale."""
-    config, prompts, base = evaluation.config, evaluation.prompts, next(iter(evaluation.models))
-    arms = [Arm.of(evaluation, f"{base} to choose from", base, prompts, config.frontier_images, FRESH)]
-    for scale in evaluation.guidance_scales:
-        sampling = at_guidance(config, scale)
-        arms.append(Arm.of(evaluation, f"{base} at guidance {scale:g}", base, prompts, sampling=sampling))
-    return arms
-
-
-def at_guidance(config: "EvaluationConfig", scale: float) -> SamplingConfig:
-    """How an evaluation draws, at another guidance scale."""
-    own = {field.name: getattr(config, field.name) for field in fields(SamplingConfig)}
-    return SamplingConfig(**{**own, "guidance_scale": scale})
-
-
-def guidance_scales(config: "EvaluationConfig", base: str, revision: str | None) -> list[float]:
-    """Guidance scales of a frontier; by default none of a base that was distilled to draw without, or that is drawn without."""
-    if config.frontier_guidance is not None:
-        return config.frontier_guidance
-    files = model_files(base, revision)
-    family = get_family(files.index["_class_name"])
-    if Path(base).is_file() or family.takes_guidance(files.json(f"{family.denoiser}/config.json"), files.index):
-        return [factor * config.guidance_scale for factor in (1.5, 2.5) if config.guidance_scale > 0]
-    return []
 
 
 def by_prompt(arm: Arm, pool: CandidatePool, embedder: Reward | None, measure: Measure, batch_size: int) -> np.ndarray:

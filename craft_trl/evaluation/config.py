@@ -75,6 +75,9 @@ class EvaluationConfig(SamplingConfig, ScoringConfig):
             Images per prompt of the base from which the best of k is taken, for k up to half as many.
         frontier_guidance (`list[float]`, *optional*):
             Guidance scales at which the base is drawn too. Defaults to one and a half and two and a half times `guidance_scale`.
+        images_dir (`str`, *optional*):
+            Folder of another evaluation's images, `images/` in its `output_dir`, to look up and to add to: what both draw is drawn
+            once. Defaults to a folder of its own.
         run_dir (`str`, *optional*):
             Folder of the run that trained the last model; the report then shows candidates, loss and time per stage.
         output_dir (`str`):
@@ -137,6 +140,12 @@ class EvaluationConfig(SamplingConfig, ScoringConfig):
         default=None,
         metadata={
             "help": "Guidance scales at which the base is drawn too. Defaults to 1.5 and 2.5 times guidance_scale."
+        },
+    )
+    images_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of another evaluation's images, to look up and to add to. Defaults to one of its own."
         },
     )
     run_dir: str | None = field(

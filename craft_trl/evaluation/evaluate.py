@@ -38,9 +38,10 @@ from ..families.checks import check_model
 from ..rewards import Reward, RewardSpec, lower_is_better, parse_rewards
 from ..rewards.geneval.judge import GenEval
 from ..stages import fingerprint
-from .arms import Arm, arms_of, at_guidance, by_prompt, frontier_arms, guidance_scales
+from .alternatives import alternative_counts, alternatives, at_guidance, guidance_scales, make_frontier
+from .arms import Arm, Judges, arms_of, by_prompt
 from .config import EvaluationConfig
-from .diversity import all_distances, mean_distances
+from .diversity import mean_distances
 from .frontier import Frontier
 from .models import Model
 from .one_by_one import DRAWN, WaitingImages
@@ -79,7 +80,7 @@ class Evaluation:
         self.prompts = [" ".join(row[column].split()) for row in rows]
         self.prompt_rows = dict(zip(self.prompts, rows, strict=True))
         self.parts = [str(row[self.group_by]) for row in rows] if self.group_by else None
-        self.frontier: dict | None = None  # of a `run` that was asked for it
+        self.frontier: Frontier | None = None  # of a `run` that was asked for it
 
     @cached_property
     def models(self) -> dict[str, Model]:
@@ -164,7 +165,7 @@ class Evaluation:
 
     def frontier_arms(self) -> list[Arm]:
         """The base again, if a frontier is asked for: many images to choose from, then at each other guidance scale."""
-        return frontier_arms(self) if self.config.frontier else []
+        return alternatives(self) if self.config.frontier else []
 
     @cached_property
     def guidance_scales(self) -> list[float]:
@@ -175,24 +176,7 @@ class Evaluation:
         """Images of each model, and of the base again for a frontier, whether they are there or not."""
         n, config = len(self.prompts), self.config
         counts = [n * config.num_images_per_prompt] * (len(self.models) + bool(config.templates))
-        if config.frontier:
-            counts += [n * config.frontier_images] + [n * config.num_images_per_prompt] * len(self.guidance_scales)
-        return counts
-
-    def price(self) -> str:
-        """What a frontier takes, in images."""
-        counts, config = self.image_counts(), self.config
-        besides = counts[len(self.models) + bool(config.templates) :]
-        scales = " and ".join(f"{scale:g}" for scale in self.guidance_scales)
-        at = (
-            f", and {len(self.prompts)} x {config.num_images_per_prompt} at each guidance of {scales}"
-            if scales
-            else ""
-        )
-        return (
-            f"the frontier takes {sum(besides):,} images of the base beside the {sum(counts) - sum(besides):,} of the comparison: "
-            f"{len(self.prompts)} x {config.frontier_images} to choose from{at}"
-        )
+        return counts + alternative_counts(self)
 
     def run(
         self, device: torch.device | str, one_by_one: bool = False
@@ -230,80 +214,42 @@ class Evaluation:
         for images in waiting:
             images.store()
         self.state.wait_for_everyone()
-        shape = (len(self.prompts), self.config.num_images_per_prompt)
-        metrics, embedder = list(rewards), None
-        if shape[1] > 1 and self.task is None:
-            metrics += [f"diversity_{name}" for name in embedders[:1]] + ["diversity_pixels"]
+        varieties, embedder = [], None
+        if self.config.num_images_per_prompt > 1 and self.task is None:
+            varieties = [f"diversity_{name}" for name in embedders[:1]] + ["diversity_pixels"]
             embedder = rewards[embedders[0]] or self._load(embedders[0], device) if embedders else None
+        judges = Judges(rewards, frozenset(lower), embedder, varieties, device)
         if self.task is not None:
             for arm in own:
-                self._draw(arm, rewards, device)
+                self.draw(arm, judges)
             return [], {}
         scores: dict[str, dict[str, np.ndarray]] = {}
         for arm in arms:
             if arm.spec.kind == "results":
-                scores[arm.name] = self._earlier_scores(arm, metrics)
+                scores[arm.name] = self._earlier_scores(arm, [*rewards, *varieties])
                 continue
-            scores[arm.name] = self._measure(arm, rewards, embedder, metrics, device)
-        roles = self.roles | dict.fromkeys(metrics[len(rewards) :], "diversity")
+            scores[arm.name] = self.measure(arm, judges)
+        roles = self.roles | dict.fromkeys(varieties, "diversity")
         rows = compare(scores, roles, lower, self.parts, self.config.num_bootstrap, mean_of_parts)
         settings = self.settings()
         for row in rows:
             row["scorer"] = self.scorers.get(row["metric"], {}) | {"note": notes.get(row["metric"])}
         if besides:
-            self.frontier = self._frontier(besides, scores, rewards, embedder, metrics, lower, device)
+            self.frontier = make_frontier(self, besides, scores, judges)
         return [row | {"settings": settings} for row in rows], scores
 
-    def _measure(
-        self,
-        arm: Arm,
-        rewards: dict[str, Reward],
-        embedder: Reward | None,
-        metrics: list[str],
-        device: torch.device | str,
-    ) -> dict[str, np.ndarray]:
+    def measure(self, arm: Arm, judges: Judges) -> dict[str, np.ndarray]:
         """Scores of a model's images, and how much those of a prompt differ, shape `(prompts, images)`; all are made if need be."""
-        pool, shape = self._draw(arm, rewards, device), (len(self.prompts), arm.images)
+        pool, shape = self.draw(arm, judges), (len(self.prompts), arm.images)
         values = np.array([pool.scores[key] for key in arm.keys])  # (images, rewards)
-        scores = {name: values[:, i].reshape(shape) for i, name in enumerate(rewards)}
+        scores = {name: values[:, i].reshape(shape) for i, name in enumerate(judges.rewards)}
         if arm.images > 1:
-            distances = by_prompt(arm, pool, embedder, mean_distances, self.config.batch_size)  # (prompts, 1 or 2)
-            for i, name in enumerate(metrics[len(rewards) :]):
+            distances = by_prompt(
+                arm, pool, judges.embedder, mean_distances, self.config.batch_size
+            )  # (prompts, 1 or 2)
+            for i, name in enumerate(judges.varieties):
                 scores[name] = np.broadcast_to(distances[:, i, None], shape)
         return scores
-
-    def _frontier(
-        self,
-        arms: list[Arm],
-        scores: dict[str, dict[str, np.ndarray]],
-        rewards: dict[str, Reward],
-        embedder: Reward | None,
-        metrics: list[str],
-        lower: set[str],
-        device: torch.device | str,
-    ) -> dict:
-        """What [`Frontier`] makes of the scores of the models, and of more images of the base."""
-        draws, *guided = arms
-        pool, kinds = self._draw(draws, rewards, device), metrics[len(rewards) :]
-        values = np.array([pool.scores[key] for key in draws.keys]).reshape(len(self.prompts), draws.images, -1)
-        distances = by_prompt(
-            draws, pool, embedder, all_distances, self.config.batch_size
-        )  # (prompts, kinds, images, images)
-        base = next(iter(scores))
-        ways = {name: "expanded prompt" if name not in self.models else "model" for name in scores} | {base: "base"}
-        labels = {name: name for name in scores} | {f"{base}+expansion": "expanded prompt"}
-        for arm in guided:
-            scores = scores | {arm.name: self._measure(arm, rewards, embedder, metrics, device)}
-            ways[arm.name], labels[arm.name] = "guidance", f"{arm.sampling.guidance_scale:g}"
-        return Frontier(
-            draws={name: values[..., i] for i, name in enumerate(rewards)},
-            distances={name: distances[:, i] for i, name in enumerate(kinds)},
-            arms=scores,
-            ways=ways,
-            labels={name: labels[name] for name in scores},
-            roles=self.roles,
-            lower_is_better=frozenset(lower),
-        ).results(self.config.num_bootstrap)
 
     def _load(self, name: str, device: torch.device | str) -> Reward:
         """A judge, ready to score."""
@@ -313,10 +259,10 @@ class Evaluation:
             reward.metadata = self.prompt_rows
         return reward
 
-    def _draw(self, arm: Arm, rewards: dict[str, Reward], device: torch.device | str) -> CandidatePool:
+    def draw(self, arm: Arm, judges: Judges) -> CandidatePool:
         """The images and scores of a model, of which this process makes its share."""
         pool = self._open(arm.folder, list(self.specs))
-        self._fill(arm, pool, self._share(arm, pool), rewards, device)
+        self._fill(arm, pool, self._share(arm, pool), judges.rewards, judges.device)
         if self.state.is_main_process:  # images that waited here are in the pool, or were drawn again
             shutil.rmtree(arm.folder / self.drawn, ignore_errors=True)
         return pool

@@ -133,7 +133,11 @@ def format_table(rows: Sequence[dict]) -> str:
 
 
 def write_report(
-    evaluation: Evaluation, rows: Sequence[dict], scores: Mapping[str, Mapping[str, np.ndarray]], path: Path
+    evaluation: Evaluation,
+    rows: Sequence[dict],
+    scores: Mapping[str, Mapping[str, np.ndarray]],
+    path: Path,
+    frontier: Mapping | None = None,
 ) -> dict[str, str]:
     """
     Write the self-contained HTML report.
@@ -147,6 +151,8 @@ def write_report(
             Per model and metric the scores of shape `(P, S)`.
         path (`Path`):
             File to write.
+        frontier (`Mapping`, *optional*):
+            What [`Frontier.results`] returns, if it was asked for.
 
     Returns:
         `dict[str, str]`: the verdict on the last model.
@@ -176,14 +182,14 @@ def write_report(
         run=_run(Path(config.run_dir), Path(arms[model].spec.source)) if config.run_dir else None,
         num_prompts=len(evaluation.prompts),
         num_images=config.num_images_per_prompt,
-        frontier=_frontier(evaluation.frontier, list(evaluation.models)) if evaluation.frontier else None,
+        frontier=frontier_section(frontier, list(evaluation.models)) if frontier else None,
     )
     path.write_text(page, encoding="utf-8")
     return said
 
 
-def _frontier(results: dict, models: Sequence[str]) -> dict:
-    """What the report shows of a frontier: the figure, a sentence for each model, and tables, that of the verdict's score first."""
+def frontier_section(results: Mapping, models: Sequence[str]) -> dict:
+    """What a report shows of a frontier: the figure, a sentence for each model, and tables, that of the verdict's score first."""
     full = {kind: results["points"][0][kind] for kind in results["variety"]}
     kept = {(row["name"], row["score"], row["variety"]): row for row in results["kept"]}
     tables = []

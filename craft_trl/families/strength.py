@@ -97,7 +97,7 @@ def check_base(
         if remedy is not None:
             raise UsageError(f"{what}: {source} has no {FACTS} that says what it was trained from.{remedy}")
     elif expected != (got := model_hash(base, revision)):
-        name = facts.get("base_name") or "another model"
+        name = facts.get("began_with") or facts.get("base_name") or "another model"
         raise UsageError(
             f"{what}: {source} was trained from another model than {base}: from {name} ({_short(expected)}), and {base} is "
             f"{_short(got)}. A strength is of the way from that one."

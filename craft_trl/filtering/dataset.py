@@ -35,7 +35,7 @@ from ..conditions import split_conditions
 from ..errors import NothingToDoError, UsageError
 from ..progress import progress_bar
 from ..stages import check_writable, fingerprint
-from .filter import each_candidate, explain_nothing, vetoed_itself
+from .filter import each_candidate, explain_nothing, train_rows, vetoed_itself
 from .images import TrainingImages
 from .votes import HUMAN, with_votes
 
@@ -78,7 +78,7 @@ def build_dataset_dict(
             What passes. Defaults to the paper's triple filter on groups.
 
     Returns:
-        [`~datasets.DatasetDict`]: `train` holds the kept images; `candidates` holds a row for every image of every
+        [`~datasets.DatasetDict`]: `train` holds the images to train on, those that are kept if not said otherwise; `candidates` holds a row for every image of every
         group, with scores, `keep`, `drop_reason` and `advantage`, but without the image, which is in the pool.
     """
     config = FilterConfig() if config is None else config
@@ -90,7 +90,7 @@ def build_dataset_dict(
 def save_dataset_dict(groups: Sequence[Group], pool: CandidatePool, config: FilterConfig, folder: Path) -> list[dict]:
     """
     What `build_dataset_dict(groups, pool, config).save_to_disk(folder)` would do, with one piece of the images in memory
-    at a time. Returns the rows that are kept.
+    at a time. Returns the rows that are trained on.
     """
     pool = with_votes(pool, config)
     train, candidates = _filter(groups, pool, config)
@@ -105,10 +105,14 @@ def save_dataset_dict(groups: Sequence[Group], pool: CandidatePool, config: Filt
 
 
 def _filter(groups: Sequence[Group], pool: CandidatePool, config: FilterConfig) -> tuple[list[dict], Dataset]:
-    rows, train, pieces = each_candidate(groups, pool, config), [], []
-    while piece := list(islice(rows, ROWS)):
-        train += [row for row in piece if row["keep"]]
-        pieces.append(Dataset.from_list(piece, features=features(pool.rewards)))
+    rows, pieces = each_candidate(groups, pool, config), []
+
+    def passing() -> Iterator[dict]:
+        while piece := list(islice(rows, ROWS)):
+            pieces.append(Dataset.from_list(piece, features=features(pool.rewards)))
+            yield from piece
+
+    train = list(train_rows(passing(), pool, config))
     if not train:
         raise NothingToDoError(explain_nothing(groups, pool, config))
     return train, pieces[0] if len(pieces) == 1 else concatenate_datasets(pieces)
@@ -271,6 +275,39 @@ def build_pairs(
     rejected = rejected.select_columns(["image"]).rename_column("image", "rejected")
     margins = np.array([a["advantage"] - b["advantage"] for a, b in pairs], dtype=np.float32)
     return concatenate_datasets([chosen, rejected], axis=1).add_column("margin", margins)
+
+
+def build_lists(
+    groups: Sequence[Group], pool: CandidatePool, config: FilterConfig | None = None, scratch: Path | None = None
+) -> Dataset:
+    """
+    Ranked lists of a pool, for [`DiffusionDPOTrainer`]: of each group all images that are not vetoed, the original's among them,
+    whether they pass a filter or not. Groups whose images are all equally good are left out.
+
+    Args:
+        groups (`Sequence[Group]`):
+            Prompts with their variants.
+        pool ([`CandidatePool`]):
+            Images and scores.
+        config ([`FilterConfig`], *optional*):
+            How rewards are summed. Defaults to all rewards of the pool.
+        scratch (`Path`, *optional*):
+            Where images lie that are too many for the memory, see [`with_images`].
+
+    Returns:
+        [`~datasets.Dataset`]: a row per image, with `group_id`, which says what is one list, `prompt`, `image` and `advantage`, which
+        ranks it.
+    """
+    rows = each_candidate(groups, pool, FilterConfig() if config is None else config)
+    lists = []
+    for group in groups:
+        made = zip(group.keys, islice(rows, len(group.keys)), strict=True)
+        images = [row for key, row in made if key in pool and not vetoed_itself(row["drop_reason"])]
+        if len({row["advantage"] for row in images}) > 1:
+            lists += images
+    if not lists:
+        raise NothingToDoError(f"In no group of {pool.folder} is one image better than another.")
+    return with_images(lists, pool, scratch=scratch)
 
 
 def validate(dataset: Dataset, prompt_column: str = "prompt") -> None:

@@ -14,7 +14,8 @@
 
 """What the filter says of every image of a pool, and why."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 
 import numpy as np
 
@@ -69,6 +70,23 @@ def each_candidate(groups: Sequence[Group], pool: CandidatePool, config: FilterC
             row |= dict(zip(pool.rewards, given, strict=True))
             row |= {"keep": bool(keep[i, j]), "drop_reason": reasons[i][j], "advantage": float(advantages[i, j])}
             yield row
+
+
+def train_rows(rows: Iterable[dict], pool: CandidatePool, config: FilterConfig) -> Iterator[dict]:
+    """Of the rows of [`each_candidate`] those that are trained on, see `train_images` of [`FilterConfig`]."""
+    if config.train_images == "kept":
+        yield from (row for row in rows if row["keep"])
+        return
+    limits = split_conditions(config.conditions(pool.rewards))[1]
+    for _, made in groupby(rows, key=lambda row: row["group_id"]):
+        group = list(made)
+        if config.train_images == "kept_groups" and not any(row["keep"] for row in group):
+            continue
+        for row in group:
+            judged = row["drop_reason"] != "not_generated" and not vetoed_itself(row["drop_reason"])
+            # An original may be anything to be compared with, but not to be learnt.
+            if judged and all(limit.holds(row[limit.reward]) for limit in limits):
+                yield row
 
 
 def beyond(limits: Sequence[Limit], pool: CandidatePool, scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

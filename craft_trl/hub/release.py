@@ -37,7 +37,7 @@ from ..conditions import split_conditions
 from ..crf import improves
 from ..errors import NothingToDoError, UsageError
 from ..filtering.dataset import with_images
-from ..filtering.filter import beyond, each_candidate, filter_candidates, vetoed_itself
+from ..filtering.filter import beyond, each_candidate, filter_candidates, train_rows, vetoed_itself
 from ..filtering.votes import VOTES, veto_mask, vetoes_of, vote_line, with_votes
 from ..progress import progress_bar
 from ..sources import FACTS, content_hash, looks_like_hub_id, model_hash
@@ -138,7 +138,7 @@ def dataset_release(
     filters, own = configurations(settings, pool.rewards), FilterConfig(**settings)
     pool = with_votes(pool, own)
     rows = {
-        name: [row for row in each_candidate(groups, pool, config) if row["keep"]] for name, config in filters.items()
+        name: list(train_rows(each_candidate(groups, pool, config), pool, config)) for name, config in filters.items()
     }
     rows["candidates"] = filter_candidates(groups, pool, own)
     scan({}, (("a prompt", text) for group in groups for text in (group.prompt, *group.expanded_prompts)))

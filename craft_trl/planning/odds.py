@@ -99,11 +99,14 @@ def simulate(config: CandidatesConfig, pass_rate: float | None = None, num_group
     keep = composite_reward_filter(scores, filter_rewards, config.filter_level)
     advantages = group_advantages(scores, config.weights(names), config.scale_rewards, config.advantage_eps)
     # The first variant is always drawn, another one as long as all so far have passed.
-    drawn = 2 + np.logical_and.accumulate(passes, axis=1)[:, :-1].sum(axis=1).mean()
+    drawn = np.ones_like(keep)
+    if config.reject_on is not None:
+        drawn[:, 2:] = np.logical_and.accumulate(passes, axis=1)[:, :-1]
+    trained = {"kept": keep, "kept_groups": drawn & keep.any(axis=1, keepdims=True), "all": drawn}[config.train_images]
     return Odds(
         pass_rate=float(passes.mean()),
-        images=1 + n if config.reject_on is None else float(drawn),
+        images=float(drawn.sum() / num_groups),
         kept_groups=float(keep.any(axis=1).mean()),
-        kept_images=float(keep.sum() / num_groups),
-        weighted=float((advantages[keep] > 0).mean()) if keep.any() else 1.0,
+        kept_images=float(trained.sum() / num_groups),
+        weighted=float((advantages[trained] > 0).mean()) if trained.any() else 1.0,
     )

@@ -14,10 +14,15 @@
 
 """A plan of a run: what each stage takes, and the table that says so."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 from .gpus import GIGA, GPU
 from .odds import Odds
+
+
+if TYPE_CHECKING:
+    from .planner import Planner
 
 
 @dataclass
@@ -49,6 +54,29 @@ class StagePlan:
     memory: float = 0.0
     disk: float = 0.0
     measured_seconds: float | None = None
+
+
+def later_rounds(planner: "Planner", stages: list[StagePlan]) -> list[StagePlan]:
+    """
+    A line for each round after the first that was asked for: the stages of the first one, of which the variants only are drawn,
+    not the originals, and the images of one model only are new; as if as many variants passed as in the first.
+    """
+    evaluation = planner.evaluation
+    new = len(evaluation.prompts) * evaluation.config.num_images_per_prompt / planner.evaluated
+    shares = {"expand": 0.0, "generate": 1 - 1 / planner.odds.images, "evaluate": new}
+    done = [(stage, shares.get(stage.name, 1.0)) for stage in stages]
+    calibrated = any(stage.measured_seconds is not None for stage in stages)
+    later = StagePlan(
+        "",
+        f"{planner.images * shares['generate']:,.0f} images by the last round's model, filter, train, evaluate one model more",
+        flops=sum(share * stage.flops for stage, share in done),
+        seconds=sum(share * stage.seconds for stage, share in done),
+        memory=max(stage.memory for stage in stages),
+        # An adapter is merged into a whole pipeline for the next round.
+        disk=sum(share * stage.disk for stage, share in done) + 4 * planner.adapter * planner.pipeline_parameters,
+        measured_seconds=sum(s * (stage.measured_seconds or 0.0) for stage, s in done) if calibrated else None,
+    )
+    return [replace(later, name=f"round {number}") for number in range(2, planner.recipes.rounds + 1)]
 
 
 @dataclass

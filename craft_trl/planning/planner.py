@@ -34,7 +34,7 @@ from .images import Counts, Drawing, Watching
 from .memory import AUTOCAST_ACTIVATIONS, CONTEXT, Profile
 from .odds import CORRELATION, simulate
 from .operations import MetaPipeline
-from .plan import Plan, StagePlan
+from .plan import Plan, StagePlan, later_rounds
 from .rates import DISK, SHARES, TRANSFER, Rates
 from .recipes import RunRecipes
 from .towers import reward_towers
@@ -259,7 +259,7 @@ class Planner:
         return Plan(
             gpu=self.gpu,
             price=price,
-            stages=stages,
+            stages=[*stages, *later_rounds(self, stages)],
             odds=self.odds,
             image_tflops=self.image_flops / TERA,
             sample_tflops=self.training.flops / TERA,

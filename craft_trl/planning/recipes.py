@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from ..trainer.craft_config import CraftConfig
 
 RECIPES = {"candidates": "candidates.yaml", "train": "craft.yaml", "evaluate": "evaluate.yaml"}
-OWN = ("output_dir", "candidates_recipe", "train_recipe")  # options of a run itself, each with one value
+# Options of a run itself, each with one value, and what that is.
+OWN = {"output_dir": "folder", "candidates_recipe": "file", "train_recipe": "file", "rounds": "number"}
+MOST_ROUNDS = 100
 
 
 @dataclass
@@ -49,6 +51,7 @@ class RunRecipes:
     train_argv: list[str] = field(default_factory=list)
     evaluate_argv: list[str] = field(default_factory=list)
     push: PushConfig | None = None
+    rounds: int = 1
     judged: str | None = None  # what the evaluation was made to judge instead of what its recipe names
 
     @classmethod
@@ -61,7 +64,7 @@ class RunRecipes:
                 Folder with `candidates.yaml`, `craft.yaml` and `evaluate.yaml`.
             overrides (`Sequence[str]`, *optional*):
                 Command line arguments: `--key value` where only one recipe knows the key, else `--stage.key value`
-                with `candidates`, `train` or `evaluate`. `--output_dir` moves the whole run, and `--candidates_recipe` and
+                with `candidates`, `train` or `evaluate`. `--output_dir` moves the whole run, `--rounds` says how many it has, and `--candidates_recipe` and
                 `--train_recipe` name other recipes of these stages, in the folder or elsewhere. The evaluation judges what the training
                 writes: an adapter as one, and in another folder than that of `craft.yaml` too.
         """
@@ -84,6 +87,7 @@ class RunRecipes:
             for name in parsers
         }
         recipes = cls(*parsed["candidates"], *parsed["train"], *parsed["evaluate"], files=files)
+        recipes.rounds = read_rounds(own.get("rounds", "1"))
         recipes._follow(folder / RECIPES["train"])
         recipes._check_consistent()
         if "output_dir" in own:
@@ -158,6 +162,14 @@ class RunRecipes:
                 f"{self.files['candidates']}: draft_adapter {draft} is what {self.files['train']} writes. It is one that draws in "
                 "few steps, and is not trained."
             )
+        length = self.candidates.max_sequence_length
+        for name, config in (("train", self.training), ("evaluate", self.evaluation)):
+            if config.max_sequence_length != length:
+                raise UsageError(
+                    f"{self.files[name]}: max_sequence_length is {_stated(config.max_sequence_length)}, and in "
+                    f"{self.files['candidates'].name} it is {_stated(length)}: the model must read the same of a prompt in all "
+                    "three recipes."
+                )
         named = [(self.files["candidates"], self.candidates.model_name_or_path, self.candidates.model_revision)]
         named += [(self.files["train"], self.train.model_name_or_path, self.train.model_revision)]
         named += [(self.files["evaluate"], *spec.whole) for spec in self.evaluation.model_specs.values()]
@@ -165,8 +177,8 @@ class RunRecipes:
         for recipe, other, other_revision in named:
             if other == model and other_revision != revision:
                 raise UsageError(
-                    f"{recipe}: model_revision of {model} is {other_revision or 'missing'}, and in {first.name} it is "
-                    f"{revision or 'missing'}: the three recipes must speak of one model."
+                    f"{recipe}: model_revision of {model} is {_stated(other_revision)}, and in {first.name} it is "
+                    f"{_stated(revision)}: the three recipes must speak of one model."
                 )
 
     def _move(self, old: str, new: str) -> None:
@@ -192,6 +204,11 @@ class RunRecipes:
         names = ("models", "run_dir", "output_dir")
         self.evaluation = replace(self.evaluation, **{name: moved(getattr(self.evaluation, name)) for name in names})
         self.judged = moved(self.judged)
+
+
+def _stated(value: object) -> str:
+    """A setting in words."""
+    return "missing" if value is None else str(value)
 
 
 def route(overrides: Sequence[str], parsers: dict[str, CraftParser]) -> tuple[dict[str, list[str]], dict[str, str]]:
@@ -232,9 +249,16 @@ def route(overrides: Sequence[str], parsers: dict[str, CraftParser]) -> tuple[di
         target.append(f"--{name}{equals}{value}")
     for name, values in own.items():
         if len(values) != 1 or not values[0]:
-            what = "folder" if name == "output_dir" else "file"
-            raise UsageError(f"--{name} needs one {what}, got {' '.join(values) or 'none'}.")
+            raise UsageError(f"--{name} needs one {OWN[name]}, got {' '.join(values) or 'none'}.")
     return routed, {name: at_home(value) for name, (value,) in own.items()}
+
+
+def read_rounds(text: str) -> int:
+    """The number of rounds that was asked for."""
+    number = int(text) if text.isdecimal() else 0
+    if not 1 <= number <= MOST_ROUNDS:
+        raise UsageError(f"rounds must be a whole number from 1 to {MOST_ROUNDS}, got {text}.")
+    return number
 
 
 def find_recipe(folder: Path, stage: str, name: str) -> Path:

@@ -24,7 +24,7 @@ craft bakeoff recipes/tiny/bakeoff.yaml --arms sft craft --seeds 0 --output_dir 
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -32,17 +32,27 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..bakeoff.arms import HELD_OUT, METHODS, Material, check_methods, compare_arms, make_seed_groups, verdict
+from ..bakeoff.arms import (
+    HELD_OUT,
+    METHODS,
+    Material,
+    check_methods,
+    compare_arms,
+    describe_passes,
+    make_seed_groups,
+    verdict,
+)
 from ..bakeoff.config import BakeoffConfig
 from ..candidates.config import CandidatesConfig
 from ..candidates.groups import Group, load_groups
 from ..candidates.pool import CandidatePool
+from ..candidates.tree_config import check_trees
 from ..conditions import split_conditions
 from ..errors import UsageError
 from ..parser import CraftParser, check_recipe
 from ..rewards import parse_rewards
-from ..stages import Stage, check_writable, read_record, read_timings, stopwatch, write_atomically
-from . import dpo, evaluate, expand, generate, train
+from ..stages import Stage, check_writable, fingerprint, read_record, read_timings, stopwatch, write_atomically
+from . import dpo, evaluate, expand, generate, scored, spo, train, transitions
 from .launch import launch, run_stage, say
 
 
@@ -73,11 +83,16 @@ class Bakeoff:
             )
         expand.check(self.candidates)
         generate.check(self.candidates)
+        if self.draws_trees:
+            check_trees(self.candidates)
         for arm in config.arms:
             train_args, training_args, launch_args = self.training(arm, config.seeds[0])
             train.check(train_args, launch_args, training_args, on_one_machine="craft bakeoff")
         self.evaluation_argv = _given(
-            num_prompts=config.num_test_prompts, output_dir=str(self.folder / "evaluation"), num_images_per_prompt=1
+            num_prompts=config.num_test_prompts,
+            output_dir=str(self.folder / "evaluation"),
+            num_images_per_prompt=config.num_images_per_prompt,
+            frontier="true" if config.frontier else None,
         )
         from ..evaluation.evaluate import Evaluation
 
@@ -85,6 +100,11 @@ class Bakeoff:
         if "held_out" not in judged.roles.values():
             raise UsageError(f"{config.evaluation}: held_out_rewards is missing, and they decide a comparison.")
         check_writable(self.folder)
+
+    @property
+    def draws_trees(self) -> bool:
+        """Whether an arm learns from trees of transitions."""
+        return any(METHODS[arm].unit == "transitions" for arm in self.config.arms)
 
     def folder_of(self, arm: str, seed: int) -> Path:
         """Where an arm's model of one training seed goes."""
@@ -107,6 +127,7 @@ class Bakeoff:
             max_steps=config.max_steps,
             learning_rate=config.rates.get(arm),
             beta=config.beta if script is dpo else None,
+            **METHODS[arm].options,
         )
         _, recipe, launch = script.make_parser().parse_args_and_config(argv)
         stated = config.global_batch_size or check_recipe(Path(config.training)).get("global_batch_size")
@@ -116,11 +137,17 @@ class Bakeoff:
             )
         size = config.global_batch_size or recipe.global_batch_size
         micro = recipe.per_device_train_batch_size
-        if script is dpo:
-            if size % 2:
-                raise UsageError(f"global_batch_size must be even, got {size}: a pair is two images.")
-            size, micro = size // 2, max(1, micro // 2)
+        if METHODS[arm].unit == "pairs" and size % 2:
+            raise UsageError(f"global_batch_size must be even, got {size}: a pair is two images.")
+        images = METHODS[arm].images_of(1 + self.candidates.num_variants)
+        if size < images:
+            raise UsageError(
+                f"global_batch_size must be at least {images}, got {size}: {arm} trains on lists of so many."
+            )
+        size, micro = size // images, max(1, micro // images)
         sizes = _given(global_batch_size=size, per_device_train_batch_size=micro, gradient_accumulation_steps=1)
+        if METHODS[arm].rate != 1 and arm not in config.rates:
+            sizes += _given(learning_rate=METHODS[arm].rate * recipe.learning_rate)
         return [*argv, *sizes]
 
     def train(self, arm: str, seed: int) -> "DiffusionConfig":
@@ -146,7 +173,7 @@ class Bakeoff:
 
 def _script(arm: str) -> ModuleType:
     """The script that trains an arm."""
-    return {"train": train, "dpo": dpo}[METHODS[arm].script]
+    return {"train": train, "dpo": dpo, "scored": scored, "spo": spo}[METHODS[arm].script]
 
 
 def _given(**values) -> list[str]:
@@ -161,8 +188,12 @@ def _parse(script, recipe: str, argv: Sequence[str]) -> tuple:
 def main(config: BakeoffConfig) -> None:
     """Fill the pool, train every arm with every seed, evaluate, and write the report. What is done is not done again."""
     bakeoff = Bakeoff(config)
+    from ..bakeoff.frontier import of_arms
     from ..bakeoff.report import write_bakeoff_report
+    from ..candidates.trees import tree_passes
     from ..devices import default_device, release_memory
+    from ..evaluation.alternatives import price
+    from ..evaluation.frontier import in_words
 
     expand.main(bakeoff.candidates)
     release_memory()
@@ -173,37 +204,54 @@ def main(config: BakeoffConfig) -> None:
     release_memory()
     pool = draw_seeds(bakeoff.candidates, seed_groups)
     release_memory()
-    material = Material(groups, seed_groups, pool, bakeoff.candidates)
+    trees = transitions.draw(bakeoff.candidates, config, groups) if bakeoff.draws_trees else []
+    release_memory()
+    material = Material(
+        groups, seed_groups, pool, bakeoff.candidates, trees=trees, min_preference=config.min_preference
+    )
 
     arms = {}
     for arm in config.arms:
         say(f"[bakeoff] {arm}: {METHODS[arm].title}")
         dataset_stage(bakeoff, arm, material)
-        seconds = []
+        seconds, passes = [], []
         for seed in config.seeds:
             training_args = bakeoff.train(arm, seed)
             release_memory()
             timings = read_timings(bakeoff.folder_of(arm, seed).parent)
             seconds.append(timings.get("train", {}).get("seconds", 0.0))
+            trained = read_record(bakeoff.folder_of(arm, seed))["summary"]
+            passes.append([trained.get(name) for name in ("passes", "passes_without_gradient")])
         arms[arm] = {
             "title": METHODS[arm].title,
             "rows": read_record(bakeoff.folder / "arms" / arm / "dataset")["summary"]["rows"],
-            "unit": "pairs" if METHODS[arm].script == "dpo" else "images",
+            "unit": METHODS[arm].unit,
             "learning_rate": training_args.learning_rate,
             "batch": training_args.global_batch_size,
             "steps": training_args.max_steps,
             "seconds": seconds,
+            "passes": passes,
         }
+        if METHODS[arm].unit == "transitions":
+            arms[arm]["tree_passes"] = tree_passes(trees)
+            say(f"[bakeoff] {arm}: {transitions.describe(trees, arms[arm]['rows'], config)}")
 
     evaluation = bakeoff.evaluation()
     evaluation.check_models()
+    if config.frontier:
+        say(f"[bakeoff] {price(evaluation)}")
     results, scores = evaluation.run(default_device(), evaluate.judges_one_by_one(evaluation))
     rows, said = judge(config, results, scores)
     content = {"verdict": said, "arms": arms, "rows": rows, "seeds": config.seeds, "settings": evaluation.settings()}
+    if evaluation.frontier is not None:
+        frontier = of_arms(evaluation.frontier, config.arms, config.seeds)
+        content["frontier"] = frontier.results(evaluation.config.num_bootstrap)
     write_atomically(bakeoff.folder / "bakeoff.json", json.dumps(content, indent=1) + "\n")
     report = bakeoff.folder / "bakeoff.html"
     write_bakeoff_report(content, evaluation, config.arms, config.seeds, report)
-    say(format_arms(rows, said["ranking"]))
+    say(format_arms(rows, said["ranking"], arms))
+    if "frontier" in content:
+        say("\n" + "\n".join(in_words(content["frontier"], said["ranking"])))
     say(f"\n{' '.join(said['sentences'])}\nReport: {report}")
 
 
@@ -237,6 +285,9 @@ def dataset_stage(bakeoff: Bakeoff, arm: str, material: Material) -> None:
         "reward_weights": config.reward_weights,
         "advantage_eps": config.advantage_eps,
     }
+    if METHODS[arm].unit == "transitions":
+        settings["trees"] = fingerprint([path.name for path in material.trees])
+        settings["min_preference"] = material.min_preference
     stage = Stage("arm", bakeoff.folder / "arms" / arm / "dataset", settings)
 
     def work() -> dict:
@@ -261,14 +312,16 @@ def judge(config: BakeoffConfig, results: Sequence[dict], scores: dict) -> tuple
     return rows, verdict(rows)
 
 
-def format_arms(rows: Sequence[dict], ranking: Sequence[str]) -> str:
-    """The held-out score of every arm as text for the terminal, best first."""
-    lines = [["arm", "held-out score", "95 % interval", "per training seed"]]
+def format_arms(rows: Sequence[dict], ranking: Sequence[str], arms: Mapping[str, dict]) -> str:
+    """The held-out score of every arm, and what its trainings took, as text for the terminal, best first."""
+    lines = [["arm", "held-out score", "95 % interval", "per training seed", "denoiser passes", "seconds"]]
     for arm in ranking:
         row = next(r for r in rows if (r["arm"], r["against"], r["metric"]) == (arm, "base", HELD_OUT))
         seeds = " ".join(f"{delta:+.3f}" for delta in row["deltas"])
-        lines.append([arm, f"{row['delta']:+.3f}", f"[{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]", seeds])
-    widths = [max(len(line[i]) for line in lines) for i in range(4)]
+        trees = f", trees {arms[arm]['tree_passes']:,}" if "tree_passes" in arms[arm] else ""
+        took = [describe_passes(arms[arm]["passes"]) + trees, " ".join(f"{s:.0f}" for s in arms[arm]["seconds"])]
+        lines.append([arm, f"{row['delta']:+.3f}", f"[{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]", seeds, *took])
+    widths = [max(len(line[i]) for line in lines) for i in range(6)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
     )

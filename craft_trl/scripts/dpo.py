@@ -14,10 +14,11 @@
 
 
 """
-Fine-tune a text-to-image model on preference pairs, by Diffusion-DPO.
+Fine-tune a text-to-image model on preference pairs, by Diffusion-DPO, or on ranked or scored lists of images, by what came of it.
 
 ```bash
 craft dpo --config recipe.yaml --dataset_name runs/pairs --beta 5000
+craft dpo --config recipe.yaml --dataset_name runs/lists --loss_type plackett_luce
 ```
 """
 

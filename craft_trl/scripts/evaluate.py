@@ -54,6 +54,8 @@ if TYPE_CHECKING:
 def check(config: EvaluationConfig) -> None:
     """Find what is wrong before any work is done."""
     config.load_prompts()
+    if config.images_dir is not None and not Path(config.images_dir).is_dir():
+        raise UsageError(f"images_dir: there is no folder {config.images_dir}.")
     for spec in config.model_specs.values():
         if spec.kind == "pipeline":
             check_model(*spec.whole, config)
@@ -86,6 +88,7 @@ def main(config: EvaluationConfig, args: EvaluateArguments | None = None) -> Non
     import pyarrow.parquet as pq
 
     from ..devices import check_shared, on_main_process, process_state
+    from ..evaluation.alternatives import price
     from ..evaluation.evaluate import Evaluation
     from ..evaluation.figure import frontier_svg
     from ..evaluation.frontier import in_words
@@ -101,6 +104,7 @@ def main(config: EvaluationConfig, args: EvaluateArguments | None = None) -> Non
     if not finished:
         if message := on_main_process(stage.begin):
             say(f"[evaluate] {message}")
+        on_main_process(lambda: link_images(config))
         check_shared(folder)
         if (args.executor or args.shared_dir) and not draw_in_tasks(evaluation, args, stage):
             return
@@ -109,16 +113,17 @@ def main(config: EvaluationConfig, args: EvaluateArguments | None = None) -> Non
             if one_by_one:
                 say("[evaluate] the GPU does not hold a model and all judges: images first, then one judge at a time")
             if config.frontier:
-                say(f"[evaluate] {evaluation.price()}")
+                say(f"[evaluate] {price(evaluation)}")
             rows, scores = evaluation.run(state.device, one_by_one)
         if state.is_main_process:
+            frontier = evaluation.frontier and evaluation.frontier.results(config.num_bootstrap)
             pq.write_table(pa.Table.from_pylist(per_image(evaluation, scores)), folder / "scores.parquet")
             write_atomically(results, json.dumps(rows, indent=1) + "\n")
-            if evaluation.frontier is not None:
-                write_atomically(folder / "frontier.json", json.dumps(evaluation.frontier, indent=1) + "\n")
-                write_atomically(folder / "frontier.svg", frontier_svg(evaluation.frontier))
+            if frontier is not None:
+                write_atomically(folder / "frontier.json", json.dumps(frontier, indent=1) + "\n")
+                write_atomically(folder / "frontier.svg", frontier_svg(frontier))
             # After the stopwatch has written its seconds, which the report shows.
-            said = write_report(evaluation, rows, scores, report)
+            said = write_report(evaluation, rows, scores, report, frontier)
             stage.finish(verdict=said)
         say(f"[evaluate] {len(evaluation.prompts)} prompts in {folder} ({watch.seconds:.0f} s)")
     else:
@@ -129,6 +134,19 @@ def main(config: EvaluationConfig, args: EvaluateArguments | None = None) -> Non
             frontier = json.loads((folder / "frontier.json").read_text(encoding="utf-8"))
             say("\n" + "\n".join(in_words(frontier, list(evaluation.models))))
         say(f"\nVerdict: {stage.record['summary']['verdict']['sentence']}\nReport: {report}")
+
+
+def link_images(config: EvaluationConfig) -> None:
+    """Make `images/` of the output folder a link to the folder of another evaluation, if one is named."""
+    if config.images_dir is None:
+        return
+    link, there = Path(config.output_dir) / "images", Path(config.images_dir)
+    if link.exists() and not link.samefile(there):
+        raise UsageError(f"images_dir is {there}, but {link} is there already: leave it out, or move {link} away.")
+    if not link.exists():
+        link.unlink(missing_ok=True)  # a link to a folder that is gone
+        # Relative, so that a run may be moved as a whole.
+        link.symlink_to(os.path.relpath(there.resolve(), link.parent.resolve()), target_is_directory=True)
 
 
 def make_stage(evaluation: "Evaluation") -> Stage:

@@ -73,7 +73,7 @@ class ExportArguments:
         output (`str`):
             File to write for `single-file`, `kohya` and `comfyui`, folder for the others. Must not exist.
         dtype (`"float32"`, `"float16"` or `"bfloat16"`, *optional*):
-            Precision of the weights. Defaults to that of the model.
+            Precision of the weights. Defaults to that which each part of the model has, and in a single file to the denoiser's.
         strength (`float`, *optional*, defaults to `1.0`):
             How far the way from the base to the model is gone: 0 is the base, 1 the model, and up to 2 it is led on. Of an
             adapter it is a factor of its scale.
@@ -92,7 +92,7 @@ class ExportArguments:
     )
     output: str = field(default=None, metadata={"help": "File or folder to write. Must not exist."})
     dtype: Literal["float32", "float16", "bfloat16"] | None = field(
-        default=None, metadata={"help": "Precision of the weights. Defaults to that of the model."}
+        default=None, metadata={"help": "Precision of the weights. Defaults to that of each part."}
     )
     strength: Strength = field(
         default=1.0,

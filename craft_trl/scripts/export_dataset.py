@@ -76,6 +76,11 @@ class ExportDatasetArguments:
 def main(config: CandidatesConfig, args: ExportDatasetArguments) -> None:
     """Write the folder, with a card that says what it holds and where that came from."""
     check_writable(Path(args.export_dir))
+    if config.train_images != "kept":
+        raise UsageError(
+            f"train_images {config.train_images} has worse images among them, which other trainers would learn like the others: leave "
+            "it out here."
+        )
     groups, pool, record = open_pool(config)
     from ..filtering.dataset import build_pairs
     from ..filtering.filter import explain_nothing, filter_candidates

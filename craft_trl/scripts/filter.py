@@ -31,13 +31,14 @@ import numpy as np
 from ..candidates.config import CandidatesConfig
 from ..candidates.filter_config import HUMAN, is_of_votes
 from ..candidates.groups import Group, load_groups
+from ..candidates.originals import with_originals
 from ..candidates.pool import CandidatePool
 from ..candidates.rejection import check_target, needed, up_to_target
 from ..errors import UsageError
 from ..filtering.votes import load_votes, veto_mask, vetoes_of
 from ..hub.config import PushConfig
 from ..parser import CraftParser
-from ..stages import Stage, fingerprint, read_record
+from ..stages import Stage, fingerprint, move_into, read_record
 from .launch import run_script, run_stage, say
 
 
@@ -65,6 +66,8 @@ def open_pool(config: CandidatesConfig) -> tuple[list[Group], CandidatePool, dic
     pool = CandidatePool(run_dir / "pool", config.reward_names, verify=False)
     for shard in pool.damaged:
         say(f"[filter] {shard} is damaged and set aside: `craft generate` makes its images again.")
+    if "originals" in record["settings"]:
+        groups = with_originals(groups, pool)
     return groups, pool, record
 
 
@@ -75,7 +78,7 @@ def counts_votes(config: CandidatesConfig) -> bool:
 
 
 def main(config: CandidatesConfig) -> None:
-    """Write `dataset/`, a DatasetDict with the kept images as `train`; and put it on the Hub if that is asked for."""
+    """Write `dataset/`, a DatasetDict with the images to train on as `train`; and put it on the Hub if that is asked for."""
     check(config)
     groups, pool, record = open_pool(config)
     check_target(config.target_groups, groups)
@@ -102,6 +105,8 @@ def main(config: CandidatesConfig) -> None:
         "reward_weights": config.reward_weights,
         "advantage_eps": config.advantage_eps,
         "veto": fingerprint(sorted(vetoes)) if vetoes else None,
+        # An option that came later and is not used is left out: it makes no older dataset another one.
+        **({"train_images": config.train_images} if config.train_images != "kept" else {}),
         **({"votes": fingerprint(sorted(votes.items()))} if config.votes else {}),
     }
     stage = Stage("filter", Path(config.output_dir) / "dataset", settings)
@@ -113,18 +118,20 @@ def main(config: CandidatesConfig) -> None:
         temporary = stage.folder.with_name(f".{stage.folder.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         train = save_dataset_dict(groups, pool, config, temporary)
-        for path in temporary.iterdir():
-            path.replace(stage.folder / path.name)
-        temporary.rmdir()
-        return {
+        move_into(temporary, stage.folder)
+        kept = [row for row in train if row["keep"]]
+        summary = {
             "groups": len(groups),
             "undecided": undecided,
             "images": int(generated.sum()),
-            "kept": len(train),
-            "kept_groups": len({row["group_id"] for row in train}),
+            "kept": len(kept),
+            "kept_groups": len({row["group_id"] for row in kept}),
             "vetoed": int(veto_mask(vetoes, groups).sum()),
             **({"votes": dict(Counter(votes.values()))} if config.votes else {}),
         }
+        if config.train_images != "kept":
+            summary |= {"train": len(train), "train_negative": sum(row["advantage"] < 0 for row in train)}
+        return summary
 
     def report(s: dict) -> str:
         kept = f"{s['kept']} of {s['images']} images kept, from {s['kept_groups']} of {s['groups']} groups"
@@ -138,6 +145,8 @@ def main(config: CandidatesConfig) -> None:
             kept += "" if counts_votes(config) else " (which count where filter_rewards or reward_weights name human)"
         if s["undecided"]:
             kept += f" ({s['undecided']} lack images that this filter asks for: `craft generate` makes them)"
+        if "train" in s:
+            kept += f"; {s['train']} to train on, {s['train_negative']} of them below the mean of their group"
         return f"{kept}, in {stage.folder}"
 
     run_stage(stage, work, report)

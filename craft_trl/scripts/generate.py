@@ -40,6 +40,7 @@ from typing import TYPE_CHECKING
 from ..candidates.config import CandidatesConfig, GenerateArguments
 from ..candidates.executors import check_reached
 from ..candidates.groups import Group, load_groups
+from ..candidates.originals import adopt_originals, check_originals, record_of, with_originals
 from ..candidates.pool import CandidatePool, alone, in_use, remove_leftovers
 from ..candidates.rejection import check_target, describe_target, needed, up_to_target
 from ..candidates.sizes import image_bytes, image_size
@@ -70,6 +71,8 @@ def make_stage(config: CandidatesConfig) -> Stage:
         "sampling": config.sampling(),
         "rewards": {spec.name: config.fingerprint_of(spec) for spec in parse_rewards(config.rewards)},
     }
+    if config.originals_from is not None:
+        settings["originals"] = record_of(config.originals_from)["fingerprint"]
     return Stage("generate", Path(config.output_dir) / "pool", settings)
 
 
@@ -81,7 +84,12 @@ def check(config: CandidatesConfig) -> None:
         from ..evaluation.models import Model  # here: it imports PyTorch, and an adapter is not looked at without
 
         Model.of_candidates(config).check(config)
-    config.check_scoring(parse_rewards(config.rewards))
+    specs = parse_rewards(config.rewards)
+    config.check_scoring(specs)
+    if config.originals_from is not None:
+        check_originals(
+            config.originals_from, {spec.name: config.fingerprint_of(spec) for spec in specs}, config.sampling()
+        )
 
 
 def main(
@@ -132,6 +140,11 @@ def main(
     pool = CandidatePool(stage.folder, config.reward_names)
     for shard in pool.damaged:
         _say(f"{shard} is damaged and set aside; its images are made again.")
+    if config.originals_from is not None:
+        # Before anything is drawn: what is in the pool, no process and no task draws.
+        if copied := adopt_originals(config.originals_from, groups, pool):
+            _say(f"{copied} originals of {config.originals_from}, as they are")
+        groups = with_originals(groups, pool)
     before, failed = len(pool), {}
     if begun := unfinished(pool, groups, config):
         most = sum(len(group.keys) for group in groups) if config.reject_on is None else 3 * len(groups)
@@ -275,6 +288,7 @@ def draw_task(config: CandidatesConfig, args: GenerateArguments) -> int:
     groups = groups[:4] if args.smoke else groups
     pool = open_shared(folder.url, config.reward_names)
     pool.check_owner = owner(folder, stage.fingerprint)
+    groups = groups if config.originals_from is None else with_originals(groups, pool)
     before, task = len(pool), (args.task, args.tasks)
     if any(needed(pool, group, config.reject_on) for group in groups[args.task :: args.tasks]):
         draw(config, groups, pool, is_main_process(), task)

@@ -20,6 +20,7 @@ What a run will take before anything is spent: images, survivors, GPU hours, mon
 craft plan recipes/tiny --gpu h100:80 --price 2.5
 craft plan recipes/tiny --gpu cpu --calibrate
 craft plan recipes/sdxl --train_recipe craft_lora.yaml --gpu rtx4090:24
+craft plan recipes/sdxl --rounds 3 --gpu h100:80
 craft plan recipes/tiny --pass_rate 0.5 --candidates.num_prompts 10000 --json
 ```
 """
@@ -94,8 +95,10 @@ def main(folder: Path, args: PlanArguments, overrides: Sequence[str] = ()) -> No
         raise UsageError(f"calibrate measures this machine, {here.name}: leave out --gpu {args.gpu}.")
     from ..planning.planner import Planner
     from ..planning.recipes import RunRecipes
+    from ..planning.rounds import check_rounds
 
     recipes = RunRecipes.load(folder, overrides)
+    check_rounds(recipes)
     planner = Planner(recipes, training_profile(recipes, gpu), gpu, args.pass_rate)
     measured = None
     if args.calibrate:

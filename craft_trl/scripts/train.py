@@ -165,6 +165,19 @@ def check_agreement(sampling: dict, training_args: "DiffusionConfig") -> None:
             raise UsageError(f"{name} is {trained}, and the images are drawn with {option} {drawn}: make them agree.")
 
 
+def describe_signs(training_args: "DiffusionConfig", dataset: "Dataset") -> str | None:
+    """What is to be said where images below the mean of their group are to be pushed away from, and there are none."""
+    how = getattr(training_args, "negative_advantages", "zero")
+    if how == "zero" or "advantage" not in dataset.column_names:
+        return None
+    if any(advantage is not None and advantage < 0 for advantage in dataset.with_format(None)["advantage"]):
+        return None
+    return (
+        f"negative_advantages is {how}, but no advantage in the dataset is below 0: train_images: kept_groups or all of `craft "
+        "filter` keeps worse images too."
+    )
+
+
 def check_same(everywhere: list[dict]) -> None:
     """Raise a [`UsageError`] unless all processes, which may be on several machines, have the same settings."""
     for number, settings in enumerate(everywhere):
@@ -209,6 +222,8 @@ def main(
 
     trainer_class = trainer_class or CraftTrainer
     dataset = load_training_data(train_args)
+    if message := describe_signs(training_args, dataset):
+        say(f"[train] {message}")
     peft_config = None
     if train_args.use_peft:
         target_modules = train_args.lora_target_modules
@@ -256,7 +271,8 @@ def main(
         trainer.add_callback(LossProgressCallback)
     guard = None
     if train_args.held_out_rewards:
-        images = TrainingImages(dataset, "chosen" if "chosen" in dataset.column_names else "image")
+        pictured = trainer_class.pictured(dataset) if hasattr(trainer_class, "pictured") else dataset
+        images = TrainingImages(pictured, "chosen" if "chosen" in pictured.column_names else "image")
         guard = Guard(train_args, trainer, images)
         trainer.add_callback(guard)
     checkpoint = training_args.resume_from_checkpoint or on_main_process(
@@ -271,6 +287,8 @@ def main(
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         trainer.save_model()
     summary = {"steps": result.global_step, "images": len(dataset), "loss": round(result.training_loss, 6)}
+    for name in ("passes", "passes_without_gradient"):  # of images through the denoiser, those before a resumption too
+        summary[name] = int(sum(entry.get(name, 0) for entry in trainer.state.log_history))
     if guard is not None:
         summary |= guard.summary()
         say(guard.describe_cost())

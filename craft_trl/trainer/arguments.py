@@ -75,6 +75,7 @@ class TrainArguments(GuardConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        self.model_revision = self.model_revision or None  # empty: not the recipe's, as of the later rounds of a run
         for name in ("model_name_or_path", "dataset_name"):
             if not getattr(self, name):
                 raise UsageError(f"{name} is missing: give it in the recipe or as --{name}.")

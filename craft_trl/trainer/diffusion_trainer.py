@@ -17,7 +17,7 @@
 
 import copy
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,13 +69,7 @@ from .facts import write_card
 from .fsdp import FSDP_WEIGHTS, check_shards, configure_fsdp, shard_on_cpu
 from .precision import compute_in_bfloat16, encoding_dtypes, is_bfloat16_module
 from .training_options import check_available
-from .training_samples import (
-    StepBatches,
-    TrainingSamples,
-    check_shared_memory,
-    encode_dataset,
-    needed_micro_batches,
-)
+from .training_samples import StepBatches, TrainingSamples, check_shared_memory, encode_dataset, needed_micro_batches
 from .zero import configure_deepspeed, zero_init_disabled
 
 
@@ -107,6 +101,8 @@ class DiffusionTrainer(_BaseTrainer):
     _name = "Diffusion"
     # `compute_loss` returns `batch_mean`; the Trainer divides it by the number of accumulated micro-batches.
     loss_is_scaled_for_ga = False
+    samples_class: Callable[..., TrainingSamples] = TrainingSamples
+    unit = "images"  # what a sample is
 
     def __init__(
         self,
@@ -158,7 +154,7 @@ class DiffusionTrainer(_BaseTrainer):
                 **options,
             )
         self.noise_process = self._noise_process(args, denoiser.config)
-        samples = TrainingSamples(
+        samples = self.samples_class(
             self.encoded,
             advantages=weights,
             num_samples=args.max_steps * args.global_batch_size,
@@ -205,10 +201,18 @@ class DiffusionTrainer(_BaseTrainer):
     def predict(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """What the denoiser says of the noised latents of a batch, shape `(B, C, h, w)`."""
         noisy_latents = self.noise_process.add(inputs["latents"], inputs["noise"], inputs["timesteps"])
+        return self.denoise(model, noisy_latents, inputs)
+
+    def denoise(self, model: nn.Module, noisy_latents: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What the denoiser says of noisy latents, shape `(B, C, h, w)`, with the timesteps and the texts of a batch."""
         # Cast here and nowhere else: right for a bfloat16 DeepSpeed module and for float32 parameters. What computes in bfloat16
         # is given it, as in drawing: with the latents' dtype, FLUX's pipeline rounds the noise level that it tells the denoiser.
         dtype = torch.bfloat16 if self.bf16_module else self.model.dtype
         conditioning = {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
+        passes = torch.zeros(2, device=noisy_latents.device)  # without a count, so that the log has the sum
+        passes[0] = len(noisy_latents)
+        name = "passes" if torch.is_grad_enabled() else "passes_without_gradient"  # a third of the cost
+        self._metrics[name] = self._metrics.get(name, 0) + passes
         return self.family.predict(model, noisy_latents.to(dtype), inputs["timesteps"], conditioning)
 
     def load_frozen(self) -> DiffusionPipeline:
@@ -243,12 +247,9 @@ class DiffusionTrainer(_BaseTrainer):
         self._metrics[name] = self._metrics.get(name, 0) + total
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        metrics = {}
-        for name, total_and_count in self._metrics.items():
-            total, count = self.accelerator.reduce(total_and_count).tolist()
-            metrics[name] = total / max(count, 1)
+        metrics = {name: self.accelerator.reduce(sums).tolist() for name, sums in self._metrics.items()}
         self._metrics.clear()
-        super().log({**logs, **metrics}, start_time)
+        super().log({**logs, **{name: total / max(count, 1) for name, (total, count) in metrics.items()}}, start_time)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Parameters that training changes."""
@@ -395,6 +396,5 @@ class DiffusionTrainer(_BaseTrainer):
         # The Trainer uploads its whole output folder: encoded data, records, paths of this machine.
         args = self.args
         if self.is_world_process_zero():
-            api, repo_id = HfApi(), args.hub_model_id
-            files = model_release(Path(args.output_dir), repo_id)
-            upload(api, repo_id, "model", args.hub_private_repo, files, commit_message)
+            files = model_release(Path(args.output_dir), args.hub_model_id)
+            upload(HfApi(), args.hub_model_id, "model", args.hub_private_repo, files, commit_message)

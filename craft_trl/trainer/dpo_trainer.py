@@ -13,84 +13,65 @@
 # limitations under the License.
 
 
-"""Diffusion-DPO: fine-tuning on pairs of images, the better against the worse, relative to a frozen reference model."""
+"""Diffusion-DPO: fine-tuning on pairs or lists of images, the better against the worse, relative to a frozen reference model."""
 
 import textwrap
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from datasets import Dataset, concatenate_datasets
 from peft import PeftConfig
 from torch import nn
 from transformers import TrainerCallback
 
 from ..errors import UsageError
-from ..families.latents import normalise
 from ..filtering.dataset import check_image_column
 from ..filtering.images import TrainingImages
 from ..losses import per_sample_mse
 from .diffusion_trainer import DiffusionTrainer
-from .dpo_config import DiffusionDPOConfig
+from .dpo_config import OF_LISTS, DiffusionDPOConfig
+from .inversion import Inversion
+from .papers import PAPERS
+from .preference_losses import diffusion_dpo_loss, group_loss, plackett_luce_loss, regression_loss, safeguard
 from .reference import ReferenceModel
-from .training_samples import TrainingSamples
+from .training_samples import ListSamples
 
 
-def diffusion_dpo_loss(
-    chosen: torch.Tensor,
-    rejected: torch.Tensor,
-    reference_chosen: torch.Tensor,
-    reference_rejected: torch.Tensor,
-    beta: float,
-) -> torch.Tensor:
+def stack_lists(inputs: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """
-    Loss of each pair, equation 14 of Diffusion-DPO (https://huggingface.co/papers/2311.12908):
-    `-log sigmoid(-beta / 2 * ((L_w - L_w_ref) - (L_l - L_l_ref)))`.
-
-    The equation's `T omega(lambda_t)` is constant and part of `beta`; the half and the mean over the elements, where the
-    equation has a sum, are those of the published code, to which the published values of `beta` belong.
-
-    Args:
-        chosen, rejected, reference_chosen, reference_rejected (`torch.Tensor` of shape `(B,)`):
-            Denoising errors of the better and the worse image, by the model and by the reference model, at the same noise
-            and timestep.
-        beta (`float`):
-            Strength of the tie to the reference model.
-
-    Returns:
-        `torch.Tensor` of shape `(B,)`; `log 2` where the model is the reference model.
+    The `N` images of a batch of [`ListSamples`] one after the other, the best of all lists first, then the second ones; and
+    which they are of `m` times `B`, a mask of shape `(m * B,)`.
     """
-    return -F.logsigmoid(-0.5 * beta * ((chosen - rejected) - (reference_chosen - reference_rejected)))
+    mask = inputs["mask"].T.flatten()
+    there = mask.nonzero()[:, 0]  # once, as the device is waited for
+    images = {"latents": inputs["latents"].transpose(0, 1).flatten(0, 1)[there]}
+    for name, value in inputs.items():
+        if name not in ("latents", "advantage", "mask"):
+            images[name] = value.expand(inputs["mask"].shape[1], *value.shape).flatten(0, 1)[there]
+    return images, mask
 
 
-class PairSamples(TrainingSamples):
-    """
-    The `k`-th training pair, see [`TrainingSamples`]: both images at the same noise, timestep and prompt.
-
-    Of `N` pairs, row `i` of the encoded data is the chosen image of pair `i` and row `N + i` its rejected one.
-    """
-
-    def __getitem__(self, k: int) -> dict[str, torch.Tensor]:
-        sample = super().__getitem__(k)
-        row = len(self.advantages) + self.row(k)
-        mean, std = self.encoded["latent_mean"][row], self.encoded["latent_std"][row]  # (C, h, w)
-        posterior_noise = np.random.default_rng((self.seed, 2, k)).standard_normal(mean.shape, dtype=np.float32)
-        latents = mean.float() + std.float() * torch.from_numpy(posterior_noise)
-        return sample | {"rejected_latents": normalise(latents, self.statistics)}
+def in_lists(values: torch.Tensor, mask: torch.Tensor, count: int) -> torch.Tensor:
+    """Numbers of the `N` images of [`stack_lists`] by list, shape `(B, m)`, with zeros where there is no image."""
+    return values.new_zeros(len(mask)).masked_scatter(mask, values).view(-1, count).T
 
 
 class DiffusionDPOTrainer(ReferenceModel, DiffusionTrainer):
     """
     Trainer for Diffusion-DPO (https://huggingface.co/papers/2311.12908): the model is to denoise the better image of a pair
-    better than the reference model does, and the worse one no better.
+    better than the reference model does, and the worse one no better. By its `loss_type` also for what came of that for ranked
+    and scored lists of images, see [`DiffusionDPOConfig`].
 
     The reference model is the one that training starts from: a second, frozen copy of the denoiser, or with an adapter
     the model itself with the adapter switched off.
 
-    Arguments are those of [`DiffusionTrainer`], but for the dataset: rows with `prompt` and the images `chosen` and
-    `rejected`, such as [`build_pairs`] takes from a pool, and `expanded_prompt` if that is what to train on.
+    Arguments are those of [`DiffusionTrainer`], but for the dataset. Of pairs: rows with `prompt` and the images `chosen` and
+    `rejected`, such as [`build_pairs`] takes from a pool, and `expanded_prompt` if that is what to train on. Of lists: rows with
+    `prompt`, `image`, `advantage` and `group_id`, as `craft filter` and [`build_lists`] make them; rows of one group are a list,
+    and the larger its advantage the better an image.
     """
 
     _tag_names = ["craft_trl", "diffusion-dpo"]
@@ -120,18 +101,31 @@ class DiffusionDPOTrainer(ReferenceModel, DiffusionTrainer):
         callbacks: Sequence[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, Any] = (None, None),
     ):
-        super().__init__(
-            model, args, flatten_pairs(train_dataset), revision, peft_config, list(callbacks or ()), optimizers
-        )
-        samples = self.train_dataset
-        self.train_dataset = PairSamples(
-            self.encoded,
-            torch.ones(len(train_dataset)),
-            samples.num_samples,
-            samples.draw_timestep,
-            samples.seed,
-            samples.proportion_empty_prompts,
-        )
+        self.paired = is_paired(train_dataset)
+        if self.paired and args.smoothing is not None:
+            raise UsageError(
+                "smoothing needs scores, and pairs have none: give rows with image, advantage and group_id, two to a group."
+            )
+        if self.paired:
+            images, number = flatten_pairs(train_dataset), len(train_dataset)
+            lists = [[i, number + i] for i in range(number)]
+        else:
+            images, lists = train_dataset, find_lists(train_dataset, args)
+        self.unit = "pairs" if self.paired else "lists"
+        options = ("safeguard_mu", "smoothing", "inversion_steps")
+        named = next((name for name in options if getattr(args, name) is not None), args.loss_type)
+        if paper := PAPERS.get(named):
+            self._name, self._paper = paper.method, paper.card()
+        self.samples_class = partial(ListSamples, lists=lists, every_row=True)
+        super().__init__(model, args, images, revision, peft_config, list(callbacks or ()), optimizers)
+        self.inversion: Inversion | None = None
+        if args.inversion_steps is not None:
+            self.inversion = Inversion(self.noise_process, args.inversion_steps, args.renoise)
+            self.train_dataset.draw_timestep = self.inversion.draw
+
+    def sample_weights(self, advantages: torch.Tensor) -> torch.Tensor:
+        number = len(advantages) // 2
+        return torch.cat([advantages[:number], -advantages[number:]]) if self.paired else advantages
 
     def compute_loss(
         self,
@@ -140,17 +134,91 @@ class DiffusionDPOTrainer(ReferenceModel, DiffusionTrainer):
         return_outputs: bool = False,
         num_items_in_batch: int | None = None,
     ) -> torch.Tensor:
-        """The mean of [`diffusion_dpo_loss`] over the batch, this micro-batch's part of it, a scalar."""
-        rejected_latents = inputs["rejected_latents"]
-        images = {n: torch.cat([v, v]) for n, v in inputs.items() if n != "rejected_latents"}  # (2B, ...)
-        images["latents"] = torch.cat([inputs["latents"], rejected_latents])
+        """The mean over the batch of the loss of each list or pair, this micro-batch's part of it, a scalar."""
+        args, scores = self.args, inputs["advantage"]  # (B, m)
+        images, mask = stack_lists(inputs)
+        if self.inversion is not None:
+
+            def predict(noisy_latents: torch.Tensor, timesteps: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+                some = {name: value[rows] for name, value in images.items()}
+                return self.denoise(model, noisy_latents, some | {"timesteps": timesteps})
+
+            images["noise"] = self.inversion.noise(predict, images["latents"], images["timesteps"])
         target = self.noise_process.target(images["latents"], images["noise"], images["timesteps"])
-        errors = per_sample_mse(self.predict(model, images), target)  # (2B,)
-        reference_errors = per_sample_mse(self.predict_reference(images), target)
-        losses = diffusion_dpo_loss(*errors.chunk(2), *reference_errors.chunk(2), self.args.beta)  # (B,)
+        reference_errors = per_sample_mse(self.predict_reference(images), target)  # (N,)
+        prediction = self.predict(model, images)
+        errors = per_sample_mse(prediction, target)
         self.log_metric("denoising_loss", errors)
-        self.log_metric("implicit_accuracy", losses < np.log(2))
+        errors, reference_errors = (in_lists(values, mask, len(scores)) for values in (errors, reference_errors))
+        if args.safeguard_mu is not None:
+            passed = safeguard(*(prediction.float() - target.float()).chunk(2), args.safeguard_mu)  # (B,)
+            self.log_metric("safeguard", passed)
+            chosen, rejected = errors.unbind(1)
+            errors = torch.stack([chosen, rejected.detach() + passed * (rejected - rejected.detach())], dim=1)
+        mask, rewards = inputs["mask"], 0.5 * args.beta * (reference_errors - errors)  # (B, m)
+        if args.loss_type == "sigmoid":
+            beta = args.beta
+            if args.smoothing is not None:  # 2 p - 1 is the tangent
+                beta = beta * args.smoothing * torch.tanh((scores[:, 0] - scores[:, 1]) / 2)  # (B,)
+            losses = diffusion_dpo_loss(*errors.unbind(1), *reference_errors.unbind(1), beta)  # (B,)
+        elif args.loss_type == "plackett_luce":
+            losses = plackett_luce_loss(rewards, scores, mask)
+        elif args.loss_type == "group":
+            losses = group_loss(rewards, scores, mask)
+        else:
+            losses = regression_loss(rewards, scores, mask, args.regression_temperature, args.regression_penalty)
+        better = (scores[:, :, None] > scores[:, None]) & mask[:, :, None] & mask[:, None]  # (B, m, m)
+        right = rewards[:, :, None] > rewards[:, None]
+        self.log_metric("implicit_accuracy", right.flatten(), counted=better.flatten())
         return self.batch_mean(losses)
+
+
+def is_paired(dataset: Dataset) -> bool:
+    """Whether a dataset's rows are pairs. Else they are images, of which lists are made."""
+    paired = not {"chosen", "rejected"}.isdisjoint(dataset.column_names)
+    if not paired and "group_id" not in dataset.column_names:
+        raise UsageError(
+            "The dataset has neither 'chosen' and 'rejected' nor a 'group_id'; it has "
+            f"{', '.join(dataset.column_names)}. Rows are pairs of images, or images of which those of a group are a list."
+        )
+    return paired
+
+
+def find_lists(dataset: Dataset, args: DiffusionDPOConfig) -> list[list[int]]:
+    """
+    Rows of each list, by `group_id`.
+
+    Raises:
+        [`UsageError`]: for lists that cannot be learnt from.
+    """
+    prompt_column = "prompt" if args.train_prompt == "original" else "expanded_prompt"
+    for column in (prompt_column, "advantage"):
+        if column not in dataset.column_names:
+            raise UsageError(
+                f"The dataset of lists has no column {column!r}; it has {', '.join(dataset.column_names)}."
+            )
+    lists: dict[Any, list[int]] = {}
+    for row, group in enumerate(dataset["group_id"]):
+        lists.setdefault(group, []).append(row)
+    prompts, advantages = dataset[prompt_column], np.array(dataset["advantage"])
+    for group, rows in lists.items():
+        name = f"group_id {group}"
+        if group is None:
+            raise UsageError(f"The group_id of row {rows[0]} is null: it says which images are a list.")
+        if len(rows) == 1:
+            raise UsageError(f"{name} is a list of one image, and there is nothing to compare it with: leave it out.")
+        if len({prompts[row] for row in rows}) > 1:
+            remedy = ": set train_prompt to original" if args.train_prompt == "expanded" else ""
+            raise UsageError(f"{name} has images of several prompts, and a list is of one{remedy}.")
+        if args.loss_type == "sigmoid" and len(rows) > 2:
+            raise UsageError(
+                f"loss_type sigmoid is for pairs, and {name} has {len(rows)} images: set it to {' or '.join(OF_LISTS)}."
+            )
+        if args.loss_type == "sigmoid" and len(set(advantages[rows])) == 1:
+            raise UsageError(f"The two images of {name} have the same advantage: leave it out.")
+    if not any(len(set(advantages[rows])) > 1 for rows in lists.values()):
+        raise UsageError("All images of each list have the same advantage: there is nothing to learn.")
+    return list(lists.values())
 
 
 def flatten_pairs(pairs: Dataset) -> Dataset:

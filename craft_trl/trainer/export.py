@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 from ..candidates.loading import load_network
 from ..errors import UsageError
 from ..families import get_family
-from ..families.files import find_files
+from ..families.files import ModelFiles, find_files
 from ..families.single_file import markers, single_file_state_dict
 from ..families.strength import Tensors, set_strength
 from ..quiet import quiet_bars, quiet_casts, quiet_logs
@@ -60,7 +60,7 @@ def export_pipeline(
         format (`str`):
             `"diffusers"`, a folder, or `"single-file"`.
         dtype (`str`, *optional*):
-            Precision of the weights. Defaults to that of the model.
+            Precision of the weights. Defaults to that which each part of the model has, and in a single file to the denoiser's.
         strength (`float`, *optional*, defaults to `1.0`):
             How far the way from the base to the model is gone.
         base (`tuple[str, str | None]`, *optional*):
@@ -70,10 +70,12 @@ def export_pipeline(
     files = find_files(model)
     pipeline_class = files.index["_class_name"]
     family = get_family(pipeline_class)
-    held = files.weights(family.denoiser, "diffusers")
     # Without a dtype diffusers loads everything in float32, whatever is in the files.
-    dtype = dtype or stored_dtype(files.folder / held.get(files.variant, held.get(None))[0])
-    options = {"dtype": dtype, "use_safetensors": True, **files.absent}
+    stored = stored_dtypes(files)
+    dtypes = dict.fromkeys(stored, dtype) if dtype else stored
+    if format == "single-file":
+        dtypes = dict.fromkeys(stored, dtypes[family.denoiser])
+    options = {"dtype": dtypes, "use_safetensors": True, **files.absent}
     pipeline = DiffusionPipeline.from_pretrained(model, variant=files.variant, **options)
     if strength != 1:
         denoiser = getattr(pipeline, family.denoiser)
@@ -91,7 +93,7 @@ def export_pipeline(
         save_file({name: value.contiguous() for name, value in state_dict.items()}, output, metadata={"format": "pt"})
         with quiet_casts():
             again = getattr(diffusers, pipeline_class).from_single_file(
-                str(output), config=model, local_files_only=True, dtype=dtype
+                str(output), config=model, local_files_only=True, dtype=dtypes[family.denoiser]
             )
     for name, part in pipeline.components.items():
         if isinstance(part, torch.nn.Module):
@@ -202,10 +204,14 @@ def stored_prefix(path: Path) -> str:
     return prefix
 
 
-def stored_dtype(path: Path) -> torch.dtype:
-    """Precision of the weights in a file."""
-    with safe_open(path, "pt") as file:
-        return file.get_tensor(next(iter(file.keys()))).dtype
+def stored_dtypes(files: ModelFiles) -> dict[str, torch.dtype]:
+    """Precision in which each network of a pipeline is stored, that of the first of its weights, by name."""
+    dtypes = {}
+    for name, (library, _) in files.networks.items():
+        held = files.weights(name, library)
+        with safe_open(files.folder / held.get(files.variant, held.get(None))[0], "pt") as file:
+            dtypes[name] = file.get_tensor(next(iter(file.keys()))).dtype
+    return dtypes
 
 
 def assert_equal(written: dict[str, torch.Tensor], read: dict[str, torch.Tensor], what: str) -> None:

@@ -66,19 +66,25 @@ def training_facts(trainer: "DiffusionTrainer", dataset_name: str | None = None)
         pipeline_class = getattr(diffusers, trainer.model_index["_class_name"])
         loader = "diffusers" if hasattr(pipeline_class, "load_lora_weights") else "craft_trl"
         lora = {"rank": adapter.r, "alpha": adapter.lora_alpha, "loader": loader}
+    # Of a model that came of a training, the base is that of the first one.
+    before = Path(trainer.source) / FACTS
+    earlier = json.loads(before.read_text(encoding="utf-8")) if local and before.is_file() else {}
+    rounds = {"rounds": earlier.get("rounds", 1) + 1, "began_with": Path(trainer.source).name} if earlier else {}
     return {
         "trainer": trainer._name,
         "paper": getattr(trainer, "_paper", None),
         "tags": sorted(trainer._tag_names),
         # The name of a local folder and no more: its path is nobody's business.
-        "base_model": None if local else trainer.source,
-        "base_name": Path(trainer.source).name if local else trainer.source,
-        "base_revision": None if local else commit(trainer.source, trainer.revision),
-        "base_hash": model_hash(trainer.source, trainer.revision),
+        "base_model": earlier.get("base_model") if local else trainer.source,
+        "base_name": earlier.get("base_name") or (Path(trainer.source).name if local else trainer.source),
+        "base_revision": earlier.get("base_revision") if local else commit(trainer.source, trainer.revision),
+        "base_hash": model_hash(trainer.source, trainer.revision),  # of what this training began with
+        **rounds,
         "pipeline": trainer.model_index["_class_name"],
         "lora": lora,
         "dataset": dataset_name,
-        "rows": len(trainer.train_dataset.advantages),
+        "rows": trainer.train_dataset.count,
+        "unit": trainer.unit,
         "absent": absent_parts(trainer),
         "guarded": trainer.best_step is not None and trainer.best_of > 1,
         "settings": {

@@ -52,6 +52,11 @@ def check_shards(args: "DiffusionConfig") -> None:
     for name in ("use_ema", "compile_blocks") if kind else ():
         if getattr(args, name):
             raise UsageError(f"{name} needs whole parameters, and {kind} shards them: use ZeRO-2.")
+    if kind and getattr(args, "inversion_steps", None) is not None:
+        raise UsageError(
+            f"inversion_steps has processes call the model unequally often, and {kind} has them wait for each other at every "
+            "call: use ZeRO-2."
+        )
     if kind != "FSDP":
         return
     for name, (needed, why) in SETTINGS.items():

@@ -18,7 +18,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -177,6 +177,8 @@ class TrainingSamples(TorchDataset):
             Seed of the stream.
         proportion_empty_prompts (`float`, *optional*, defaults to `0.0`):
             Chance that a sample's prompt is replaced by the empty one. Drawn anew for every sample.
+        every_row (`bool`, *optional*, defaults to `False`):
+            Whether rows of weight 0 count in the loss as well, so that none may be left out, see [`StepBatches`].
     """
 
     def __init__(
@@ -187,6 +189,7 @@ class TrainingSamples(TorchDataset):
         draw_timestep: Callable[[np.random.Generator], torch.Tensor],
         seed: int,
         proportion_empty_prompts: float = 0.0,
+        every_row: bool = False,
     ):
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
@@ -195,7 +198,7 @@ class TrainingSamples(TorchDataset):
         self.encoded = load_file(path)  # not read, but mapped into memory: a row is read when it is used
         self.advantages = advantages
         self.num_samples, self.draw_timestep, self.seed = num_samples, draw_timestep, seed
-        self.proportion_empty_prompts = proportion_empty_prompts
+        self.proportion_empty_prompts, self.every_row = proportion_empty_prompts, every_row
         self.order: tuple[int, np.ndarray] = (-1, np.empty(0))
 
     def __getstate__(self) -> dict:
@@ -208,12 +211,25 @@ class TrainingSamples(TorchDataset):
     def __len__(self) -> int:
         return self.num_samples
 
+    @property
+    def count(self) -> int:
+        """What the stream is drawn from: so many rows."""
+        return len(self.advantages)
+
+    def place(self, k: int) -> int:
+        """Which of [`count`] sample `k` is drawn from."""
+        epoch, position = divmod(k, self.count)
+        if self.order[0] != epoch:
+            self.order = epoch, np.random.default_rng((self.seed, 1, epoch)).permutation(self.count)
+        return int(self.order[1][position])
+
     def row(self, k: int) -> int:
         """Row of the dataset that sample `k` is drawn from."""
-        epoch, position = divmod(k, len(self.advantages))
-        if self.order[0] != epoch:
-            self.order = epoch, np.random.default_rng((self.seed, 1, epoch)).permutation(len(self.advantages))
-        return int(self.order[1][position])
+        return self.place(k)
+
+    def weightless(self, k: int) -> bool:
+        """Whether sample `k` adds nothing to the loss, nor to its gradient."""
+        return not self.every_row and bool(self.advantages[self.row(k)] == 0)
 
     def __getitem__(self, k: int) -> dict[str, torch.Tensor]:
         row = self.row(k)
@@ -238,6 +254,49 @@ class TrainingSamples(TorchDataset):
         }
 
 
+class ListSamples(TrainingSamples):
+    """
+    The `k`-th training list, see [`TrainingSamples`]: `m` images, the best first, at the same noise, timestep and prompt, each with
+    a posterior noise of its own. `latents` are of shape `(m, C, h, w)`, `advantage` and `mask` of shape `(m,)`; a list shorter
+    than the longest is filled up with zeros, and `mask` says what is an image. A pair is a list of two.
+
+    Args:
+        lists (`Sequence[Sequence[int]]`):
+            Rows of each list.
+        **kwargs:
+            Of [`TrainingSamples`]. `advantages` ranks the images of a list.
+    """
+
+    def __init__(self, *args, lists: Sequence[Sequence[int]], **kwargs):
+        super().__init__(*args, **kwargs)
+        self.lists = [sorted(rows, key=lambda row: -self.advantages[row]) for rows in lists]
+        self.longest = max(map(len, self.lists))
+
+    @property
+    def count(self) -> int:
+        """What the stream is drawn from: so many lists."""
+        return len(self.lists)
+
+    def row(self, k: int) -> int:
+        """Row of the best image of sample `k`."""
+        return self.lists[self.place(k)][0]
+
+    def __getitem__(self, k: int) -> dict[str, torch.Tensor]:
+        rows, sample = self.lists[self.place(k)], super().__getitem__(k)
+        latents = sample["latents"].new_zeros(self.longest, *sample["latents"].shape)
+        latents[0] = sample["latents"]
+        for i, row in enumerate(rows[1:], start=1):
+            mean, std = self.encoded["latent_mean"][row], self.encoded["latent_std"][row]  # (C, h, w)
+            posterior_noise = np.random.default_rng((self.seed, 1 + i, k)).standard_normal(
+                mean.shape, dtype=np.float32
+            )
+            latents[i] = normalise(mean.float() + std.float() * torch.from_numpy(posterior_noise), self.statistics)
+        advantages = torch.zeros(self.longest)
+        advantages[: len(rows)] = self.advantages[rows]
+        mask = torch.arange(self.longest) < len(rows)
+        return sample | {"latents": latents, "advantage": advantages, "mask": mask}
+
+
 def needed_micro_batches(
     samples: TrainingSamples, global_batch_size: int, micro_batch_size: int, num_processes: int = 1
 ) -> int:
@@ -245,7 +304,7 @@ def needed_micro_batches(
     Micro-batches that each process needs in every step of a stream for its samples that have a weight, see
     [`StepBatches`]: those of the step that has most of them. Known before training begins, and to all processes alike.
     """
-    weighted = torch.tensor([bool(samples.advantages[samples.row(k)] != 0) for k in range(len(samples))])
+    weighted = torch.tensor([not samples.weightless(k) for k in range(len(samples))])
     most = int(weighted.view(-1, global_batch_size).sum(1).max())
     return max(1, -(-most // (micro_batch_size * num_processes)))
 
@@ -310,7 +369,7 @@ class StepBatches(Sampler[list[int]]):
         total, first = self.num_processes * self.micro_batches, self.process_index * self.micro_batches
         for start in range(0, len(self.samples), self.global_batch_size):
             step = range(start, start + self.global_batch_size)
-            weightless = {k: bool(self.samples.advantages[self.samples.row(k)] == 0) for k in step}
+            weightless = {k: self.samples.weightless(k) for k in step}
             count = max(total, len(step) - sum(weightless.values()))
             taken = sorted(sorted(step, key=weightless.get)[:count])
             for micro_batch in np.array_split(taken, total)[first : first + self.micro_batches]:

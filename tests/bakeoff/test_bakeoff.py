@@ -25,11 +25,14 @@ from datasets import load_from_disk
 from PIL import Image
 
 from craft_trl.bakeoff.arms import (
+    BASELINES,
     HELD_OUT,
     METHODS,
+    RIVALS,
     Material,
     check_methods,
     compare_arms,
+    describe_passes,
     held_out_score,
     make_seed_groups,
     two_way_bootstrap,
@@ -42,6 +45,7 @@ from craft_trl.candidates.pool import CandidatePool
 from craft_trl.cli.main import main
 from craft_trl.errors import NothingToDoError, UsageError
 from craft_trl.evaluation.statistics import paired_p
+from craft_trl.filtering.votes import key_line as veto_line
 from craft_trl.scripts.bakeoff import Bakeoff, make_parser
 from craft_trl.scripts.dpo import make_parser as dpo_parser
 
@@ -76,7 +80,7 @@ class TestMethods:
         return Material(groups, seed_groups, pool, FilterConfig())
 
     def test_what_each_is_trained_on(self, material):
-        datasets = {name: METHODS[name].build(material) for name in METHODS}
+        datasets = {name: METHODS[name].build(material) for name in METHODS if name != "spo_offline"}
         kept = {name: d["expanded_prompt"][:] for name, d in datasets.items() if "expanded_prompt" in d.column_names}
         assert kept == {
             "sft": [f"{p}{j}" for p in "abcd" for j in (1, 2)],
@@ -86,7 +90,18 @@ class TestMethods:
             "h": ["a1", "a2", "b1", "b2", "c1", "c2"],
             "ha": ["a1", "a2", "b1", "b2"],
             "craft": ["a1", "a2"],
+            "no_filter": [f"{p}{j}" for p in "abcd" for j in ("", 1, 2)],
+            "proximal": ["a", "a1", "a2"],
+            "proximal_all": [f"{p}{j}" for p in "abcd" for j in ("", 1, 2)],
+            **dict.fromkeys(("expanded_prompts", "min_snr", "half_rate", "double_rate"), ["a1", "a2"]),
+            **dict.fromkeys(
+                ("diffusion_lpo", "dgpo_offline", "lair"), [p + j for p in "abcd" for j in ("", "1", "2")]
+            ),
+            "smpo": ["a2", "a", "b1", "b", "c1", "c2", "d1", "d2"],
+            "tgo": [p + j for p in "abcd" for j in ("", "1", "2")],
+            **dict.fromkeys(("nft_offline", "awm_offline"), [p for p in "abcd" for _ in range(3)]),
         }
+        np.testing.assert_allclose(datasets["proximal"]["advantage"][:], [-np.sqrt(1.5), 0, np.sqrt(1.5)], atol=1e-3)
         assert set(datasets["sft"]["advantage"]) == {1.0} == set(datasets["best_of_n"]["advantage"])
         assert datasets["sft_filtered"]["advantage"][:] == [1.0, 1.0]
         assert datasets["craft"]["advantage"][0] == pytest.approx(0, abs=1e-3)
@@ -94,6 +109,36 @@ class TestMethods:
         # a: the third seed leads by aesthetic; b: the second by all; c: none is better than the original; d: the third.
         assert datasets["best_of_n"]["seed"][:] == [2_000_007, 1_000_008, 9, 2_000_010]
         assert datasets["diffusion_dpo"]["prompt"][:] == ["a", "b", "c", "d"]
+        assert datasets["sdpo"].to_dict() == datasets["diffusion_dpo"].to_dict()
+        assert datasets["inpo"].to_dict() == datasets["diffusion_dpo"].to_dict()
+        # By the sum of z-scores, between the worst of the pool, d's second variant, and the best, a's second and d's first.
+        pairs, scores = (
+            datasets["smpo"],
+            np.array([[material.pool.scores[k] for k in g.keys] for g in material.groups]),
+        )
+        totals = ((scores - scores.mean((0, 1))) / scores.std((0, 1))).sum(2)
+        totals = (totals - totals.min()) / (totals.max() - totals.min())
+        expected = [
+            totals[i, j] for i, (best, worst) in enumerate([(2, 0), (1, 0), (1, 2), (1, 2)]) for j in (best, worst)
+        ]
+        np.testing.assert_allclose(pairs["advantage"][:], expected, atol=1e-6)
+        assert pairs["group_id"][:] == [0, 0, 1, 1, 2, 2, 3, 3] and max(expected) == 1 and min(expected) == 0
+        # The lists have the advantages of their group: a's images are 1, 2 and 3 of each reward, b's 3, 6 and 4 together.
+        lists = datasets["diffusion_lpo"]
+        assert lists["group_id"][:] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+        np.testing.assert_allclose(lists["advantage"][:3], np.array([-1, 0, 1]) * np.sqrt(1.5), atol=1e-3)
+        # The pool's originals have no spread, so that it is all images that rewards are in units of.
+        totals = {}
+        for name, groups in (("tgo", material.groups), ("nft_offline", material.seed_groups)):
+            scores = np.array(
+                [[material.pool.scores[key] for key in group.keys] for group in groups], dtype=np.float64
+            )
+            totals[name] = ((scores - scores.mean((0, 1))) / scores.std((0, 1))).sum(2)  # (4, 3)
+        np.testing.assert_allclose(datasets["tgo"]["advantage"][:], totals["tgo"].flatten(), rtol=1e-5, atol=1e-6)
+        expected = totals["nft_offline"] - totals["nft_offline"].mean(1, keepdims=True)
+        expected = (expected / (totals["nft_offline"].std() + 1e-4)).flatten()
+        np.testing.assert_allclose(datasets["nft_offline"]["advantage"][:], expected, rtol=1e-5, atol=1e-6)
+        assert datasets["nft_offline"]["seed"][:3] == [7, 1_000_007, 2_000_007]
 
     def test_seed_groups(self):
         groups = make_groups(["a", "b"], [["a1"], ["b1"]], seed=7)
@@ -105,6 +150,22 @@ class TestMethods:
         with pytest.raises(NothingToDoError, match="No group passed the filter"):
             METHODS["craft"].build(few)
         assert len(METHODS["h"].build(few)) == 2
+
+    def test_vetoed_and_equal_images_are_in_no_list(self, material, tmp_path):
+        vetoed = [material.groups[0].keys[1], material.groups[1].keys[2]]
+        (tmp_path / "veto.jsonl").write_text("".join(veto_line(key) + "\n" for key in vetoed))
+        vetoing = Material(material.groups, material.seed_groups, material.pool, FilterConfig(veto="veto.jsonl"))
+        lists = METHODS["lair"].build(vetoing)
+        assert [len(lists.filter(lambda row, g=g: row["group_id"] == g)) for g in range(4)] == [2, 2, 3, 3]
+        assert len(METHODS["tgo"].build(vetoing)) == 10
+        groups = make_groups(["e", "f"], [["e1"], ["f1"]])
+        pool = CandidatePool(tmp_path / "equal", REWARDS)
+        for group, second in zip(groups, (1, 2), strict=True):
+            images = [Image.new("RGB", (8, 8))] * 2
+            pool.append(group.keys, images, {name: np.array([1, second], dtype=np.float32) for name in REWARDS})
+        assert METHODS["lair"].build(Material(groups, groups, pool, FilterConfig()))["prompt"][:] == ["f", "f"]
+        with pytest.raises(NothingToDoError, match="In no group of .* is one image better than another"):
+            METHODS["lair"].build(Material(groups[:1], groups[:1], pool, FilterConfig()))
 
     def test_check(self):
         check_methods(list(METHODS), REWARDS)
@@ -261,13 +322,39 @@ class TestBakeoff:
         assert content["verdict"]["sentences"][0] in report and report.count("data:image/png") == 4 * 3
         assert "http://" not in report and "https://" not in report
 
-        # One arm more: only that is done.
+        # What its training took stands beside each result: of pairs every image passes through the reference model as well.
+        assert {arm: a["passes"] for arm, a in content["arms"].items()} == {
+            "best_of_n": [[4, 0]],
+            "diffusion_dpo": [[4, 4]],
+        }
+        assert ">4 + 4<" in report and re.search(r"diffusion_dpo  .*  4 \+ 4 +\d+\n", out)
+
+        # More arms, those of other methods among them: only they are done.
         models = {path: path.stat().st_mtime_ns for path in folder.rglob("model_index.json")}
-        assert main(["bakeoff", recipe(arms=["best_of_n", "sft", "diffusion_dpo"])]) == 0
+        arms = ["best_of_n", "sft", "diffusion_lpo", "nft_offline", "smpo", "spo_offline", "diffusion_dpo"]
+        trees = {"tree_steps": 4, "first_branch": 2, "num_branches": 2, "min_preference": 0.0}
+        assert main(["bakeoff", recipe(arms=arms, **trees)]) == 0
         out = capsys.readouterr().out
         assert out.count("[train] done before") == 2 and "[arm] 12 rows in" in out
         assert all(path.stat().st_mtime_ns == stamp for path, stamp in models.items())
-        assert len(list(folder.rglob("model_index.json"))) == 3
+        assert len(list(folder.rglob("model_index.json"))) == 7
+        arms = json.loads((folder / "bakeoff.json").read_text())["arms"]
+        assert arms["diffusion_lpo"]["unit"] == "lists" and arms["diffusion_lpo"]["passes"] == [
+            [3, 3]
+        ]  # a list of three
+        assert arms["nft_offline"]["rows"] == 18 and arms["nft_offline"]["passes"] == [[4, 4]]
+        assert "without new images" in (report := (folder / "bakeoff.html").read_text())
+        # A tree: two plain steps, the first that branches, and two branches seen once; each twice, for the guidance. What they took
+        # stands beside what the training took.
+        assert len(list((folder / "trees").glob("*.safetensors"))) == 6 and arms["spo_offline"]["tree_passes"] == 60
+        rows = arms["spo_offline"]["rows"]
+        assert 0 < rows <= 12 and f"6 trees, 60 denoiser passes, {rows} of at most 12 pairs kept" in out
+        assert arms["spo_offline"]["passes"] == [[4, 4]] and arms["spo_offline"]["unit"] == "transitions"
+        assert re.search(r"spo_offline  .*  4 \+ 4, trees 60 +\d+\n", out) and "trees 60" in report
+        # Two pairs; with the gradient, then the reference and 2 to 20 calls of the inversion for each image.
+        ((with_gradient, without),) = arms["smpo"]["passes"]
+        assert with_gradient == 4 and 4 + 4 * 2 <= without <= 4 + 4 * 20
+        assert "SmPO" in (folder / "arms/smpo/seed-0/model/README.md").read_text()
 
         # The Python of docs/source/baselines.md, with this pool as the one it names.
         (folder.parent / "tiny").symlink_to(folder)
@@ -275,6 +362,56 @@ class TestBakeoff:
         (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
         exec(compile(code, "baselines.md", "exec"), {})
         assert (tmp_path / "dpo" / "model_index.json").exists()
+
+    def test_what_a_gain_costs(self, recipe, tmp_path, capsys):
+        """An arm is the mean of its seeds; the page has the figure, and pictures of the first image of each prompt."""
+        settings = {"arms": ["sft", "best_of_n"], "seeds": [0, 1], "num_images_per_prompt": 2, "frontier": True}
+        assert main(["bakeoff", recipe(**settings, num_test_prompts=3)]) == 0
+        out = capsys.readouterr().out
+        assert (
+            "[bakeoff] the frontier takes 60 images of the base beside the 30 of the comparison: 3 x 16 to choose"
+            in out
+        )
+        assert "\nsft keeps " in out and "\nbest_of_n keeps " in out
+        folder = tmp_path / "runs" / "tiny_bakeoff"
+        frontier = json.loads((folder / "bakeoff.json").read_text())["frontier"]
+        points = {point["name"]: point for point in frontier["points"]}
+        assert [*points] == [*(f"best of {k}" for k in range(1, 9)), "base", "sft", "best_of_n", "base at guidance 3", "base at guidance 5"]  # fmt: skip
+        assert [points[name]["way"] for name in ("base", "sft", "base at guidance 3")] == ["base", "model", "guidance"]
+        rows = json.loads((folder / "bakeoff.json").read_text())["rows"]
+        delta = next(r["delta"] for r in rows if (r["arm"], r["against"], r["metric"]) == ("sft", "base", "quality"))
+        assert points["sft"]["quality"] == pytest.approx(delta, abs=1e-6)
+        report = (folder / "bakeoff.html").read_text()
+        assert (
+            "<h2>What the gain costs" in report
+            and 'class="frontier"' in report
+            and "mean of its training seeds" in report
+        )
+        assert report.count("data:image/png") == 3 * 3 and "2 images each" in report
+        assert main(["bakeoff", recipe(**settings | {"num_images_per_prompt": 1})]) == 2
+        assert "frontier needs num_images_per_prompt of 2 or more" in capsys.readouterr().err
+
+    def test_options_of_an_arm(self, recipe):
+        arms = ["craft", "proximal", "expanded_prompts", "min_snr", "half_rate", "double_rate"]
+        bakeoff = Bakeoff(make_parser().parse_args_and_config(["--config", recipe(arms=arms)])[0])
+        args = {arm: bakeoff.training(arm, 0)[1] for arm in arms}
+        assert [args[arm].learning_rate for arm in arms] == [1e-4] * 4 + [5e-5, 2e-4]
+        assert [args[arm].negative_advantages for arm in arms] == ["zero", "proximal", *["zero"] * 4]
+        assert (args["expanded_prompts"].train_prompt, args["craft"].train_prompt) == ("expanded", "original")
+        assert (args["min_snr"].snr_gamma, args["craft"].snr_gamma) == (5.0, None)
+        named = Bakeoff(make_parser().parse_args_and_config(["--config", recipe(arms=arms, learning_rates=["half_rate=3e-4"])])[0])  # fmt: skip
+        assert named.training("half_rate", 0)[1].learning_rate == 3e-4
+
+    def test_the_recipe_at_full_size(self, monkeypatch):
+        """What is planned of recipes/tiny_full/bakeoff.yaml: its budget, its judges' images and its price."""
+        monkeypatch.chdir(ROOT)
+        bakeoff = Bakeoff(make_parser().parse_args_and_config(["--config", "recipes/tiny_full/bakeoff.yaml"])[0])
+        for arm in bakeoff.config.arms:
+            args = bakeoff.training(arm, 0)[1]
+            assert args.max_steps * args.global_batch_size * (2 if arm == "diffusion_dpo" else 1) == 200 * 128
+        evaluation = bakeoff.evaluation()
+        assert len(evaluation.prompts) == 400 and len(evaluation.models) == 1 + 4 * 3
+        assert sum(evaluation.image_counts()) == 14 * 800 + 400 * 16 + 2 * 800
 
     def test_commands_of_the_page(self, monkeypatch):
         monkeypatch.chdir(ROOT)
@@ -301,6 +438,8 @@ class TestBakeoff:
             ({"num_test_prompts": 0}, "num_test_prompts must be at least 1, got 0"),
             ({"num_test_prompts": 9999}, "num_prompts must be from 1 to"),
             ({"arm": ["craft"]}, "unknown key 'arm'. Did you mean arms"),
+            ({"tree_steps": 5}, "tree_steps is of the arm spo_offline, which is not among the arms: leave it out"),
+            ({"arms": ["craft", "spo_offline"], "first_branch": 20}, "first_branch is 20, and there are 20 steps"),
         ],
     )
     def test_mistakes(self, recipe, tmp_path, capsys, changes, message):
@@ -318,6 +457,50 @@ class TestBakeoff:
         assert (
             "filter_rewards has the limit hpsv2<9, but the arms of a bake-off have filters" in capsys.readouterr().err
         )
+
+    def test_rivals(self, recipe):
+        """Each by its loss, with no more images per step than the others, and at the recipe's learning rate."""
+        losses = {}
+        for arm in RIVALS:
+            (config,) = make_parser().parse_args_and_config(
+                ["--config", recipe(arms=["craft", arm], global_batch_size=16)]
+            )
+            _, args, _ = Bakeoff(config).training(arm, 0)
+            losses[arm] = getattr(args, "loss_type", "spo")
+            images = {"images": 1, "pairs": 2, "lists": 3, "transitions": 2}[METHODS[arm].unit]
+            assert args.global_batch_size == 16 // images and args.learning_rate == 1e-4
+            assert args.beta == (
+                5000.0
+                if METHODS[arm].script == "dpo"
+                else {"tgo": 2000.0, "nft_offline": 1.0, "spo_offline": 10.0}.get(arm)
+            )
+            assert getattr(args, "safeguard_mu", None) == (0.6 if arm == "sdpo" else None)
+            inverts = {"inpo": (10, False, None), "smpo": (10, True, 10.0)}.get(arm, (None, False, None))
+            options = ("inversion_steps", "renoise", "smoothing")
+            assert METHODS[arm].script != "dpo" or tuple(getattr(args, name) for name in options) == inverts
+        expected = [
+            "plackett_luce",
+            "sigmoid",
+            "group",
+            "regression",
+            "sigmoid",
+            "sigmoid",
+            "spo",
+            "tgo",
+            "nft",
+            "awm",
+        ]
+        assert list(losses.values()) == expected
+
+    def test_a_list_does_not_fit_into_a_step(self, recipe, capsys):
+        assert main(["bakeoff", recipe(arms=["craft", "lair"], global_batch_size=2)]) == 2
+        message = "global_batch_size must be at least 3, got 2: lair trains on lists of so many."
+        assert capsys.readouterr().err == f"craft: error: {message}\n"
+
+    def test_passes_in_words(self):
+        assert describe_passes([[960, 960], [960, 960]]) == "960 + 960"
+        assert describe_passes([[1200, 0], [1190, 0], [None, None]]) == "1,200, 1,190"
+        assert describe_passes([[None, None]]) == "not counted"
 
     def test_without_judges_or_recipe(self, recipe, recipes, capsys):
         recipes("evaluate", held_out_rewards="DELETE")
@@ -369,7 +552,7 @@ class TestBakeoff:
 
     def test_the_packaged_recipe(self, monkeypatch, tmp_path):
         (config,) = make_parser().parse_args_and_config(["--config", str(TINY / "bakeoff.yaml")])
-        assert config.arms == list(METHODS) and config.seeds == [0, 1, 2]
+        assert config.arms == list(BASELINES) and config.seeds == [0, 1, 2]
         bakeoff = Bakeoff(config)
         budgets = set()
         for arm in config.arms:

@@ -56,7 +56,7 @@ class TestHelp:
     def test_unknown_command(self, capsys):
         code, _, err = run(capsys, "generat")
         assert code == 2 and err == (
-            "craft: error: there is no command 'generat'. Known are run, expand, generate, filter, train, evaluate, dpo, sheet, export, export-dataset, plan, score, pick, blind, bakeoff, push, serve-reward, env.\n"
+            "craft: error: there is no command 'generat'. Known are run, expand, generate, filter, train, evaluate, dpo, scored, transitions, spo, sheet, export, export-dataset, plan, score, pick, blind, bakeoff, push, serve-reward, env.\n"
         )
 
 
@@ -143,6 +143,9 @@ class TestMistakes:
             ("train --config RECIPES/craft.yaml", "output_dir"),
             ("evaluate --config RECIPES/evaluate.yaml", "output_dir"),
             ("dpo --config RECIPES/craft.yaml", "output_dir"),
+            ("scored --config RECIPES/craft.yaml", "output_dir"),
+            ("spo --config RECIPES/craft.yaml", "output_dir"),
+            ("transitions --config RECIPES/candidates.yaml", "output_dir"),
             ("sheet --config RECIPES/candidates.yaml", "output_dir"),
             ("export --model RECIPES/pipeline", "output"),
             ("plan RECIPES", "output_dir"),

@@ -30,6 +30,8 @@ TRAINING = {"torch", "transformers", "accelerate"}
 IMPORTED = {
     "craft train --help": TRAINING,
     "craft dpo --help": TRAINING,
+    "craft scored --help": TRAINING,
+    "craft spo --help": TRAINING,
     "craft train, no such dataset": TRAINING,
     # It makes a dataset.
     "craft filter, a pool of 36 images": {"datasets"},

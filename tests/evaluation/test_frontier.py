@@ -26,6 +26,7 @@ from PIL import Image
 
 from craft_trl.candidates.pool import CandidatePool
 from craft_trl.errors import UsageError
+from craft_trl.evaluation.alternatives import price
 from craft_trl.evaluation.diversity import all_distances, diversity, mean_distances
 from craft_trl.evaluation.evaluate import Evaluation
 from craft_trl.evaluation.figure import Labels, frontier_svg, nice_ticks, paths
@@ -306,11 +307,11 @@ class TestEvaluation:
         for one_by_one in (False, True):
             evaluation = Evaluation(make_config(tiny, frontier=True, **finished, **SMALL))
             evaluation.run("cpu", one_by_one)
-            assert evaluation.frontier == before
+            assert evaluation.frontier.results(evaluation.config.num_bootstrap) == before
 
     def test_says_its_price_before(self, tiny, finished):
         evaluation = Evaluation(make_config(tiny, frontier=True, **finished, **SMALL))
-        assert evaluation.price() == (
+        assert price(evaluation) == (
             "the frontier takes 24 images of the base beside the 24 of the comparison: 3 x 4 to choose from, and 3 x 2 at each "
             "guidance of 3 and 5"
         )

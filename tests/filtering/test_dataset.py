@@ -25,6 +25,7 @@ from craft_trl.candidates.groups import make_groups
 from craft_trl.candidates.pool import CandidatePool
 from craft_trl.errors import NothingToDoError, UsageError
 from craft_trl.filtering.dataset import build_dataset_dict, validate
+from craft_trl.filtering.votes import key_line as veto_line
 
 
 def config(**settings):
@@ -84,6 +85,38 @@ class TestBuildDatasetDict:
     def test_fewer_rewards_in_the_filter(self, groups, pool):
         dataset = build_dataset_dict(groups, pool, config(filter_rewards=["hpsv2"]))
         assert dataset["train"]["expanded_prompt"][:] == ["a1", "a2", "b1", "b2"]
+
+    def test_worse_images_too(self, groups, pool):
+        """All that was judged, of the groups in which one passes or of all, each once, the original's first."""
+        plain = build_dataset_dict(groups, pool, config())
+        some = build_dataset_dict(groups, pool, config(train_images="kept_groups"))
+        everything = build_dataset_dict(groups, pool, config(train_images="all"))
+        assert some["train"]["expanded_prompt"][:] == ["a", "a1", "a2"]
+        assert some["train"]["keep"][:] == [False, True, True]
+        assert everything["train"]["expanded_prompt"][:] == ["a", "a1", "a2", "b", "b1", "b2", "c", "c1"]
+        # Signed, as the filter's table has them: of each group they add up to 0.
+        np.testing.assert_allclose(some["train"]["advantage"][:], [-np.sqrt(1.5), 0, np.sqrt(1.5)], atol=1e-3)
+        np.testing.assert_allclose(everything["train"]["advantage"][6:], [1, -1], atol=1e-3)
+        assert everything["train"]["advantage"][:] == plain["candidates"]["advantage"][:8]
+        assert (
+            some["train"]["image"][0].getpixel((0, 0)) == (0, 0, 0) == everything["train"]["image"][0].getpixel((0, 0))
+        )
+        # What passes is what it was.
+        assert some["candidates"]["keep"][:] == plain["candidates"]["keep"][:] == everything["candidates"]["keep"][:]
+        at_image = build_dataset_dict(groups, pool, config(train_images="kept_groups", filter_level="image"))
+        assert at_image["train"]["expanded_prompt"][:] == ["a", "a1", "a2", "b", "b1", "b2"]
+
+    def test_what_is_struck_out_is_not_among_them(self, groups, pool, tmp_path):
+        """By a person or by a limit, which holds of originals too where they are to be learnt."""
+        veto = tmp_path / "vetoes.jsonl"
+        veto.write_text(veto_line(groups[0].keys[1]) + "\n")
+        vetoed = build_dataset_dict(groups, pool, config(train_images="all", veto=str(veto)))
+        assert vetoed["train"]["expanded_prompt"][:] == ["a", "a2", "b", "b1", "b2", "c", "c1"]
+        limited = config(train_images="all", filter_level="image", filter_rewards=["hpsv2", "pickscore<20.5"])
+        assert build_dataset_dict(groups, pool, limited)["train"]["expanded_prompt"][:] == ["a", "b", "b2", "c", "c1"]
+        nothing = config(train_images="all", filter_rewards=["hpsv2", "pickscore<1"])
+        with pytest.raises(NothingToDoError, match="No group passed the filter"):
+            build_dataset_dict(groups, pool, nothing)
 
     def test_weights(self, groups, pool):
         plain = build_dataset_dict(groups, pool, config(filter_level="image", scale_rewards="group"))

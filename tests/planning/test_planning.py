@@ -139,6 +139,25 @@ class TestOdds:
         )
         assert odds.images == pytest.approx(2.46, abs=0.03) and 0.5 < odds.weighted < 0.75
 
+    def test_what_is_trained_on(self):
+        """Of one reward and one variant half of the groups pass, and half of the two images of a group are above its mean."""
+        settings = {"num_variants": 1, "rewards": ["hpsv2"]}
+        odds = {
+            name: simulate(candidates_config(**settings, train_images=name)) for name in ("kept", "kept_groups", "all")
+        }
+        images = {name: value.kept_images for name, value in odds.items()}
+        assert images == pytest.approx({"kept": 0.5, "kept_groups": 1.0, "all": 2.0}, abs=0.01)
+        weighted = {name: value.weighted for name, value in odds.items()}
+        assert weighted == pytest.approx({"kept": 1.0, "kept_groups": 0.5, "all": 0.5}, abs=0.01)
+        # Of a group that was rejected early, what was drawn.
+        early, late = (
+            simulate(
+                candidates_config(num_variants=2, rewards=["hpsv2"], train_images="all", generate_all=all_of_them)
+            )
+            for all_of_them in (False, True)
+        )
+        assert early.kept_images == early.images == pytest.approx(2.5, abs=0.01) and late.kept_images == 3
+
     def test_pass_rate_and_level(self):
         settings = {"num_variants": 4, "rewards": ["hpsv2", "pickscore"], "filter_level": "image"}
         odds = simulate(candidates_config(**settings), pass_rate=0.7)

@@ -97,6 +97,22 @@ def test_the_recipes_of_a_run_speak_of_one_revision(recipes):
         RunRecipes.load(recipes.folder)
 
 
+def test_the_recipes_of_a_run_read_the_same_of_a_prompt():
+    folder = ROOT / "recipes" / "sd35_medium"
+    stages = ("candidates", "train", "evaluate")
+    for changes, message in (
+        (["256", "512", "256"], "craft.yaml: max_sequence_length is 512, and in candidates.yaml it is 256"),
+        (["256", "256", "77"], "evaluate.yaml: max_sequence_length is 77, and in candidates.yaml it is 256"),
+        (["512", "512", "512"], None),
+    ):
+        argv = [f"--{stage}.max_sequence_length={length}" for stage, length in zip(stages, changes, strict=True)]
+        if message is None:
+            assert RunRecipes.load(folder, argv).training.max_sequence_length == 512
+        else:
+            with pytest.raises(UsageError, match=message):
+                RunRecipes.load(folder, argv)
+
+
 @pytest.mark.parametrize(("family", "steps"), [("sdxl", 200), ("sd15", 120)])
 def test_values_of_the_paper(family, steps):
     folder = ROOT / "recipes" / family

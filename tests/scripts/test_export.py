@@ -22,6 +22,7 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from peft import LoraConfig, PeftModel
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from craft_trl import CraftTrainer
@@ -180,6 +181,20 @@ def test_diffusers_in_half_precision(pipelines, tmp_path):
         load_file(tmp_path / "half/unet/diffusion_pytorch_model.safetensors")["conv_in.weight"].dtype == torch.float16
     )
     assert_equal(source.unet.state_dict(), pipeline.unet.state_dict(), "unet")
+
+
+def test_each_part_keeps_its_precision(pipelines, tmp_path):
+    """A text encoder of half precision beside a denoiser of full precision is not made twice as large."""
+    pipeline = StableDiffusionXLPipeline.from_pretrained(pipelines / "sdxl")
+    pipeline.text_encoder_2.to(torch.bfloat16)
+    pipeline.vae.to(torch.float16)
+    pipeline.save_pretrained(tmp_path / "mixed")
+    main(ExportArguments(model="mixed", format="diffusers", output="again"))
+    expected = {"unet": "F32", "text_encoder": "F32", "text_encoder_2": "BF16", "vae": "F16"}
+    for name, dtype in expected.items():
+        (file,) = (tmp_path / "again" / name).glob("*.safetensors")
+        with safe_open(file, "pt") as weights:
+            assert {weights.get_slice(key).get_dtype() for key in weights.keys()} - {"I64"} == {dtype}, name
 
 
 @pytest.mark.parametrize("format", ["diffusers", "kohya", "peft"])

@@ -14,6 +14,7 @@
 
 """`craft filter` on a stored pool: what it reads, and what it does with a pool that is damaged."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -27,7 +28,7 @@ from PIL import Image
 from craft_trl.candidates.groups import make_groups, save_groups
 from craft_trl.candidates.pool import CandidatePool
 from craft_trl.cli.main import main
-from craft_trl.stages import Stage
+from craft_trl.stages import Stage, read_record
 
 
 GROUPS = make_groups([f"prompt {i}" for i in range(8)], [[f"prompt {i}, sharp"] for i in range(8)])
@@ -123,3 +124,39 @@ def test_damaged_image_of_the_kept(pool, capsys, tmp_path):
     assert shard.with_suffix(".damaged").exists() and not shard.exists()
     code, out, err = craft_filter(capsys)
     assert code == 2 and "has no image for 'prompt 5': run `craft generate` first" in err
+
+
+def test_worse_images_too(pool, capsys, tmp_path):
+    """`train_images` says so in its line and in its record, and is another dataset; without it nothing is another one."""
+    assert craft_filter(capsys)[0] == 0
+    before = read_record(tmp_path / "run" / "dataset")
+    assert "train_images" not in before["settings"] and "train" not in before["summary"]
+    code, out, err = craft_filter(capsys, "--train_images", "all")
+    said = (
+        "1 of 16 images kept, from 1 of 8 groups; 16 images to train on, 8 of them below the mean of their group, in "
+    )
+    assert code == 0 and said.replace(" images to train", " to train") in out and "set aside" in out, err
+    record = read_record(tmp_path / "run" / "dataset")
+    assert record["settings"] == before["settings"] | {"train_images": "all"}
+    train = load_from_disk(str(tmp_path / "run" / "dataset"))["train"]
+    assert sum(train["keep"][:]) == 1 and [round(a) for a in train["advantage"][:4]] == [1, -1, 1, -1]
+    assert (
+        train["advantage"][10:12] == [-train["advantage"][11], train["advantage"][11]] and train["advantage"][11] > 0
+    )
+    code, out, err = craft_filter(capsys, "--train_images", "some")
+    assert code == 2 and "train_images" in err and "kept_groups" in err and err.count("\n") == 1
+    arguments = ["export-dataset", "--config", "candidates.yaml", "--export_dir", "x", "--train_images", "all"]
+    assert main(arguments) == 2 and "train_images all has worse images among them" in capsys.readouterr().err
+
+
+def test_killed_while_it_puts_the_dataset_in_its_place(pool, capsys, tmp_path):
+    """Of the two splits one is there already, and the record says that it is not finished."""
+    assert craft_filter(capsys)[0] == 0
+    dataset = tmp_path / "run" / "dataset"
+    before = {path.name: path.read_bytes() for path in dataset.rglob("*") if path.is_file()}
+    shutil.rmtree(dataset / "candidates")
+    record = json.loads((dataset / "stage.json").read_text())
+    (dataset / "stage.json").write_text(json.dumps(record | {"finished": False, "summary": {}}))
+    code, out, err = craft_filter(capsys)
+    assert code == 0 and "1 of 16 images kept" in out, err
+    assert {path.name: path.read_bytes() for path in dataset.rglob("*") if path.is_file()} == before

@@ -29,7 +29,7 @@ from torch import nn
 from craft_trl.cli.main import main
 from craft_trl.errors import UsageError
 from craft_trl.planning.recipes import RunRecipes
-from craft_trl.scripts import dpo, evaluate, expand, generate, run, train
+from craft_trl.scripts import dpo, evaluate, expand, generate, run, scored, spo, train
 from craft_trl.scripts.launch import check_launch, run_script
 from craft_trl.trainer.arguments import LaunchArguments
 
@@ -141,10 +141,10 @@ class TestTrainRecipe:
 
 
 class TestOptionsOfAccelerate:
-    @pytest.mark.parametrize("command", ["train", "dpo"])
+    @pytest.mark.parametrize("command", ["train", "dpo", "scored", "spo"])
     def test_of_a_training(self, capsys, recipes, command):
         """In the recipe and on the command line; what is wrong with them is told as of any other option."""
-        script = {"train": train, "dpo": dpo}[command]
+        script = {"train": train, "dpo": dpo, "scored": scored, "spo": spo}[command]
         path = recipes("craft", main_process_ip="10.0.0.1", num_machines=2, multi_gpu=True, same_network=False)
         *_, launch = script.make_parser().parse_args_and_config(
             ["--config", str(path), "--machine-rank=1", "--num_processes", "4", "--num_machines", "4"]

@@ -143,6 +143,20 @@ def test_an_adapter_for_a_single_file_needs_its_modules(refuses, tmp_path):
     refuses(message, "--model_name_or_path", str(tmp_path / "x.safetensors"), "--use_peft")
 
 
+def test_no_worse_image_to_be_pushed_away_from(folder, tmp_path, capsys):
+    for advantages, said in (([1.0, 0.5], True), ([1.0, -0.5], False)):
+        make_dataset(advantages).save_to_disk(str(tmp_path / f"dataset{said}"))
+        arguments = "--dataset_name", str(tmp_path / f"dataset{said}"), "--max_steps", "1", "--save_strategy", "no"
+        assert train(folder, tmp_path / f"out{said}", *arguments, "--negative_advantages", "proximal") == 0
+        message = "[train] negative_advantages is proximal, but no advantage in the dataset is below 0: train_images: kept_groups"
+        assert (message in capsys.readouterr().out) == said
+    assert (
+        train(folder, tmp_path / "outTrue", "--dataset_name", str(tmp_path / "datasetTrue"), "--save_strategy", "no")
+        == 0
+    )
+    assert "below 0" not in capsys.readouterr().out
+
+
 def test_a_dataset_of_another_model(refuses, folder):
     pool = folder / "pool"
     pool.mkdir()

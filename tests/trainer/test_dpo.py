@@ -31,8 +31,11 @@ from craft_trl.candidates.filter_config import FilterConfig
 from craft_trl.candidates.groups import make_groups
 from craft_trl.candidates.pool import CandidatePool
 from craft_trl.errors import NothingToDoError, UsageError
+from craft_trl.families.latents import normalise
 from craft_trl.filtering.dataset import build_pairs
-from craft_trl.trainer.dpo_trainer import diffusion_dpo_loss, flatten_pairs
+from craft_trl.losses import per_sample_mse
+from craft_trl.trainer.dpo_trainer import flatten_pairs, stack_lists
+from craft_trl.trainer.preference_losses import diffusion_dpo_loss
 
 from ..helpers import config as craft_config
 from ..helpers import warnings_of, weights
@@ -93,7 +96,7 @@ class TestLoss:
         ours = trainer.compute_loss(trainer.model, batch)
 
         reference = UNet2DConditionModel.from_pretrained(tiny / "pipeline", subfolder="unet")
-        latents = torch.cat([batch["latents"], batch["rejected_latents"]])
+        latents = torch.cat(batch["latents"].unbind(1))
         noise, timesteps = batch["noise"].repeat(2, 1, 1, 1), batch["timesteps"].repeat(2)
         noisy = trainer.noise_process.add(latents, noise, timesteps)
         added = {"text_embeds": batch["pooled_prompt_embeds"].repeat(2, 1), "time_ids": batch["time_ids"].repeat(2, 1)}
@@ -162,11 +165,12 @@ class TestTraining:
         trainer = make_trainer(LoraConfig(r=2, target_modules=["to_q", "to_v"]), max_steps=2, learning_rate=1e-2)
         assert trainer.reference is None
         batch = batch_of(trainer)
-        before = trainer.predict_reference(batch)
-        torch.testing.assert_close(trainer.predict(trainer.model, batch), before)
+        images, _ = stack_lists(batch)
+        before = trainer.predict_reference(images)
+        torch.testing.assert_close(trainer.predict(trainer.model, images), before)
         trainer.train()
-        torch.testing.assert_close(trainer.predict_reference(batch), before)
-        assert (trainer.predict(trainer.model, batch) - before).abs().max() > 1e-4
+        torch.testing.assert_close(trainer.predict_reference(images), before)
+        assert (trainer.predict(trainer.model, images) - before).abs().max() > 1e-4
         assert trainer.compute_loss(trainer.model, batch).requires_grad
 
     def test_micro_batches_do_not_matter(self, make_trainer):
@@ -178,20 +182,44 @@ class TestTraining:
         np.testing.assert_allclose(curves[0], curves[1], rtol=2e-4)
 
 
-class TestPairSamples:
+class TestPairs:
     def test_a_pair_shares_all_but_its_images(self, make_trainer):
         samples = make_trainer(max_steps=20).train_dataset
         assert len({samples.row(k) for k in range(3)}) == 3
         for k in range(4):
             i = samples.row(k)
             sample = samples[k]
-            for name, row in (("latents", i), ("rejected_latents", 3 + i)):
+            for number, row in enumerate((i, 3 + i)):
                 mean = samples.encoded["latent_mean"][row] * samples.statistics["scaling_factor"]
                 std = samples.encoded["latent_std"][row] * samples.statistics["scaling_factor"]
-                assert ((sample[name] - mean).abs() < 6 * std).all(), (k, name)
+                assert ((sample["latents"][number] - mean).abs() < 6 * std).all(), (k, number)
             assert all(torch.equal(sample[name], samples[k][name]) for name in sample)
-            assert not torch.equal(sample["latents"], sample["rejected_latents"])
-        assert not torch.equal(samples[0]["rejected_latents"], samples[3]["rejected_latents"])
+            assert not torch.equal(*sample["latents"])
+        assert not torch.equal(samples[0]["latents"][1], samples[3]["latents"][1])
+
+    def test_what_they_always_were(self, make_trainer):
+        """The numbers of a run do not change with the library: noise by `(seed, 0, k)` and `(seed, 2, k)`, the first image's row."""
+        trainer = make_trainer(max_steps=20, seed=3)
+        samples, encoded = trainer.train_dataset, trainer.train_dataset.encoded
+        for k in (0, 4):
+            i = int(np.random.default_rng((3, 1, k // 3)).permutation(3)[k % 3])
+            rng, mean, std = np.random.default_rng((3, 0, k)), encoded["latent_mean"], encoded["latent_std"]
+            first, noise = torch.from_numpy(rng.standard_normal((2, *mean.shape[1:]), dtype=np.float32))
+            second = torch.from_numpy(np.random.default_rng((3, 2, k)).standard_normal(first.shape, dtype=np.float32))
+            latents = torch.stack([mean[i] + std[i] * first, mean[3 + i] + std[3 + i] * second])
+            assert torch.equal(samples[k]["latents"], normalise(latents, samples.statistics))
+            assert torch.equal(samples[k]["noise"], noise) and samples[k]["timesteps"] == int(rng.integers(1000))
+        batch = batch_of(trainer)
+        with torch.no_grad():
+            for parameter in trainer.model.parameters():
+                parameter.mul_(1.01)
+            images = {n: torch.cat([v, v]) for n, v in batch.items() if n not in ("latents", "advantage", "mask")}
+            images["latents"] = torch.cat(batch["latents"].unbind(1))
+            target = trainer.noise_process.target(images["latents"], images["noise"], images["timesteps"])
+            errors = per_sample_mse(trainer.predict(trainer.model, images), target).chunk(2)
+            reference_errors = per_sample_mse(trainer.predict_reference(images), target).chunk(2)
+            losses = diffusion_dpo_loss(*errors, *reference_errors, 5000.0)
+            assert torch.equal(trainer.compute_loss(trainer.model, batch), trainer.batch_mean(losses))
 
     def test_flat(self):
         pairs = make_pairs()

@@ -23,7 +23,7 @@ import torch
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
-from craft_trl import CraftConfig, CraftTrainer, DiffusionDPOConfig
+from craft_trl import CraftConfig, CraftTrainer, DiffusionDPOConfig, ScoredConfig, SPOConfig
 from craft_trl.errors import UsageError
 from craft_trl.trainer import diffusion_config
 from craft_trl.trainer.base_config import BaseConfig
@@ -48,7 +48,9 @@ def another(value):
 class TestRefused:
     def test_the_list_names_options_that_there_are(self):
         assert set(WORKS) <= set(INHERITED)
-        assert set(RANGES) <= {f.name for c in (CraftConfig, DiffusionDPOConfig) for f in dataclasses.fields(c)}
+        assert set(RANGES) <= {
+            f.name for c in (CraftConfig, DiffusionDPOConfig, ScoredConfig, SPOConfig) for f in dataclasses.fields(c)
+        }
 
     @pytest.mark.parametrize("name", REFUSED)
     def test_each_of_the_others(self, tmp_path, name):

@@ -1,0 +1,52 @@
+# Copyright 2026 The craft_trl authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""
+Fine-tune a text-to-image model on pairs of denoising steps, by SPO.
+
+```bash
+craft spo --config recipe.yaml --dataset_name runs/transitions --beta 10
+```
+"""
+
+from typing import TYPE_CHECKING
+
+from ..candidates.tree_config import check_diffusion
+from ..parser import CraftParser
+from ..trainer.arguments import LaunchArguments, TrainArguments, training_parser
+from . import train
+from .launch import run_script
+
+
+if TYPE_CHECKING:
+    from ..trainer.spo_config import SPOConfig
+
+
+def main(train_args: TrainArguments, training_args: "SPOConfig", launch_args: LaunchArguments | None = None) -> None:
+    """Train, and write the whole pipeline to `output_dir`."""
+    check_diffusion(train_args.model_name_or_path, train_args.model_revision)
+    from ..trainer.spo_trainer import SPOTrainer
+
+    train.main(train_args, training_args, launch_args, SPOTrainer)
+
+
+def make_parser(prog: str | None = None, arguments: type[TrainArguments] = TrainArguments) -> CraftParser:
+    from ..trainer.spo_config import SPOConfig
+
+    return training_parser(SPOConfig, prog, "craft_trl.scripts.spo", arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_script(main, lambda: make_parser(arguments=train.CheckedArguments)))
