@@ -48,11 +48,11 @@ def data_uri(png: bytes, largest: int = 512) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-def thumbnail(png: bytes, largest: int) -> str:
+def thumbnail(png: bytes, largest: int, quality: int = 85) -> str:
     """A picture of at most `largest` pixels a side, as WebP in base64: a few kilobytes."""
     with Image.open(io.BytesIO(png)) as image:
         image = image.convert("RGB")
         image.thumbnail((largest, largest), reducing_gap=2)
         buffer = io.BytesIO()
-        image.save(buffer, format="WEBP", quality=85)
+        image.save(buffer, format="WEBP", quality=quality)
     return base64.b64encode(buffer.getvalue()).decode()

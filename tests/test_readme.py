@@ -64,7 +64,8 @@ def test_every_command_parses(page, checkout, monkeypatch):
 
     monkeypatch.setenv("HOME", str(checkout))
     (checkout / "Downloads").mkdir()
-    (checkout / "Downloads" / "veto.jsonl").touch()
+    for name in ("votes.jsonl", "veto.jsonl"):
+        (checkout / "Downloads" / name).touch()
     monkeypatch.chdir(checkout)
     for command, *args in commands(page):  # after HOME is set: a shell would put it in place of ~
         if command == "accelerate":
@@ -86,7 +87,7 @@ def test_every_command_parses(page, checkout, monkeypatch):
             import_script(name).make_parser().parse_args_and_config(args=["--config", *args])
         elif name in ("push", "serve-reward"):
             import_script(name.replace("-", "_")).make_parser().parse_args_and_config(args=args[1:])
-        elif name in ("score", "pick"):
+        elif name in ("score", "pick", "blind"):
             options = options_of(["--sources", *args])
             assert options[0][1:]
             import_script(name).make_parser().parse_args_and_config(args=[word for o in options[1:] for word in o])

@@ -324,7 +324,7 @@ class CandidatesConfig(PromptsConfig, ExpansionConfig, SamplingConfig, ScoringCo
         """Rewards of the early rejection, or `None` where the filter needs every image."""
         if self.generate_all or self.filter_level == "image":
             return None
-        return self.conditions(self.reward_names)
+        return self.without_votes().conditions(self.reward_names) or None  # nobody has voted yet
 
 
 @dataclass

@@ -14,6 +14,7 @@
 
 """What passes the filter, and how advantages are computed."""
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,9 @@ from typing import Literal
 from ..conditions import split_conditions
 from ..errors import UsageError
 from ..ranges import Positive, check_ranges
+
+
+HUMAN = "human"  # what votes are called as a reward
 
 
 class Weight(str):
@@ -54,8 +58,12 @@ class FilterConfig:
             with their advantages of either sign, for `negative_advantages: proximal` or `keep`. The original's image is
             then one of them. What is vetoed or beyond a limit never is.
         veto (`str`, *optional*):
-            File of vetoed images, as `craft sheet` saves it, see [`load_vetoes`]. A vetoed variant counts as one that
-            does not pass, and a vetoed original as one that no variant passes against.
+            File of nothing but vetoes, see [`load_vetoes`]. A vetoed variant counts as one that does not pass, and a
+            vetoed original as one that no variant passes against.
+        votes (`str`, *optional*):
+            File of votes, as `craft sheet` saves it, see [`load_votes`]. Its vetoes count as those of `veto` do. All of them
+            are one reward more, `human`: 2 for the best of a group, 1 for what is to be kept, -1 for what is vetoed, else 0.
+            It counts where `filter_rewards` or `reward_weights` names it.
     """
 
     filter_level: Literal["group", "image"] = field(
@@ -88,40 +96,80 @@ class FilterConfig:
         },
     )
     veto: str | None = field(
-        default=None, metadata={"help": "File of vetoed images, as `craft sheet` saves it. They count as not passing."}
+        default=None, metadata={"help": "File of vetoed images, and nothing else. They count as not passing."}
+    )
+    votes: str | None = field(
+        default=None,
+        metadata={
+            "help": "File of votes, as `craft sheet` saves it. Vetoed images count as not passing; keep, veto and best of the "
+            "group are the reward `human`."
+        },
     )
 
     def __post_init__(self):
         check_ranges(self)
         self.reward_weights = read_weights(self.reward_weights)
-        if self.veto is not None and not Path(self.veto).is_file():
-            raise UsageError(f"veto: there is no file {self.veto}. `craft sheet` writes a page that saves one.")
+        for name in ("veto", "votes"):
+            path = getattr(self, name)
+            if path is not None and not Path(path).is_file():
+                raise UsageError(f"{name}: there is no file {path}. `craft sheet` writes a page that saves one.")
+        if self.veto is not None and self.votes is not None:
+            raise UsageError("veto and votes are both given: give votes, which hold vetoes too.")
 
     def check_rewards(self, names: Sequence[str]) -> None:
         """Raise a [`UsageError`] unless the filter fits a pool with rewards of these names."""
+        names = self.scored(names)
+        known = {*names, HUMAN} if self.votes else {*names}
+        weights = self.reward_weights
         compared, limits = split_conditions(self.conditions(names))
         chosen = {*compared, *(limit.reward for limit in limits)}
-        if not chosen or not chosen <= set(names):
+        if HUMAN in {*chosen, *(weights if isinstance(weights, dict) else ())} - known:
+            raise UsageError(f"{HUMAN} is what votes say, and there are none: give votes.")
+        if not chosen <= known or not (chosen or self.votes_aside):
             raise UsageError(
                 f"filter_rewards must be among the rewards {', '.join(names)}; got {self.filter_rewards}."
             )
-        weights = self.reward_weights
         if isinstance(weights, list) and len(weights) != len(names):
             raise UsageError(f"reward_weights must have one number for each of {', '.join(names)}; got {weights}.")
-        if isinstance(weights, dict) and not set(weights) <= set(names):
+        if isinstance(weights, dict) and not set(weights) <= known:
             raise UsageError(f"reward_weights must be of the rewards {', '.join(names)}; got {', '.join(weights)}.")
+
+    votes_aside = False  # of a copy `without_votes`
+
+    def without_votes(self) -> "FilterConfig":
+        """What is left of the filter where nobody has voted; conditions may all be gone."""
+        config = copy.copy(self)
+        config.veto, config.votes, config.votes_aside = None, None, True
+        if self.votes is not None and self.filter_rewards is not None:
+            config.filter_rewards = [text for text in self.filter_rewards if not is_of_votes(text)]
+        if isinstance(self.reward_weights, dict):
+            config.reward_weights = {name: w for name, w in self.reward_weights.items() if name != HUMAN}
+        return config
+
+    def scored(self, names: Sequence[str]) -> list[str]:
+        """The rewards that were scored: all but the one that is made of votes."""
+        return [name for name in names if self.votes is None or name != HUMAN]
 
     def conditions(self, names: Sequence[str]) -> Sequence[str]:
         """What a variant must meet in a pool with rewards of these names, see `filter_rewards`."""
-        return names if self.filter_rewards is None else self.filter_rewards
+        return self.scored(names) if self.filter_rewards is None else self.filter_rewards
 
     def weights(self, names: Sequence[str]) -> dict[str, float]:
         """The weight of each reward in the advantage."""
-        if isinstance(self.reward_weights, list):
-            return dict(zip(names, self.reward_weights, strict=True))
         compared, limits = split_conditions(self.conditions(names))
-        only_limited = {limit.reward for limit in limits} - set(compared)
-        return {name: float(name not in only_limited) for name in names} | (self.reward_weights or {})
+        unweighted = {limit.reward for limit in limits} - set(compared)
+        if self.votes is not None and HUMAN not in compared:
+            unweighted.add(HUMAN)
+        given = self.reward_weights or {}
+        if isinstance(given, list):
+            given = dict(zip(self.scored(names), given, strict=True))
+        return {name: given.get(name, float(name not in unweighted)) for name in names}
+
+
+def is_of_votes(condition: str) -> bool:
+    """Whether a condition is on what votes say."""
+    compared, limits = split_conditions([condition])
+    return HUMAN in (*compared, *(limit.reward for limit in limits))
 
 
 def read_weights(given: Sequence[float | str] | Mapping[str, float] | None) -> list[float] | dict[str, float] | None:

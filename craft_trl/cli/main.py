@@ -39,7 +39,7 @@ TOOLS = {
     "export": "write a trained model in the format of another tool",
     "export-dataset": "write what the filter keeps as a folder for other trainers, or as pairs",
 }
-SOURCES = {"score": "image", "pick": "model"}
+SOURCES = {"score": "image", "pick": "model", "blind": "folder"}
 USAGE = """\
 usage: craft <command> [options]
 
@@ -55,6 +55,8 @@ usage: craft <command> [options]
 {run:>12}    score images that are there already: a table, and a page of the best and the worst
   craft pick MODEL ... --config EVALUATE.yaml --output_dir DIR
 {run:>12}    which of several checkpoints or adapters, of any trainer, draws best on your prompts
+  craft blind EVALUATION --output_dir DIR | craft blind DIR --votes FILE ...
+{run:>12}    two models side by side for people who do not know which is which; and what their votes say
   craft bakeoff RECIPE.yaml
 {run:>12}    baselines against each other, from one pool and at one training budget
   craft push RUN --repo_id ORG/NAME [--private true] [--what model|dataset]
@@ -147,7 +149,7 @@ def _bakeoff(argv: list[str]) -> None:
 
 
 def _with_sources(command: str, what: str, argv: list[str]) -> None:
-    """`craft score` and `craft pick`, whose first words are what they look at."""
+    """`craft score`, `craft pick` and `craft blind`, whose first words are what they look at."""
     from ..errors import UsageError
     from ..parser import at_home
 

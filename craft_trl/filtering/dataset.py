@@ -37,6 +37,7 @@ from ..progress import progress_bar
 from ..stages import check_writable, fingerprint
 from .filter import each_candidate, explain_nothing, train_rows, vetoed_itself
 from .images import TrainingImages
+from .votes import HUMAN, with_votes
 
 
 def features(rewards: Sequence[str]) -> Features:
@@ -80,6 +81,8 @@ def build_dataset_dict(
         [`~datasets.DatasetDict`]: `train` holds the images to train on, those that are kept if not said otherwise; `candidates` holds a row for every image of every
         group, with scores, `keep`, `drop_reason` and `advantage`, but without the image, which is in the pool.
     """
+    config = FilterConfig() if config is None else config
+    pool = with_votes(pool, config)
     train, candidates = _filter(groups, pool, config)
     return DatasetDict({"train": with_images(train, pool), "candidates": candidates})
 
@@ -89,6 +92,7 @@ def save_dataset_dict(groups: Sequence[Group], pool: CandidatePool, config: Filt
     What `build_dataset_dict(groups, pool, config).save_to_disk(folder)` would do, with one piece of the images in memory
     at a time. Returns the rows that are trained on.
     """
+    pool = with_votes(pool, config)
     train, candidates = _filter(groups, pool, config)
     check_writable(folder, int(1.1 * _expected_bytes(train, pool).sum()))
     folder.mkdir(parents=True)
@@ -100,8 +104,7 @@ def save_dataset_dict(groups: Sequence[Group], pool: CandidatePool, config: Filt
     return train
 
 
-def _filter(groups: Sequence[Group], pool: CandidatePool, config: FilterConfig | None) -> tuple[list[dict], Dataset]:
-    config = FilterConfig() if config is None else config
+def _filter(groups: Sequence[Group], pool: CandidatePool, config: FilterConfig) -> tuple[list[dict], Dataset]:
     rows, pieces = each_candidate(groups, pool, config), []
 
     def passing() -> Iterator[dict]:
@@ -153,14 +156,16 @@ def in_pieces(rows: Sequence[dict], pool: CandidatePool, pictured: Container[Key
     Rows with their pictures as datasets of at most [`PIECE`] bytes of images and [`ROWS`] rows each, at least one. Where one
     ends depends on the images alone, and not on how they lie in shards.
     """
+    columns = features(pool.rewards)  # rows that were filtered by votes have one more
     part, size = [], 0
     for row, image in _read(rows, pool, pictured):
         if part and (size + len(image or b"") > PIECE or len(part) == ROWS):
-            piece, part, size = Dataset.from_list(part, features=features(pool.rewards)), [], 0
+            piece, part, size = Dataset.from_list(part, features=columns), [], 0
             yield piece
-        part.append(row | {"image": None if image is None else {"bytes": image, "path": None}})
+        stored = None if image is None else {"bytes": image, "path": None}
+        part.append({name: row[name] for name in columns} | {"image": stored})
         size += len(image or b"")
-    yield Dataset.from_list(part, features=features(pool.rewards))
+    yield Dataset.from_list(part, features=columns)
 
 
 def _read(
@@ -227,7 +232,8 @@ def build_pairs(
     Preference pairs of a pool, for [`DiffusionDPOTrainer`]: at most one of each group.
 
     Of the pairs of a group's images in which one beats the other on every filter reward, the one whose summed, scaled
-    rewards differ most. The original's image takes part like any other. What is chosen is within all limits.
+    rewards differ most. The original's image takes part like any other. What is chosen is within all limits. A vetoed image
+    is in no pair, but as the rejected one where `human`, which votes make, is among those rewards.
 
     Args:
         groups (`Sequence[Group]`):
@@ -244,14 +250,19 @@ def build_pairs(
         difference of their advantages.
     """
     config = FilterConfig() if config is None else config
+    pool = with_votes(pool, config)
     names, limits = split_conditions(config.conditions(pool.rewards))
     columns = [pool.rewards.index(name) for name in names]
     bounds = [(limit, pool.rewards.index(limit.reward)) for limit in limits]
+    # Of `human` a vetoed image has the least, so that it beats none.
+    with_vetoed = config.votes is not None and HUMAN in names
     rows = each_candidate(groups, pool, config)
     pairs = []
     for group in groups:
         made = zip(group.keys, islice(rows, len(group.keys)), strict=True)
-        images = {key: row for key, row in made if key in pool and not vetoed_itself(row["drop_reason"])}
+        images = {
+            key: row for key, row in made if key in pool and (with_vetoed or not vetoed_itself(row["drop_reason"]))
+        }
         quality = {key: pool.quality(key)[columns] for key in images}
         fit = [key for key in images if all(limit.holds(pool.scores[key][column]) for limit, column in bounds)]
         better = [(images[a], images[b]) for a in fit for b in images if (quality[a] > quality[b]).all()]

@@ -25,7 +25,7 @@ from ..candidates.pool import CandidatePool
 from ..conditions import Limit, split_conditions
 from ..crf import composite_reward_filter, group_advantages, improves
 from ..errors import UsageError
-from .veto import load_vetoes, veto_mask
+from .votes import veto_mask, vetoes_of, with_votes
 
 
 def filter_candidates(groups: Sequence[Group], pool: CandidatePool, config: FilterConfig) -> list[dict]:
@@ -46,12 +46,13 @@ def each_candidate(groups: Sequence[Group], pool: CandidatePool, config: FilterC
         config ([`FilterConfig`]):
             What passes.
     """
+    pool = with_votes(pool, config)
     config.check_rewards(pool.rewards)
     scores, generated = pool.matrices(groups)
     if not generated[:, 0].all():
         group = groups[int(np.flatnonzero(~generated[:, 0])[0])]
         raise UsageError(f"The pool {pool.folder} has no image for {group.prompt!r}: run `craft generate` first.")
-    vetoed = veto_mask(load_vetoes(config.veto, pool), groups)
+    vetoed = veto_mask(vetoes_of(config, pool), groups)
     compared, limits = split_conditions(config.conditions(pool.rewards))
     failures = {name: ~improves(scores[name]) for name in compared} | beyond(limits, pool, scores)
     struck = np.logical_or.reduce([vetoed, *(failures[name] for name in failures if name not in compared)])
@@ -131,6 +132,7 @@ def vetoed_itself(drop_reason: str) -> bool:
 
 def explain_nothing(groups: Sequence[Group], pool: CandidatePool, config: FilterConfig) -> str:
     """What passed how far when nothing passed the whole filter, and what to relax."""
+    pool = with_votes(pool, config)
     compared, limits = split_conditions(config.conditions(pool.rewards))
     scores, generated = pool.matrices(groups)
     outside = beyond(limits, pool, scores)
@@ -142,7 +144,7 @@ def explain_nothing(groups: Sequence[Group], pool: CandidatePool, config: Filter
     relax = ["fewer filter_rewards", "more prompts", "milder templates"]
     if config.filter_level == "group":
         relax = ["filter_level: image", "a smaller num_variants", *relax]
-    vetoed = veto_mask(load_vetoes(config.veto, pool), groups).sum()
+    vetoed = veto_mask(vetoes_of(config, pool), groups).sum()
     said = [f"{', '.join(one)} beat their original"] if one else []
     said += [f"{', '.join(within)} are within their limit"] if within else []
     said += [f"{images} do all of it" if within else f"{images} did on all of them"]

@@ -12,9 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The contact sheet: every candidate beside its original, with what the filter says of it, to look at and to veto."""
+"""The contact sheet: every candidate beside its original, with what the filter says of it, to look at and to vote on."""
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,15 +21,16 @@ from typing import Literal
 
 import numpy as np
 
-from ..candidates.filter_config import FilterConfig
+from ..candidates.filter_config import HUMAN, FilterConfig
 from ..candidates.groups import Group
 from ..candidates.pool import CandidatePool, Key
+from ..conditions import split_conditions
 from ..errors import NothingToDoError, UsageError
 from ..pages import render, thumbnail
 from ..progress import progress_bar
 from ..stages import fingerprint, write_atomically
 from .filter import each_candidate
-from .veto import load_vetoes, veto_line
+from .votes import VOTES, key_line, load_vetoes, load_votes
 
 
 # Bytes of a page. Chrome's JavaScript has no text beyond 536,870,888 characters, and all of them are in one.
@@ -48,10 +48,10 @@ def write_sheet(
     thumbnail_size: int = 192,
 ) -> dict[str, int]:
     """
-    Write a self-contained HTML page of candidates, with a checkbox for each and a button that saves the vetoes.
+    Write a self-contained HTML page of candidates, on which votes are given, saved and loaded.
 
-    The page says what the filter says without vetoes, and counts vetoes on top of that as they are made. Vetoes of
-    `config.veto` are ticked; those of images that are not on the page are kept when it saves.
+    The page says what the filter says without votes, and counts votes on top of that as they are given. Those of
+    `config.votes` or `config.veto` are on it; those of images that are not on the page are kept when it saves.
 
     Args:
         path (`Path`):
@@ -70,12 +70,13 @@ def write_sheet(
             Longer side of the pictures in pixels; smaller images stay as they are.
 
     Returns:
-        `dict[str, int]`: `groups` and `images` on the page, `waiting`, the groups that have no original yet, `vetoed`
+        `dict[str, int]`: `groups` and `images` on the page, `waiting`, the groups that have no original yet, `votes`
         and `bytes`.
     """
     check_sheet(path)
+    votes = load_votes(config.votes, pool) if config.votes else dict.fromkeys(load_vetoes(config.veto, pool), "veto")
     drawn = [group for group in groups if group.keys[0] in pool]
-    said = dataclasses.replace(config, veto=None)
+    said = config.without_votes()
     shown = range(len(drawn))
     if only != "all":
         kept = (any(row["keep"] for row in rows) for rows in _by_group(drawn, pool, said))
@@ -91,16 +92,23 @@ def write_sheet(
 
     keys = [key for group, _ in by_group for key in group.keys if key in pool]
     pictures = make_thumbnails(pool, keys, thumbnail_size, len(by_group))
-    vetoes = load_vetoes(config.veto, pool)
+    compared, limits = split_conditions(config.conditions(pool.rewards))
     sheet = {
         "rewards": pool.rewards,
         "signs": pool.signs.tolist(),  # -1 where less is better
-        "filter_rewards": config.conditions(pool.rewards),
+        "filter_rewards": said.conditions(pool.rewards),
+        # What the filter asks of votes, which only the page knows.
+        "human": {
+            "compared": config.votes is not None and HUMAN in compared,
+            "limits": [[x.sign, x.value] for x in limits if config.votes is not None and x.reward == HUMAN],
+        },
+        "values": VOTES,
+        "words": list(VOTES),
         "level": config.filter_level,
         "groups": [_group(group, rows, pool, pictures) for group, rows in by_group],
-        "vetoed": [veto_line(key) for key in vetoes],
-        # Under this name the browser remembers vetoes that are not saved yet.
-        "memory": fingerprint([keys, sorted(vetoes), config.filter_level]),
+        "votes": [[key_line(key), vote] for key, vote in votes.items()],
+        # Under this name the browser remembers votes that are not saved yet.
+        "memory": fingerprint(["votes", keys, sorted(votes.items()), config.filter_level]),
     }
     page = render("sheet.html", sheet=sheet, folder=str(pool.folder.parent), thumbnail_size=thumbnail_size)
     write_atomically(path, page)
@@ -108,7 +116,7 @@ def write_sheet(
         "groups": len(by_group),
         "images": len(keys),
         "waiting": len(groups) - len(drawn),
-        "vetoed": len(vetoes),
+        "votes": len(votes),
         "bytes": path.stat().st_size,
     }
 
@@ -138,7 +146,7 @@ def make_thumbnails(pool: CandidatePool, keys: Sequence[Key], size: int, num_gro
     ordered = pool.by_shard(keys)
     images = pool.images(ordered)
     pictures: dict[Key, str] = {}
-    # An image's prompt is in its veto, its own text there too, and scores and names are some 300 characters.
+    # An image's prompt is in its vote, its own text there too, and scores and names are some 300 characters.
     texts = sum(len(prompt) + 2 * len(text) + 300 for prompt, text, _ in keys)
     with ThreadPoolExecutor() as threads, progress_bar(total=len(keys), unit="image", desc="Thumbnails") as bar:
         # In pieces: `map` would read the whole pool into memory at once.
@@ -165,7 +173,7 @@ def _group(group: Group, rows: list[dict], pool: CandidatePool, pictures: dict[K
             "scores": [row[name] for name in pool.rewards],
             "reason": row["drop_reason"],
             "advantage": row["advantage"],
-            "line": veto_line(key),
+            "line": key_line(key),
             "picture": pictures[key],
         }
         for key, row in zip(group.keys, rows, strict=True)

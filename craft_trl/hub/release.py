@@ -30,7 +30,7 @@ from datasets import load_from_disk
 from diffusers.utils import make_image_grid
 from PIL import Image
 
-from ..candidates.filter_config import FilterConfig
+from ..candidates.filter_config import HUMAN, FilterConfig
 from ..candidates.groups import Group, load_groups
 from ..candidates.pool import CandidatePool, Key
 from ..conditions import split_conditions
@@ -38,7 +38,7 @@ from ..crf import improves
 from ..errors import NothingToDoError, UsageError
 from ..filtering.dataset import with_images
 from ..filtering.filter import beyond, each_candidate, filter_candidates, train_rows, vetoed_itself
-from ..filtering.veto import load_vetoes, veto_line, veto_mask
+from ..filtering.votes import VOTES, veto_mask, vetoes_of, vote_line, with_votes
 from ..progress import progress_bar
 from ..sources import FACTS, content_hash, looks_like_hub_id, model_hash
 from ..stages import check_writable, fingerprint, read_record, read_timings, write_atomically
@@ -134,8 +134,9 @@ def dataset_release(
     # Those that the filter looked at: with a target, it stops before the end.
     groups = load_groups(run_dir / "prompts" / "groups.jsonl")[: records["filter"]["summary"]["groups"]]
     pool = CandidatePool(run_dir / "pool", list(records["generate"]["settings"]["rewards"]), verify=False)
-    settings = filter_settings(records["filter"]["settings"]) | {"veto": copy_vetoes(run_dir)}
+    settings = filter_settings(records["filter"]["settings"]) | copy_votes(run_dir)
     filters, own = configurations(settings, pool.rewards), FilterConfig(**settings)
+    pool = with_votes(pool, own)
     rows = {
         name: list(train_rows(each_candidate(groups, pool, config), pool, config)) for name, config in filters.items()
     }
@@ -204,22 +205,30 @@ def dataset_release(
 
 
 def filter_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """The part of a filter stage's record that [`FilterConfig`] takes, but the vetoes, of which the record has a hash."""
-    names = FilterConfig.__dataclass_fields__.keys() - {"veto"}
+    """The part of a filter stage's record that [`FilterConfig`] takes, but votes, of which the record has a hash."""
+    names = FilterConfig.__dataclass_fields__.keys() - {"veto", "votes"}
     return {name: settings[name] for name in names if name in settings}
 
 
-def copy_vetoes(run_dir: Path) -> str | None:
-    """A file of the images that were vetoed when the run's pool was filtered, wherever the user's own is by now."""
+def copy_votes(run_dir: Path) -> dict[str, str]:
+    """A file of the votes or vetoes by which the run's pool was filtered, wherever the user's own is by now."""
     rows = load_from_disk(str(run_dir / "dataset"))["candidates"].remove_columns("image").with_format("arrow")
     # By column: taken one by one, a million rows take minutes.
-    vetoed = [i for i, reason in enumerate(rows["drop_reason"][:].to_pylist()) if vetoed_itself(reason)]
-    if not vetoed:
-        return None
-    path = run_dir / "hub" / "vetoes.jsonl"
+    if voted := "votes" in read_record(run_dir / "dataset")["settings"]:
+        words = {value: word for word, value in VOTES.items()}
+        votes = {i: words[v] for i, v in enumerate(rows[HUMAN][:].to_pylist()) if v in words}
+    else:
+        reasons = rows["drop_reason"][:].to_pylist()
+        votes = {i: "veto" for i, reason in enumerate(reasons) if vetoed_itself(reason)}
+    if not votes and not voted:
+        return {}
+    path = run_dir / "hub" / ("votes.jsonl" if voted else "vetoes.jsonl")
     path.parent.mkdir(exist_ok=True)
-    write_atomically(path, "".join(f"{veto_line(key(row))}\n" for row in rows[vetoed].to_pylist()))
-    return str(path)
+    lines = [
+        vote_line(key(row), vote) for row, vote in zip(rows[list(votes)].to_pylist(), votes.values(), strict=True)
+    ]
+    write_atomically(path, "".join(f"{line}\n" for line in lines))
+    return {"votes" if voted else "veto": str(path)}
 
 
 def configurations(own: dict[str, Any], rewards: Sequence[str]) -> dict[str, FilterConfig]:
@@ -238,7 +247,7 @@ def undecided(groups: Sequence[Group], pool: CandidatePool, config: FilterConfig
     compared, limits = split_conditions(config.conditions(pool.rewards))
     fails = [~improves(scores[name]) for name in compared] + list(beyond(limits, pool, scores).values())
     passes = ~np.logical_or.reduce(fails)
-    vetoed = veto_mask(load_vetoes(config.veto, pool), groups)
+    vetoed = veto_mask(vetoes_of(config, pool), groups)
     failed = (generated & ~passes | vetoed)[:, 1:].any(axis=1) | vetoed[:, 0]
     return int((~generated.all(axis=1) & ~failed).sum())
 

@@ -82,6 +82,7 @@ def simulate(config: CandidatesConfig, pass_rate: float | None = None, num_group
         num_groups (`int`, *optional*, defaults to `50_000`):
             Groups to simulate.
     """
+    config = config.without_votes()  # what people will say is not known
     names, n = config.reward_names, config.num_variants
     rng = np.random.default_rng(0)
     common = rng.standard_normal((num_groups, 1 + n, 1), dtype=np.float32)

@@ -23,17 +23,19 @@ craft filter --config recipes/tiny/candidates.yaml --filter_rewards hpsv2 aesthe
 """
 
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from ..candidates.config import CandidatesConfig
+from ..candidates.filter_config import HUMAN, is_of_votes
 from ..candidates.groups import Group, load_groups
 from ..candidates.originals import with_originals
 from ..candidates.pool import CandidatePool
 from ..candidates.rejection import check_target, needed, up_to_target
 from ..errors import UsageError
-from ..filtering.veto import load_vetoes, veto_mask
+from ..filtering.votes import load_votes, veto_mask, vetoes_of
 from ..hub.config import PushConfig
 from ..parser import CraftParser
 from ..stages import Stage, fingerprint, move_into, read_record
@@ -69,6 +71,12 @@ def open_pool(config: CandidatesConfig) -> tuple[list[Group], CandidatePool, dic
     return groups, pool, record
 
 
+def counts_votes(config: CandidatesConfig) -> bool:
+    """Whether more of the votes than their vetoes changes what is kept or what it weighs."""
+    weights = config.weights([*config.reward_names, HUMAN])
+    return bool(weights[HUMAN]) or any(map(is_of_votes, config.conditions(config.reward_names)))
+
+
 def main(config: CandidatesConfig) -> None:
     """Write `dataset/`, a DatasetDict with the images to train on as `train`; and put it on the Hub if that is asked for."""
     check(config)
@@ -82,7 +90,7 @@ def main(config: CandidatesConfig) -> None:
             "pass first: run `craft generate` with the same options first."
         )
     scores, generated = pool.matrices(groups)
-    vetoes = load_vetoes(config.veto, pool)
+    votes, vetoes = load_votes(config.votes, pool) if config.votes else {}, vetoes_of(config, pool)
     settings = {
         "pool": {
             "settings": record["fingerprint"],
@@ -99,6 +107,7 @@ def main(config: CandidatesConfig) -> None:
         "veto": fingerprint(sorted(vetoes)) if vetoes else None,
         # An option that came later and is not used is left out: it makes no older dataset another one.
         **({"train_images": config.train_images} if config.train_images != "kept" else {}),
+        **({"votes": fingerprint(sorted(votes.items()))} if config.votes else {}),
     }
     stage = Stage("filter", Path(config.output_dir) / "dataset", settings)
 
@@ -118,6 +127,7 @@ def main(config: CandidatesConfig) -> None:
             "kept": len(kept),
             "kept_groups": len({row["group_id"] for row in kept}),
             "vetoed": int(veto_mask(vetoes, groups).sum()),
+            **({"votes": dict(Counter(votes.values()))} if config.votes else {}),
         }
         if config.train_images != "kept":
             summary |= {"train": len(train), "train_negative": sum(row["advantage"] < 0 for row in train)}
@@ -129,6 +139,10 @@ def main(config: CandidatesConfig) -> None:
             kept += f" (target_groups asks for {config.target_groups})"
         if s["vetoed"]:
             kept += f", {s['vetoed']} images vetoed"
+        chosen = {word: number for word, number in s.get("votes", {}).items() if word != "veto"}
+        if chosen:
+            kept += f", votes for {' and '.join(f'{word} {number}' for word, number in sorted(chosen.items()))}"
+            kept += "" if counts_votes(config) else " (which count where filter_rewards or reward_weights name human)"
         if s["undecided"]:
             kept += f" ({s['undecided']} lack images that this filter asks for: `craft generate` makes them)"
         if "train" in s:

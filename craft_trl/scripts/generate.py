@@ -222,7 +222,7 @@ def begin(stage: Stage, set_aside: bool, in_tasks: bool = False) -> None:
 
 def outcome(config: CandidatesConfig, groups: Sequence[Group], pool: CandidatePool) -> str:
     """What the filter says of the variants of groups, in a line."""
-    rows = filter_candidates(groups, pool, dataclasses.replace(config, veto=None))
+    rows = filter_candidates(groups, pool, config.without_votes())
     reasons = Counter(row["drop_reason"] or "kept" for row in rows if row["variant"])
     counts = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common())
     return f"smoke: of {reasons.total()} variants of {len(groups)} prompts: {counts}"

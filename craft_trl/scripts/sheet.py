@@ -14,11 +14,11 @@
 
 
 """
-See the candidates of a run, and veto those that the model must not be trained on.
+See the candidates of a run, and vote: what the model must not be trained on, what is to be kept, which is the best of its group.
 
 ```bash
 craft sheet --config recipes/tiny/candidates.yaml
-craft filter --config recipes/tiny/candidates.yaml --veto ~/Downloads/veto.jsonl
+craft filter --config recipes/tiny/candidates.yaml --votes ~/Downloads/votes.jsonl
 ```
 """
 
@@ -46,7 +46,7 @@ class SheetArguments:
         num_groups (`int`, *optional*):
             Show so many groups, evenly spaced over those there are. Defaults to all.
         only (`"all"`, `"kept"` or `"dropped"`, *optional*, defaults to `"all"`):
-            Show groups of which the filter keeps an image, vetoes aside, or those of which it keeps none.
+            Show groups of which the filter keeps an image, votes aside, or those of which it keeps none.
         thumbnail_size (`int`, *optional*, defaults to `192`):
             Longer side of the pictures in pixels.
         sheet_file (`str`, *optional*):
@@ -81,10 +81,10 @@ def main(config: CandidatesConfig, args: SheetArguments) -> None:
     check_writable(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
     made = write_sheet(path, groups, pool, config, args.num_groups, args.only, args.thumbnail_size)
-    vetoed = f", {made['vetoed']} vetoed" if made["vetoed"] else ""
+    votes = f", {made['votes']} votes" if made["votes"] else ""
     waiting = f" ({made['waiting']} groups are not drawn yet)" if made["waiting"] else ""
     say(
-        f"[sheet] {made['images']} images of {made['groups']} groups{vetoed}{waiting}, at {args.thumbnail_size} pixels, "
+        f"[sheet] {made['images']} images of {made['groups']} groups{votes}{waiting}, at {args.thumbnail_size} pixels, "
         f"{made['bytes'] / 1e6:.1f} MB: {path} ({time.monotonic() - start:.0f} s)"
     )
 

@@ -45,7 +45,7 @@ from craft_trl.candidates.pool import CandidatePool
 from craft_trl.cli.main import main
 from craft_trl.errors import NothingToDoError, UsageError
 from craft_trl.evaluation.statistics import paired_p
-from craft_trl.filtering.veto import veto_line
+from craft_trl.filtering.votes import key_line as veto_line
 from craft_trl.scripts.bakeoff import Bakeoff, make_parser
 from craft_trl.scripts.dpo import make_parser as dpo_parser
 

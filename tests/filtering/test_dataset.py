@@ -25,7 +25,7 @@ from craft_trl.candidates.groups import make_groups
 from craft_trl.candidates.pool import CandidatePool
 from craft_trl.errors import NothingToDoError, UsageError
 from craft_trl.filtering.dataset import build_dataset_dict, validate
-from craft_trl.filtering.veto import veto_line
+from craft_trl.filtering.votes import key_line as veto_line
 
 
 def config(**settings):

@@ -16,7 +16,6 @@
 """The contact sheet in a real browser, from a real file, with real clicks and a real download."""
 
 import json
-import os
 import shutil
 import time
 
@@ -28,8 +27,14 @@ from PIL import Image as PILImage
 from craft_trl.candidates.groups import make_groups, save_groups
 from craft_trl.candidates.pool import CandidatePool
 from craft_trl.cli.main import main
-from craft_trl.filtering.veto import veto_line
+from craft_trl.filtering.votes import key_line, vote_line
 from craft_trl.stages import Stage
+
+from ..browser import drop, open_browser
+
+
+def veto_line(key):
+    return vote_line(key, "veto")
 
 
 # Per group and image: hpsv2, aesthetic. Fox and car pass whole, owl's second variant loses, star is rejected at once.
@@ -150,27 +155,8 @@ def data(path):
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     """Headless Chromium that downloads into a folder. Without one these tests are skipped."""
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    driver = shutil.which("chromedriver")
-    if not (chromium and driver):
-        missing = "needs chromium and chromedriver: apt-get install chromium chromium-driver"
-        pytest.skip(missing)
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in ("--headless=new", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1200,900"):
-        options.add_argument(argument)
-    if os.geteuid() == 0:
-        options.add_argument("--no-sandbox")  # root has no sandbox
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    downloads = tmp_path_factory.mktemp("downloads")
-    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
-    driver = webdriver.Chrome(options=options, service=Service(driver))
-    driver.downloads = downloads
-    yield driver
-    driver.quit()
+    with open_browser(tmp_path_factory.mktemp("downloads")) as driver:
+        yield driver
 
 
 @pytest.fixture
@@ -222,9 +208,32 @@ class Page:
 
         ActionChains(self.browser).send_keys(keys).perform()
 
+    def load(self, path):
+        """Takes a file in the dialog that the page opens."""
+        self.all("#file")[0].send_keys(str(path))
+
+    def drop(self, name, text):
+        drop(self.browser, name, text)
+
+    def says(self, text):
+        """Waits until the status is this text: a file is read while the page goes on."""
+        deadline = time.monotonic() + 20
+        while self.status() != text and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return self.status() == text
+
+    def pressed(self):
+        """Images with a vote to keep or as the best, as group, image and word."""
+        return [
+            (i, j, button.text)
+            for i, group in enumerate(self.all(".group"))
+            for j, figure in enumerate(group.find_elements("css selector", "figure"))
+            for button in figure.find_elements("css selector", "button[aria-pressed=true]")
+        ]
+
     def save(self):
         """Clicks the button and waits for the file."""
-        path = self.browser.downloads / "veto.jsonl"
+        path = self.browser.downloads / "votes.jsonl"
         path.unlink(missing_ok=True)
         self.all("#save")[0].click()
         deadline = time.monotonic() + 30
@@ -286,7 +295,7 @@ class TestPage:
         page.box(3, 1).click()  # and back
         assert page.verdicts(0)[2] == "vetoed" and page.verdicts(1)[1:] == ["dropped: the original is vetoed"] * 2
         path = page.save()
-        assert page.status() == "Saved 2 vetoes as veto.jsonl"
+        assert page.status() == "Saved 2 votes as votes.jsonl"
         assert path.read_text(encoding="utf-8") == f"{veto_line(GROUPS[0].keys[2])}\n{veto_line(GROUPS[1].keys[0])}\n"
 
         kept = [node.find_element("css selector", "figcaption > span").text for node in page.all("figure.kept")]
@@ -361,9 +370,97 @@ class TestPage:
         page.press("/jx")  # typed, not obeyed
         assert page.all("#search")[0].get_property("value") == "jx" and "3 vetoed" in page.status()
         page.press(Keys.ESCAPE)
-        (browser.downloads / "veto.jsonl").unlink(missing_ok=True)
+        (browser.downloads / "votes.jsonl").unlink(missing_ok=True)
         page.press("s")
-        assert page.status() == "Saved 3 vetoes as veto.jsonl"
+        assert page.status() == "Saved 3 votes as votes.jsonl"
+
+    def test_votes_by_keys_and_mouse(self, sheet, browser):
+        """Keep, veto and best exclude each other, and of a prompt one image is the best."""
+        from selenium.webdriver.common.keys import Keys
+
+        page = sheet()
+        page.press("jc" + Keys.ARROW_RIGHT + "b")
+        assert page.pressed() == [(0, 0, "keep"), (0, 1, "best")]
+        page.press(Keys.ARROW_RIGHT + "b")
+        assert page.pressed() == [(0, 0, "keep"), (0, 2, "best")]
+        page.press(Keys.ARROW_LEFT + "x")
+        buttons = page.all(".group")[0].find_elements("css selector", "figure:nth-child(2) button")
+        buttons[0].click()  # instead of the veto
+        page.press("j" + Keys.ARROW_RIGHT + "cc")  # from the button that has the focus; and back
+        assert page.pressed() == [(0, 0, "keep"), (0, 1, "keep"), (0, 2, "best")] and not page.box(0, 1).is_selected()
+        page.all(".group")[2].find_elements("css selector", "figure:nth-child(3) button.best")[0].click()
+        page.press("kg")
+        assert "1 vetoed, 2 keep, 2 best, 2 fewer kept" in page.status()
+        lines = page.save().read_text(encoding="utf-8").splitlines()
+        expected = [(0, 0, "keep"), (0, 1, "keep"), (0, 2, "best"), (1, 0, "veto"), (2, 2, "best")]
+        assert sorted(lines) == sorted(vote_line(GROUPS[i].keys[j], vote) for i, j, vote in expected)
+        browser.refresh()
+        assert page.pressed() == [(0, 0, "keep"), (0, 1, "keep"), (0, 2, "best"), (2, 2, "best")]
+        for show, count in (("voted", 3), ("unvoted", 1), ("vetoed", 1)):
+            page.choose("show", show)
+            assert len(page.prompts()) == count
+
+    def test_loaded_by_the_page(self, sheet, tmp_path):
+        """Through the dialog and by a drop; old files of vetoes and votes with notes; seeds beyond a double's digits."""
+        page = sheet("--only", "kept")
+        page.press("jc")
+        old = [key_line(GROUPS[0].keys[0]), json.dumps(json.loads(key_line(GROUPS[2].keys[1])) | {"note": "hands"})]
+        (tmp_path / "veto.jsonl").write_text("\n".join(old), encoding="utf-8")
+        page.load(tmp_path / "veto.jsonl")
+        assert page.says("Loaded 2 votes of veto.jsonl: 1 of images that are not on this page, 1 in place of others")
+        assert page.box(0, 0).is_selected() and page.pressed() == []
+        votes = [vote_line(GROUPS[1].keys[1], "best"), "", vote_line(GROUPS[0].keys[2], "keep")]
+        page.drop("votes.jsonl", "\ufeff" + "\r\n".join(votes))
+        assert page.says("Loaded 2 votes of votes.jsonl") and page.pressed() == [(0, 2, "keep"), (1, 1, "best")]
+        saved = page.save()
+        votes = [(0, 0, "veto"), (2, 1, "veto"), (1, 1, "best"), (0, 2, "keep")]
+        assert saved.read_text(encoding="utf-8").splitlines() == [vote_line(GROUPS[i].keys[j], v) for i, j, v in votes]
+        again = sheet("--only", "kept", "--votes", saved)
+        assert again.pressed() == [(0, 2, "keep"), (1, 1, "best")] and "1 of them not on this page" in again.status()
+
+    @pytest.mark.parametrize(
+        ("line", "message"),
+        [
+            ("{", "not JSON"),
+            ('{"prompt": "a fox", "seed": 1}', "not a vote, it needs prompt, expanded_prompt, seed"),
+            (
+                key_line(GROUPS[0].keys[0])[:-1] + ', "vote": "good"}',
+                'vote must be one of veto, keep, best, got "good"',
+            ),
+            (vote_line(GROUPS[0].keys[1], "best"), 'best, but keep in an earlier line, for "a fox, sharp"'),
+            (f"{vote_line(GROUPS[0].keys[0], 'best')}\n{vote_line(GROUPS[0].keys[2], 'best')}", "SECOND"),
+            ('{"page": "p", "pair": "q", "vote": "left"}', "a vote of a blind comparison"),
+        ],
+    )
+    def test_mistakes_in_a_file(self, sheet, line, message):
+        page = sheet()
+        page.drop("votes.jsonl", f"{vote_line(GROUPS[0].keys[1], 'keep')}\n{line}\n")
+        said = f"line 2: {message}" if message != "SECOND" else 'line 3: a second image is the best for "a fox"'
+        assert page.says(f"votes.jsonl, {said}. Nothing was loaded.") and page.pressed() == []
+
+    @pytest.mark.parametrize("level", ["group", "image"])
+    @pytest.mark.parametrize("conditions", [["human"], ["hpsv2", "human>0"]])
+    def test_a_filter_by_votes(self, sheet, run_dir, tmp_path, capsys, level, conditions):
+        """The page says, as votes are given, what the filter says of them."""
+        (tmp_path / "none.jsonl").touch()
+        options = ["--filter_level", level, "--filter_rewards", *conditions]
+        page = sheet(*options, "--votes", tmp_path / "none.jsonl")
+        assert page.all("figure.kept") == []
+        votes = [(0, 1, "keep"), (0, 2, "best"), (1, 1, "keep"), (2, 0, "keep"), (2, 2, "best"), (3, 1, "veto")]
+        page.drop("v.jsonl", "\n".join(vote_line(GROUPS[i].keys[j], vote) for i, j, vote in votes))
+        assert page.says("Loaded 6 votes of v.jsonl")
+        kept = [node.find_element("css selector", "figcaption > span").text for node in page.all("figure.kept")]
+        path = page.save()
+        shutil.copytree(run_dir / "run", tmp_path / "run")
+        save_groups(GROUPS[:4], tmp_path / "run" / "prompts" / "groups.jsonl")
+        assert craft("filter", run_dir, "--output_dir", tmp_path / "run", *options, "--votes", path) == 0
+        from datasets import load_from_disk
+
+        dataset = load_from_disk(str(tmp_path / "run" / "dataset"))
+        assert dataset["train"]["expanded_prompt"][:] == kept
+        assert dataset["candidates"]["human"][:] == [0, 1, 2, 0, 1, 0, 1, 0, 2, 0, -1, None]
+        alone = [] if level == "group" else [f"{GROUPS[1].prompt}, sharp", "an owl, detailed"]
+        assert kept == ["a fox, sharp", "a fox, detailed", *alone]
 
     def test_on_a_phone(self, sheet, browser):
         phone = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
@@ -379,12 +476,13 @@ class TestPage:
         finally:
             browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
-    def test_many_prompts_are_not_drawn_at_once(self, browser, tmp_path):
+    def test_five_thousand_images_are_not_drawn_at_once(self, browser, tmp_path):
         """Of a thousand prompts those near the window have pictures; the rest get theirs when they come near."""
-        scores = {"hpsv2": np.array([0.2, 0.3]), "aesthetic": np.array([5.0, 6.0])}
-        groups = make_groups([f"prompt {i}" for i in range(1000)], [[f"prompt {i}, sharp"] for i in range(1000)])
+        scores = {"hpsv2": np.arange(5.0), "aesthetic": np.arange(5.0)}
+        variants = [[f"prompt {i}, manner {j}" for j in range(4)] for i in range(1000)]
+        groups = make_groups([f"prompt {i}" for i in range(1000)], variants)
         pool = CandidatePool(tmp_path, ["hpsv2", "aesthetic"])
-        images = [PILImage.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+        images = [PILImage.new("RGB", (16, 16), colour) for colour in ("red", "blue", "green", "white", "black")]
         pool.append(
             [key for group in groups for key in group.keys],
             images * 1000,
@@ -393,13 +491,20 @@ class TestPage:
         from craft_trl.candidates.filter_config import FilterConfig
         from craft_trl.filtering.sheet import write_sheet
 
-        assert write_sheet(tmp_path / "s.html", groups, pool, FilterConfig())["images"] == 2000
+        assert write_sheet(tmp_path / "s.html", groups, pool, FilterConfig())["images"] == 5000
         browser.get((tmp_path / "s.html").as_uri())
         page = Page(browser)
-        assert len(page.all(".group")) == 1000 and 0 < len(page.all("figure")) < 200
-        assert "1000 of 2000 images kept, of 1000 prompts" in page.status()
+        assert len(page.all(".group")) == 1000 and 0 < len(page.all("figure")) < 400
+        assert "4000 of 5000 images kept, of 1000 prompts" in page.status()
         browser.execute_script("window.scrollTo(0, document.body.scrollHeight)")
         deadline = time.monotonic() + 20
         while "prompt 999" not in page.prompts() and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert "prompt 999" in page.prompts() and len(page.all("figure")) < 400
+        assert "prompt 999" in page.prompts() and len(page.all("figure")) < 800
+        # A vote on what has never been drawn, for all of 1,000 prompts from a file, and by a key on the last one.
+        page.drop("v.jsonl", "\n".join(vote_line(group.keys[1], "best") for group in groups))
+        assert page.says("Loaded 1000 votes of v.jsonl") and len(page.all("figure")) < 800
+        page.all(".group")[-1].find_elements("css selector", "button.best")[2].click()
+        assert "0 vetoed, 1000 best" in page.status()
+        lines = page.save().read_text(encoding="utf-8").splitlines()
+        assert len(lines) == 1000 and lines[-1] == vote_line(groups[-1].keys[2], "best")

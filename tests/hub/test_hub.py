@@ -414,6 +414,38 @@ class TestRecipes:
         assert "| LoRA rank, alpha | 2, 2 |" in card and "lora" in ModelCard(card).data.tags
 
 
+class TestVotes:
+    def test_the_reward_of_votes(self, run, server, tmp_path):
+        """It is pushed as others are, from the votes that the dataset has, wherever their file is."""
+        from datasets import load_from_disk
+
+        from craft_trl.candidates.groups import load_groups
+        from craft_trl.filtering.votes import vote_line
+
+        pool = CandidatePool(run / "pool", ["hpsv2", "pickscore", "aesthetic"])
+        drawn = [g for g in load_groups(run / "prompts" / "groups.jsonl") if all(key in pool for key in g.keys[:2])]
+        words = [(0, 1, "best"), (0, 0, "keep"), (1, 1, "keep"), (2, 0, "veto"), (3, 1, "veto")]
+        votes = tmp_path / "votes.jsonl"
+        votes.write_text("".join(vote_line(drawn[i].keys[j], word) + "\n" for i, j, word in words), encoding="utf-8")
+        options = ["--num_prompts", "8", "--num_inference_steps", "2", "--output_dir", "runs/tiny"]
+        options += ["--filter_level", "image", "--filter_rewards", "human", "--votes", str(votes)]
+        assert main(["filter", "--config", str(TINY / "candidates.yaml"), *options]) == 0
+        made = load_from_disk(str(run / "dataset"))
+        assert made["train"]["expanded_prompt"][:] == [drawn[0].keys[1][1], drawn[1].keys[1][1]]
+        votes.unlink()
+        assert push("--repo_id", "org/tiny", "--what", "dataset") == 0
+        files = server.repos["dataset", "org/tiny"].files
+        (name,) = (name for name in files if name.startswith("filtered/"))
+        rows = pq.read_table(io.BytesIO(files[name])).to_pylist()
+        assert [(row["expanded_prompt"], row["human"]) for row in rows] == [
+            (drawn[0].keys[1][1], 2),
+            (drawn[1].keys[1][1], 1),
+        ]
+        (name,) = (name for name in files if name.startswith("candidates/"))
+        rows = pq.read_table(io.BytesIO(files[name])).to_pylist()
+        assert sorted(row["human"] for row in rows if row["human"]) == [-1, -1, 1, 1, 2]
+
+
 class TestDocs:
     """What docs/source/hub.md shows is taken as it stands there."""
 
