@@ -21,7 +21,7 @@ import numpy as np
 from ..candidates.filter_config import FilterConfig
 from ..candidates.groups import Group
 from ..candidates.pool import CandidatePool
-from ..conditions import Limit, compared_on, split_conditions
+from ..conditions import OF_TEXT, Limit, compared_on, split_conditions
 from ..crf import composite_reward_filter, group_advantages, improves
 from ..errors import UsageError
 from .veto import load_vetoes, veto_mask
@@ -79,7 +79,7 @@ def as_compared(
     [`~conditions.compared_on`], every variant beats the original by it.
     """
     sides = dict(scores)
-    for name in compared:
+    for name in set(compared) & set(OF_TEXT):
         silent = np.array([[name not in compared_on(group.prompt, compared)] for group in groups])
         if silent.any():
             sides[name] = np.where(silent, np.arange(scores[name].shape[1]) > 0, scores[name])

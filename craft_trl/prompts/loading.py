@@ -19,6 +19,7 @@ import json
 import logging
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def _hpdv2_files(split: str | None) -> list[str]:
 
 
 def hub_files(source: str, split: str | None = "train", revision: str | None = None) -> list[HubFiles]:
-    """What [`load_prompt_rows`] reads on the Hub. Of a dataset, `datasets` decides: all files that it may read."""
+    """What [`load_prompt_rows`] reads on the Hub. Of a dataset, `datasets` decides, see [`files_of_dataset`]."""
     if source == HPDV2:
         return [HubFiles(HPDV2, tuple(_hpdv2_files(split)), revision, "dataset")]
     if on_hub := ON_HUB.fullmatch(source):
@@ -94,6 +95,21 @@ def hub_files(source: str, split: str | None = "train", revision: str | None = N
     if os.path.exists(source) or file_type(source) or not looks_like_hub_id(source):
         return []
     return [HubFiles(source, ("*",), revision, "dataset")]
+
+
+def files_of_dataset(files: HubFiles, config: str | None = None) -> HubFiles:
+    """Of a dataset as a whole the files that `datasets` reads; it downloads the head of its card, and where need be lists it."""
+    import datasets
+
+    if files.files != ("*",):
+        return files
+    try:
+        builder = datasets.load_dataset_builder(files.repo_id, config, revision=files.revision)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise UsageError(f"Prompts {files.repo_id}: {first_line(error)}") from error
+    urls = {url for part in (builder.config.data_files or {}).values() for url in part}
+    names = sorted(url.partition("@")[2].partition("/")[2] for url in urls)  # hf://datasets/org/name@COMMIT/PATH
+    return replace(files, files=tuple(names) or files.files)
 
 
 def check_prompt(prompt: Any, place: str) -> None:

@@ -32,7 +32,7 @@ from ..errors import UsageError
 from ..parser import CraftParser
 from ..prompts.benchmarks import WebFile, download, published_files
 from ..prompts.config import excluded_files
-from ..prompts.loading import hub_files
+from ..prompts.loading import files_of_dataset, hub_files
 from ..rewards import parse_rewards
 from ..sources import HubFiles, first_line, sha256
 from ..stages import check_writable
@@ -111,8 +111,14 @@ def needs(recipes: "RunRecipes") -> list[Need]:
     candidates, train, evaluation = recipes.candidates, recipes.train, recipes.evaluation
     found: dict[HubFiles | WebFile, Need] = {}
 
-    def add(user: str, files: Iterable[HubFiles | WebFile | None], read: Callable[[], Any] | None = None) -> None:
+    def add(
+        user: str,
+        files: Iterable[HubFiles | WebFile | None],
+        read: Callable[[], Any] | None = None,
+        config: str | None = None,
+    ) -> None:
         for item in filter(None, files):
+            item = files_of_dataset(item, config) if isinstance(item, HubFiles) else item
             need = found.setdefault(item, Need(item, [], read))
             need.users += [user] if user not in need.users else []
 
@@ -164,6 +170,7 @@ def needs(recipes: "RunRecipes") -> list[Need]:
         "prompts",
         hub_files(candidates.prompts, candidates.prompt_split, candidates.prompt_revision),
         lambda: load_prompt_rows(candidates.prompts, candidates.prompt_column, *where),
+        candidates.prompt_config,
     )
     for source in candidates.exclude_prompts:
         add(

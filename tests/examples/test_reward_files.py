@@ -46,7 +46,7 @@ class HPSv3RewardInferencer:
 
 def head(name):
     """The metadata of a script, as PEP 723 has it."""
-    lines = (ROOT / "examples" / "rewards" / f"{name}.py").read_text().splitlines()
+    lines = (ROOT / "examples" / "rewards" / f"serve_{name}.py").read_text().splitlines()
     assert lines[0] == "# /// script"
     block = lines[1 : lines.index("# ///")]
     assert all(line == "#" or line.startswith("# ") for line in block)
@@ -85,7 +85,7 @@ def test_they_serve(name, iter_step, environment, tmp_path):
     variables = {"PATH": "/usr/bin:/bin", **environment[name]} | (
         {"HPSV3PP_ITER_STEP": iter_step} if iter_step else {}
     )
-    command = [sys.executable, str(ROOT / "examples" / "rewards" / f"{name}.py"), "--port", "0"]
+    command = [sys.executable, str(ROOT / "examples" / "rewards" / f"serve_{name}.py"), "--port", "0"]
     process = subprocess.Popen(command, env=variables, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     try:
         said = process.stdout.readline()
@@ -102,7 +102,7 @@ def test_they_serve(name, iter_step, environment, tmp_path):
 
 
 def test_without_a_clone(tmp_path):
-    command = [sys.executable, str(ROOT / "examples" / "rewards" / "hpsv3pp.py")]
+    command = [sys.executable, str(ROOT / "examples" / "rewards" / "serve_hpsv3pp.py")]
     process = subprocess.run(
         command, env={"HPSV3PP": str(tmp_path), "PATH": "/usr/bin"}, capture_output=True, text=True, cwd=tmp_path
     )

@@ -27,7 +27,6 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from craft_trl import score
-from craft_trl.candidates.config import CandidatesConfig
 from craft_trl.candidates.filter_config import FilterConfig
 from craft_trl.candidates.groups import make_groups
 from craft_trl.candidates.pool import CandidatePool
@@ -280,8 +279,10 @@ class TestFilter:
         assert build_pairs(*filled, FilterConfig(filter_rewards=["ocr"]))["prompt"][:] == self.PROMPTS[1:]
 
 
-def test_a_recipe_whose_prompts_ask_for_nothing(recipes, capsys):
-    rewards = ["ocr", *CandidatesConfig.__dataclass_fields__["rewards"].default_factory()[:0]]
-    path = recipes("candidates", rewards=rewards)
-    assert main(["expand", "--config", str(path)]) == 2
-    assert "ocr reads the text that a prompt asks for in quotes, and no prompt of" in capsys.readouterr().err
+def test_recipes_whose_prompts_ask_for_nothing(recipes, capsys):
+    said = "ocr reads the text that a prompt asks for in quotes, and no prompt of"
+    assert main(["expand", "--config", str(recipes("candidates", rewards=["ocr"]))]) == 2
+    assert said in capsys.readouterr().err
+    path = recipes("evaluate", held_out_rewards=["ocr"], models=["base=./pipeline"], run_dir="DELETE")
+    assert main(["evaluate", "--config", str(path)]) == 2
+    assert said in capsys.readouterr().err

@@ -30,11 +30,13 @@ import yaml
 
 from craft_trl.candidates.config import CandidatesConfig
 from craft_trl.cli.main import main
+from craft_trl.errors import UsageError
 from craft_trl.prompts.benchmarks import BENCHMARKS, WebFile, published_files
 from craft_trl.prompts.config import excluded_files
 from craft_trl.prompts.loading import hub_files
 from craft_trl.rewards import RewardSpec
 from craft_trl.rewards.weights import CLIP_L, HPSV2, MASK2FORMER
+from craft_trl.scripts.fetch import Need, fetch, listed
 from craft_trl.sources import HubFiles
 
 from ..conftest import ROOT, TINY
@@ -79,7 +81,7 @@ def run(server, recipes, random_model):  # noqa: F811
         name: (TINY / "prompts" / f"tiny-{name}.jsonl").read_text() for name in ("hpd-train", "hpd-test", "parti")
     }
     server.repos["dataset", "org/prompts"] = Repo(files={f"{n}.jsonl": text.encode() for n, text in prompts.items()})
-    server.repos["dataset", "org/plain"] = Repo(files={"train.jsonl": prompts["hpd-train"].encode()})
+    server.repos["dataset", "org/plain"] = Repo(files={"train.jsonl": prompts["hpd-train"].encode(), "a.png": b"x"})
     rewards = ["hpsv2=org/hps", "pickscore=org/pick", "aesthetic=org/aesthetic"]
     changes = {"model_name_or_path": "org/tiny", "rewards": rewards, "vae_name_or_path": "org/vae"}
     changes |= {"expander": "transformers", "expander_model": "org/lm", "templates": "DELETE"}
@@ -170,27 +172,30 @@ print(json.dumps([len(prompts), len(rewards), type(pipeline).__name__]))
     assert json.loads(process.stdout.splitlines()[-1]) == [6, 4, "StableDiffusionXLPipeline"]
 
 
-def test_what_is_wrong(run, server, recipes, tmp_path, capsys, monkeypatch):
+def test_what_is_wrong(server, tmp_path, capsys, monkeypatch):
     def refused(*words):
-        assert main(["fetch", *words]) == 2
+        assert main(["fetch", *map(str, words)]) == 2
         err = capsys.readouterr().err
         assert err.startswith("craft: error: ") and err.count("\n") == 1, err
         return err
 
     assert "craft fetch needs a folder of recipes" in refused()
-    assert "Unknown argument --dry_runn" in refused(str(run), "--dry_runn")
-    path = recipes("candidates", exclude_prompts=["org/prompts:none.jsonl"])
-    assert "org/prompts on the Hub has no none.jsonl" in refused(str(run))
-    recipes("candidates", exclude_prompts=["org/none:a.jsonl"])
-    assert "org/none cannot be had from the Hub: " in refused(str(run))
-    recipes("candidates", exclude_prompts=[])
-    assert main(["fetch", str(run)]) == 0
-    (blob,) = (tmp_path / "hub").glob("models--org--hps/snapshots/*/open_clip_model.safetensors")
-    blob.resolve().write_bytes(b"x" * blob.stat().st_size)
-    assert "open_clip_model.safetensors is not what the Hub has: its SHA-256 begins with" in refused(str(run))
+    assert "Unknown argument --dry_runn" in refused(TINY, "--dry_runn")
+    publish(server, "org/hps", TINY / "rewards" / "hps")
+    with pytest.raises(UsageError, match="org/hps on the Hub has no none.json"):
+        listed(HubFiles("org/hps", ("none.json",)))
+    with pytest.raises(UsageError, match="org/none at v1 cannot be had from the Hub: "):
+        listed(HubFiles("org/none", ("*",), "v1"))
+    need = Need(*RewardSpec.parse("hpsv2=org/hps").hub_files(), ["rewards"])
+    fetch(need, listed(need.files))
+    (there,) = (tmp_path / "hub").glob("models--org--hps/snapshots/*/open_clip_model.safetensors")
+    there.resolve().write_bytes(b"x" * there.stat().st_size)
+    with pytest.raises(UsageError, match="model.safetensors is not what the Hub has: its SHA-256 begins with"):
+        fetch(need, listed(need.files))
+    assert main(["fetch", str(TINY)]) == 0
+    assert capsys.readouterr().out == "[fetch] the run needs nothing from a network\n"
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert "asks the Hub, and HF_HUB_OFFLINE is set" in refused(str(run))
-    assert path.is_file()
+    assert "asks the Hub, and HF_HUB_OFFLINE is set" in refused(TINY)
 
 
 def test_what_is_loaded_from_where(tmp_path):
@@ -226,8 +231,6 @@ def test_an_expander(server, tmp_path):
     names = ("config.json", "tokenizer.json", "model.safetensors", "pytorch_model.bin", "README.md", "onnx/model.onnx")
     server.repos["model", "org/lm"] = Repo(files=dict.fromkeys(names, b"{}"), commits=["one"])
     config = {"model_name_or_path": "m", "prompts": "p.txt", "output_dir": "o", "expander": "transformers"}
-    from craft_trl.scripts.fetch import listed
-
     files = CandidatesConfig(**config, expander_model="org/lm").expander_files()
     assert [file.name for file in listed(files)] == ["config.json", "model.safetensors", "tokenizer.json"]
     assert CandidatesConfig(**config, expander_model=str(tmp_path)).expander_files() is None

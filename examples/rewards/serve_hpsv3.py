@@ -32,7 +32,7 @@ HPSv3 (https://huggingface.co/papers/2508.03789), a Qwen2-VL-7B that scores imag
 wants transformers 4.45, and craft_trl 5.
 
 ```bash
-uv run examples/rewards/hpsv3.py --port 8001
+uv run examples/rewards/serve_hpsv3.py --port 8001
 ```
 
 A recipe names it as `hpsv3=http://127.0.0.1:8001`. The weights, 16.5 GB of MizzenAI/HPSv3 beside Qwen/Qwen2-VL-7B-Instruct, are downloaded when it

@@ -49,7 +49,7 @@ There is no package of it. Its repository has no licence, so that nothing of it 
 ```bash
 git clone https://github.com/PlantPotatoOnMoon/HPSv3-PlusPlus ~/HPSv3-PlusPlus
 hf download Junjun2333/HPSv3-PlusPlus hpsv3++.pth --local-dir ~/HPSv3-PlusPlus/checkpoints
-HPSV3PP=~/HPSv3-PlusPlus uv run examples/rewards/hpsv3pp.py --port 8002
+HPSV3PP=~/HPSv3-PlusPlus uv run examples/rewards/serve_hpsv3pp.py --port 8002
 ```
 
 A recipe names it as `hpsv3pp=http://127.0.0.1:8002`. The score is the mean that the model predicts, at `iter_step` 0, as its authors
