@@ -134,16 +134,9 @@ def needs(recipes: "RunRecipes") -> list[Need]:
         add(user, [pipeline_files(source, revision)], lambda: load_tokenizers(source, revision))
 
     def add_part(user: str, model: Model) -> None:
-        if wanted := model.hub_files:
-            add(
-                user,
-                [
-                    next(
-                        (files for files in wanted if any(f.name.endswith(".safetensors") for f in listed(files))),
-                        wanted[0],
-                    )
-                ],
-            )
+        wanted = model.hub_files
+        held = [files for files in wanted if any(file.name.endswith(".safetensors") for file in listed(files))]
+        add(user, (held or wanted)[:1])
 
     add_model("model_name_or_path", candidates.model_name_or_path, candidates.model_revision)
     add_model("model_name_or_path", train.model_name_or_path, train.model_revision)

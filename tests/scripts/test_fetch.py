@@ -89,7 +89,9 @@ def run(server, recipes, random_model):  # noqa: F811
     guard = {"held_out_rewards": ["imagereward=org/ir"], "guard_prompts": "org/prompts:hpd-test.jsonl"}
     recipes("craft", model_name_or_path="org/tiny", **guard, guard_num_prompts=8)
     written = yaml.safe_load((recipes.folder / "craft.yaml").read_text())["output_dir"]
-    models = ["base=org/tiny", f"craft={written}"]
+    adapter = ROOT / "tests" / "data" / "run_before_rooms" / "run" / "model" / "pytorch_lora_weights.safetensors"
+    server.repos["model", "org/lora"] = Repo(files={adapter.name: adapter.read_bytes(), "notes.txt": b"x"})
+    models = ["base=org/tiny", "before=lora:org/lora", f"craft={written}"]
     held_out = {"held_out_rewards": ["imagereward=org/ir"], "prompts": "org/prompts:parti.jsonl", "group_by": "DELETE"}
     recipes("evaluate", models=models, rewards=rewards, **held_out, vae_name_or_path="org/vae", run_dir="DELETE")
     return recipes.folder
@@ -128,6 +130,7 @@ def test_a_dry_run_lists_and_a_fetch_is_enough(run, server, tmp_path, capsys):
     )
     assert not [name for name in ("README.md", ".bin", ".png") if name in said]
     assert {name.rpartition(".")[2] for name in names(downloaded(server))} == {"json"}
+    assert "org/lora (models)\n" in said and "notes.txt" not in said
     assert "org/lm (expander_model)\n" in said and "onnx" not in said
     listed = [line.split()[-1] for line in said.splitlines() if line.startswith("  ")]
     assert "are not in the cache yet" in said and len(listed) > 20
