@@ -56,7 +56,9 @@ A recipe names it as `hpsv3pp=http://127.0.0.1:8002`. The score is the mean that
 advise for scoring; HPSV3PP_ITER_STEP sets another, from 0 to 1. The weights are a pickle, which PyTorch 2.6 and later read without
 executing it. The fingerprint of the server is that of this file: it does not know the weights.
 
-CHECKED
+Checked in November 2026: the class, its arguments and the two numbers it returns, against the repository at 7bdbebc, and that uv 0.13.9 finds
+versions for the packages above (Python 3.11). Not checked: that all of it installs on a machine with a GPU, the weights, and the
+scores. There is no parity test.
 """
 
 import os
