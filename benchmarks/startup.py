@@ -39,7 +39,7 @@ ROOT = Path(__file__).parents[1]
 RUN = ROOT / "tests" / "data" / "run_before_rooms"
 LIBRARIES = ("torch", "transformers", "diffusers", "datasets", "accelerate", "peft")
 COMMANDS = ("run", "expand", "generate", "filter", "train", "dpo", "scored", "transitions", "spo", "evaluate")
-COMMANDS += ("sheet", "export", "plan", "bakeoff", "push", "serve-reward", "env")
+COMMANDS += ("sheet", "export", "plan", "fetch", "score", "import", "bakeoff", "push", "serve-reward", "env")
 # Runs a command, and says at its end what has been imported.
 PROGRAM = f"""
 import atexit, sys

@@ -45,6 +45,7 @@ _EXPORTS = {
     "ImageReward": "rewards.image_reward",
     "MPS": "rewards.mps",
     "NothingToDoError": "errors",
+    "OCR": "rewards.ocr",
     "PickScore": "rewards.pickscore",
     "PromptExpander": "expansion",
     "PromptsConfig": "prompts.config",

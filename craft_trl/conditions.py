@@ -17,6 +17,7 @@
 What a variant must meet to pass: rewards on which it beats the original, and limits.
 
 `hpsv2` asks for a better score than the original image has; `nsfw<0.5` for a score below 0.5, whatever the original has.
+`ocr` is only of prompts that ask for text in quotes: on the others no variant is compared by it.
 """
 
 import math
@@ -27,6 +28,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from .errors import UsageError
+
+
+# Rewards that have something to say of a prompt only where it asks for text.
+OF_TEXT = ("ocr",)
+# A straight quote after a digit is an inch, and single ones are apostrophes too often.
+QUOTED = re.compile(r'(?<!\d)"([^"]*)"|[“„]([^“”„]+)[”“]|«([^«»]+)»|「([^「」]+)」|『([^『』]+)』')
 
 
 @dataclass(frozen=True)
@@ -78,9 +85,26 @@ def split_conditions(conditions: Iterable[str]) -> tuple[list[str], list[Limit]]
     return compared, limits
 
 
+def quoted_texts(prompt: str) -> list[str]:
+    """
+    Texts that a prompt asks to be seen: what stands in `"…"`, `“…”`, `„…“`, `«…»`, `「…」` or `『…』` and has a letter or a digit.
+    """
+    found = (match[match.lastindex].strip() for match in QUOTED.finditer(prompt))
+    return [text for text in found if re.search(r"[^\W_]", text)]
+
+
+def compared_on(prompt: str, compared: Sequence[str]) -> list[str]:
+    """
+    Those of the rewards by which the images of a prompt are compared: all of them, but for `ocr` where the prompt asks for no
+    text. Where nothing else is compared, `ocr` stays, and no variant beats another by it.
+    """
+    return [name for name in compared if name not in OF_TEXT or quoted_texts(prompt)] or list(compared)
+
+
 def describe(conditions: Sequence[str]) -> str:
     """The conditions as the end of a sentence about a variant: `must ...`."""
     compared, limits = split_conditions(conditions)
-    said = [f"beat the image of the original prompt on {', '.join(compared)}"] if compared else []
+    names = [f"{name} (where the prompt asks for text)" if name in OF_TEXT else name for name in compared]
+    said = [f"beat the image of the original prompt on {', '.join(names)}"] if names else []
     said += [f"have {limit.reward} {limit.sign} {limit.value:g}" for limit in limits]
     return " and ".join(said)

@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub.constants import HF_HOME
@@ -32,6 +33,31 @@ from .errors import UsageError, out_of_memory
 
 ADAPTER = "pytorch_lora_weights.safetensors"  # the file of a LoRA, as diffusers names it
 FACTS = "training.json"  # what a trainer says of the model beside it
+
+
+@dataclass(frozen=True)
+class HubFiles:
+    """
+    Files of a repository on the Hub that something is loaded from.
+
+    Args:
+        repo_id (`str`):
+            Repository.
+        files (`tuple[str, ...]`):
+            Their names, or patterns of them.
+        revision (`str`, *optional*):
+            Revision. Defaults to the newest.
+        repo_type (`str`, *optional*, defaults to `"model"`):
+            `"model"` or `"dataset"`.
+        ignored (`tuple[str, ...]`, *optional*):
+            Patterns of those that are not taken.
+    """
+
+    repo_id: str
+    files: tuple[str, ...]
+    revision: str | None = None
+    repo_type: str = "model"
+    ignored: tuple[str, ...] = ()
 
 
 def looks_like_hub_id(source: str) -> bool:

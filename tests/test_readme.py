@@ -59,7 +59,7 @@ def commands(page):
 )
 def test_every_command_parses(page, checkout, monkeypatch):
     """Commands are stopped behind the parser: running them all at their real size is what `make demo` does."""
-    from craft_trl.cli.main import STAGES, TOOLS
+    from craft_trl.cli.main import MODULES, SOURCES, STAGES, TOOLS
     from craft_trl.planning.recipes import RunRecipes, find_recipes
 
     monkeypatch.setenv("HOME", str(checkout))
@@ -78,8 +78,8 @@ def test_every_command_parses(page, checkout, monkeypatch):
         args = args[: args.index(">")] if ">" in args else args
         if name == "run":
             RunRecipes.load(find_recipes(args[0]), args[1:])
-        elif name == "plan":
-            run_options, own = [], {action.dest for action in import_script("plan").make_parser()._actions}
+        elif name in ("plan", "fetch"):
+            run_options, own = [], {action.dest for action in import_script(name).make_parser()._actions}
             for option, *values in options_of(args[1:]):
                 run_options += [] if option.removeprefix("--") in own else [option, *values]
             RunRecipes.load(find_recipes(args[0]), run_options)
@@ -87,10 +87,12 @@ def test_every_command_parses(page, checkout, monkeypatch):
             import_script(name).make_parser().parse_args_and_config(args=["--config", *args])
         elif name in ("push", "serve-reward"):
             import_script(name.replace("-", "_")).make_parser().parse_args_and_config(args=args[1:])
-        elif name in ("score", "pick", "blind"):
+        elif name in SOURCES:
             options = options_of(["--sources", *args])
             assert options[0][1:]
-            import_script(name).make_parser().parse_args_and_config(args=[word for o in options[1:] for word in o])
+            import_script(MODULES.get(name, name)).make_parser().parse_args_and_config(
+                args=[word for o in options[1:] for word in o]
+            )
         elif name == "env":
             assert not args
         else:

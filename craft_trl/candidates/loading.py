@@ -18,6 +18,7 @@ import inspect
 from collections.abc import Collection
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import diffusers  # its classes are imported when they are named: all of them take seconds, and a typo should not
 import torch
@@ -36,7 +37,7 @@ from ..families.checks import (
 from ..families.files import UNUSED, ModelFiles, find_files
 from ..noise import is_flow
 from ..quiet import quiet_bars, quiet_casts
-from ..sources import first_line, loading
+from ..sources import HubFiles, first_line, loading
 
 
 def cast(module: torch.nn.Module, dtype: torch.dtype) -> None:
@@ -128,7 +129,7 @@ def load_network(
     """A network of diffusers: a component of a pipeline, or one by itself; in the variant that there is."""
     files = find_files(source, revision)
     held = files.weights(component, "diffusers")
-    variant = files.variant if component else min(held, key=lambda name: name or "", default=None)
+    variant = files.variant if component else _own_variant(held)
     variant = variant if variant in held else None
     options = {"subfolder": component} if component else {}
     with loading(f"Model {source}"):
@@ -145,15 +146,64 @@ def _check_whole(source: str, network: torch.nn.Module) -> None:
         raise UsageError(f"Model {source}: its {type(network).__name__} lacks the weights of {missing[0]}.")
 
 
+def _own_variant(held: dict[str | None, list[str]]) -> str | None:
+    """Variant of a network by itself that is read."""
+    return min(held, key=lambda name: name or "", default=None)
+
+
+def pipeline_files(source: str, revision: str | None = None) -> HubFiles | None:
+    """What [`load_pipeline`] takes of a repository, as diffusers chooses it; `None` for what is here."""
+    if Path(source).exists():
+        return None
+    files = find_files(source, revision)
+
+    class Asked(Exception):
+        pass
+
+    def ask(repo_id: str, **kwargs) -> None:
+        raise Asked(kwargs["allow_patterns"], kwargs["ignore_patterns"])
+
+    # diffusers (0.42) cannot say what it would download. It is stopped where it would begin, as if the cache were empty.
+    with patch("diffusers.pipelines.pipeline_utils.snapshot_download", ask):
+        try:
+            diffusers.DiffusionPipeline.download(
+                source,
+                revision=revision,
+                variant=files.variant,
+                use_safetensors=True,
+                force_download=True,
+                **_left_out(files),
+            )
+        except Asked as asked:
+            allowed, ignored = asked.args
+    return HubFiles(source, tuple(allowed), revision, ignored=tuple(ignored))
+
+
+def network_files(source: str, revision: str | None = None) -> HubFiles | None:
+    """What [`load_network`] takes of a repository that is a network by itself; `None` for what is here."""
+    if Path(source).exists():
+        return None
+    held = find_files(source, revision).weights("", "diffusers")
+    return HubFiles(source, ("config.json", "*.index*.json", *held.get(_own_variant(held), [])), revision)
+
+
+def _left_out(files: ModelFiles, without: Collection[str] = ()) -> dict[str, None | bool]:
+    """
+    Components that are not loaded, as arguments of `from_pretrained`. A safety checker blackens candidates, which a model would
+    be trained on. What an index says is not there, such as the third text encoder of a Stable Diffusion 3, `from_pretrained`
+    (diffusers 0.42) misses unless it is told so.
+    """
+    options = {name: None for name in files.index if name in (*UNUSED, *without) or files.index[name] == [None, None]}
+    if "safety_checker" in options:
+        options["requires_safety_checker"] = False  # or diffusers warns that there is none
+    return options
+
+
 def _load_folder(
     files: ModelFiles, dtype: torch.dtype | dict, revision: str | None, without: Collection[str]
 ) -> "diffusers.DiffusionPipeline":
     check_configuration(files)
-    # A safety checker blackens candidates, which a model would be trained on. What an index says is not there, such as the
-    # third text encoder of a Stable Diffusion 3, `from_pretrained` (diffusers 0.42) misses unless it is told so.
-    options = {name: None for name in files.index if name in (*UNUSED, *without) or files.index[name] == [None, None]}
-    if "safety_checker" in options:
-        options["requires_safety_checker"] = False  # or diffusers warns that there is none
+    options = _left_out(files, without)
     with loading(f"Model {files.source}"):
         pipeline = diffusers.DiffusionPipeline.from_pretrained(
             files.source, dtype=dtype, revision=revision, variant=files.variant, use_safetensors=True, **options

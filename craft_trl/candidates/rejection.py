@@ -16,7 +16,7 @@
 
 from collections.abc import Callable, Sequence
 
-from ..conditions import split_conditions
+from ..conditions import compared_on, split_conditions
 from ..errors import UsageError
 from .groups import Group
 from .pool import CandidatePool, Key
@@ -48,7 +48,7 @@ def passes(pool: CandidatePool, group: Group, filter_rewards: Sequence[str]) -> 
 def conditions_of(pool: CandidatePool, original: Key, filter_rewards: Sequence[str]) -> Callable[[Key], bool]:
     """Whether an image beats the original on the rewards of the filter and is within its limits."""
     compared, limits = split_conditions(filter_rewards)
-    columns = [pool.rewards.index(name) for name in compared]
+    columns = [pool.rewards.index(name) for name in compared_on(original[0], compared)]
     least = pool.quality(original)[columns]
 
     def meets(key: Key) -> bool:

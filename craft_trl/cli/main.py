@@ -39,7 +39,8 @@ TOOLS = {
     "export": "write a trained model in the format of another tool",
     "export-dataset": "write what the filter keeps as a folder for other trainers, or as pairs",
 }
-SOURCES = {"score": "image", "pick": "model", "blind": "folder"}
+SOURCES = {"score": "image", "pick": "model", "import": "source", "blind": "folder"}
+MODULES = {"import": "import_dataset"}  # of commands whose name cannot be that of a module
 USAGE = """\
 usage: craft <command> [options]
 
@@ -51,8 +52,12 @@ usage: craft <command> [options]
 {tools}
   craft plan FOLDER [--gpu NAME] [--price P] [--calibrate] [--KEY VALUE ...]
 {run:>12}    print what a run will take: images, GPU hours, money, memory and disk
+  craft fetch FOLDER [--dry_run] [--KEY VALUE ...]
+{run:>12}    download all that a run needs from the Hub, so that it needs no network
   craft score IMAGE|FOLDER|DATASET ... --rewards NAME[=SOURCE] ... --output_dir DIR
 {run:>12}    score images that are there already: a table, and a page of the best and the worst
+  craft import FOLDER|DATASET ... --what images|pairs|pool --output_dir DIR
+{run:>12}    make a training set, preference pairs or a pool of images that are there already
   craft pick MODEL ... --config EVALUATE.yaml --output_dir DIR
 {run:>12}    which of several checkpoints or adapters, of any trainer, draws best on your prompts
   craft blind EVALUATION --output_dir DIR | craft blind DIR --votes FILE ...
@@ -80,7 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command == "--version":
         print(__version__)
         return 0
-    if command not in (known := ("run", *STAGES, *TOOLS, "plan", *SOURCES, "bakeoff", "push", "serve-reward", "env")):
+    if command not in (
+        known := ("run", *STAGES, *TOOLS, "plan", "fetch", *SOURCES, "bakeoff", "push", "serve-reward", "env")
+    ):
         print(f"craft: error: there is no command {command!r}. Known are {', '.join(known)}.", file=sys.stderr)
         return 2
     # Read when PyTorch is imported. Threads that wait for each other spin for a moment, then sleep. GNU OpenMP lets them
@@ -94,10 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if command == "run":
         return exit_code(lambda: _run(rest))
-    if command == "plan":
-        from ..scripts.plan import run
-
-        return exit_code(lambda: run(rest))
+    if command in ("plan", "fetch"):
+        script = importlib.import_module(f"..scripts.{command}", package=__package__)
+        return exit_code(lambda: script.run(rest))
     if command in SOURCES:
         return exit_code(lambda: _with_sources(command, SOURCES[command], rest))
     if command == "bakeoff":
@@ -149,11 +155,11 @@ def _bakeoff(argv: list[str]) -> None:
 
 
 def _with_sources(command: str, what: str, argv: list[str]) -> None:
-    """`craft score`, `craft pick` and `craft blind`, whose first words are what they look at."""
+    """`craft score`, `craft pick`, `craft import` and `craft blind`, whose first words are what they look at."""
     from ..errors import UsageError
     from ..parser import at_home
 
-    script = importlib.import_module(f"..scripts.{command}", package=__package__)
+    script = importlib.import_module(f"..scripts.{MODULES.get(command, command)}", package=__package__)
     parser = script.make_parser(prog=f"craft {command} {what.upper()} ...")
     if argv and argv[0] in ("-h", "--help"):
         parser.print_help()

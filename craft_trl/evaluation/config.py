@@ -25,7 +25,7 @@ from ..errors import UsageError
 from ..families.strength import Strength
 from ..prompts.benchmarks import load_evaluation_prompts
 from ..ranges import Count, NotNegative, Processes, Range, Seed
-from ..rewards import parse_rewards
+from ..rewards import check_asked, parse_rewards
 from ..rewards.config import ScoringConfig
 from .specs import ModelSpec
 
@@ -197,6 +197,7 @@ class EvaluationConfig(SamplingConfig, ScoringConfig):
             raise UsageError(
                 f"geneval judges prompts of its own format only, and {self.prompts} is not: prompts: geneval."
             )
+        check_asked(judges.values(), [row[column] for row in rows], self.prompts)
         group_by = self.group_by or part
         if group_by is not None and not all(group_by in row for row in rows):
             raise UsageError(f"group_by: not every prompt has a column {group_by!r}; it has {', '.join(rows[0])}.")

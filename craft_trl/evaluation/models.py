@@ -43,11 +43,10 @@ from ..families.checks import check_model, read_header
 from ..families.files import ModelFiles, find_files
 from ..families.strength import Tensors, check_base, facts_of, scale_adapter, set_strength
 from ..quiet import quiet_logs
-from ..sources import ADAPTER, FACTS, content_hash, first_line, looks_like_hub_id, model_hash
-from .specs import ModelSpec
+from ..sources import ADAPTER, FACTS, content_hash, first_line, model_hash
+from .specs import WEIGHT_FILES, ModelSpec
 
 
-WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
 # A layer of a LoRA, in kohya's, peft's, XLabs' and diffusers' names; there are two to a module.
 LAYER = re.compile(r"(lora_(A|B|up|down)|lora(_linear_layer|\d)?\.(up|down))\.weight$")
 DOWN = re.compile(r"(lora_(A|down)|lora(_linear_layer|\d)?\.down)\.weight$")  # the first of them, as high as the rank
@@ -145,7 +144,7 @@ class Model(ModelSpec):
         source: str | Path = self.source
         if not Path(source).exists():
             with suppress(Exception):  # the Hub, the network and the cache have errors of their own each
-                source = hf_hub_download(_repository(self)[0], FACTS)
+                source = hf_hub_download(self.repository[0], FACTS)
         remedy = None
         if self.kind == "pipeline":
             part = f"{self.family.denoiser}:{self.source}/{self.family.denoiser}"
@@ -190,18 +189,14 @@ class Model(ModelSpec):
         """The folder or file of a part, downloaded if it is on the Hub."""
         path = Path(self.source)
         if not path.exists():
-            repo_id, inside = _repository(self)
+            repo_id, inside = self.repository
             try:
                 if inside.endswith(WEIGHT_FILES):
                     path = Path(hf_hub_download(repo_id, inside))
                 else:
-                    # Of a folder the weights that are read: those of no variant if there are any, else a variant's.
-                    prefix = f"{inside}/" if inside else ""
-                    patterns = [f"{prefix}*.json", f"{prefix}*.safetensors"]
-                    for ignored in ("*.fp16.*", None):
-                        path = (
-                            Path(snapshot_download(repo_id, allow_patterns=patterns, ignore_patterns=ignored)) / inside
-                        )
+                    for wanted in self.hub_files:
+                        options = {"allow_patterns": [*wanted.files], "ignore_patterns": [*wanted.ignored]}
+                        path = Path(snapshot_download(repo_id, **options)) / inside
                         if any(path.glob("*.safetensors")):
                             break
             except Exception as error:  # the Hub, the network and the cache have errors of their own each
@@ -361,16 +356,6 @@ def load_drawing(config: CandidatesConfig) -> str | DiffusionPipeline:
     pipeline = Model.of_candidates(config).load(getattr(torch, config.dtype))
     merge_adapter(pipeline)
     return pipeline
-
-
-def _repository(spec: ModelSpec) -> tuple[str, str]:
-    """Repository and path in it of a source on the Hub."""
-    repo_id, inside = "/".join(spec.source.split("/")[:2]), "/".join(spec.source.split("/")[2:])
-    if not looks_like_hub_id(repo_id):
-        raise UsageError(
-            f"Model {spec.name}: there is no {spec.source}. A source on the Hub is named like org/name/path."
-        )
-    return repo_id, inside.strip("/")
 
 
 def _commit(path: str | Path) -> str:

@@ -23,10 +23,11 @@ from ..errors import UsageError
 from ..families import DENOISERS
 from ..families.strength import parse_strength
 from ..parser import suggest
-from ..sources import ADAPTER
+from ..sources import ADAPTER, HubFiles, looks_like_hub_id
 
 
 KINDS = (*DENOISERS, "lora", "results")
+WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,31 @@ class ModelSpec:
         """Folder or Hub id, and revision, of the pipeline that draws: of a part, that of the base."""
         source = self.source if self.kind == "pipeline" else self.base
         return source, self.base_revision if source == self.base else None
+
+    @property
+    def repository(self) -> tuple[str, str]:
+        """Repository and path in it of a source on the Hub."""
+        repo_id, inside = "/".join(self.source.split("/")[:2]), "/".join(self.source.split("/")[2:])
+        if not looks_like_hub_id(repo_id):
+            raise UsageError(
+                f"Model {self.name}: there is no {self.source}. A source on the Hub is named like org/name/path."
+            )
+        return repo_id, inside.strip("/")
+
+    @property
+    def hub_files(self) -> list[HubFiles]:
+        """
+        Of a part that is on the Hub, what is read: of a folder the weights of no variant if there are any, else, the second,
+        a variant's.
+        """
+        if self.kind in ("pipeline", "results") or Path(self.source).exists():
+            return []
+        repo_id, inside = self.repository
+        if inside.endswith(WEIGHT_FILES):
+            return [HubFiles(repo_id, (inside,))]
+        prefix = f"{inside}/" if inside else ""
+        patterns = (f"{prefix}*.json", f"{prefix}*.safetensors")
+        return [HubFiles(repo_id, patterns, ignored=ignored) for ignored in (("*.fp16.*",), ())]
 
     @classmethod
     def parse_all(

@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from ..errors import UsageError
+from ..families.files import find_files
 from ..masking import mask_settings
 from ..ranges import Count, CountFromZero, NotNegative, Positive, Range, check_ranges
+from ..sources import HubFiles
 from ..texts import JSONError, parse_json
 from .checks import load_tokenizers
 from .instructed import InstructedExpander
@@ -185,6 +187,16 @@ class ExpansionConfig:
             )
         if self.expander_prices is not None and len(self.expander_prices) != 2:
             raise UsageError(f"expander_prices must be two numbers, got {self.expander_prices}.")
+
+    def expander_files(self) -> HubFiles | None:
+        """What a language model that runs here is loaded from on the Hub; `None` where there is none or it is here."""
+        if self.expander != "transformers" or Path(self.expander_model).exists():
+            return None
+        files = find_files(self.expander_model, self.expander_revision)
+        held = files.weights("", "transformers")
+        weights = held.get(None) or next(iter(held.values()), [])
+        beside = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
+        return HubFiles(self.expander_model, (*beside, *weights), self.expander_revision, ignored=("*/*",))
 
     def make_expander(
         self,

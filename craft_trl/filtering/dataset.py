@@ -31,7 +31,7 @@ from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets
 from ..candidates.filter_config import FilterConfig
 from ..candidates.groups import Group
 from ..candidates.pool import CandidatePool, Key
-from ..conditions import split_conditions
+from ..conditions import compared_on, split_conditions
 from ..errors import NothingToDoError, UsageError
 from ..progress import progress_bar
 from ..stages import check_writable, fingerprint
@@ -252,7 +252,6 @@ def build_pairs(
     config = FilterConfig() if config is None else config
     pool = with_votes(pool, config)
     names, limits = split_conditions(config.conditions(pool.rewards))
-    columns = [pool.rewards.index(name) for name in names]
     bounds = [(limit, pool.rewards.index(limit.reward)) for limit in limits]
     # Of `human` a vetoed image has the least, so that it beats none.
     with_vetoed = config.votes is not None and HUMAN in names
@@ -260,6 +259,7 @@ def build_pairs(
     pairs = []
     for group in groups:
         made = zip(group.keys, islice(rows, len(group.keys)), strict=True)
+        columns = [pool.rewards.index(name) for name in compared_on(group.prompt, names)]
         images = {
             key: row for key, row in made if key in pool and (with_vetoed or not vetoed_itself(row["drop_reason"]))
         }

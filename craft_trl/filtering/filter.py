@@ -22,7 +22,7 @@ import numpy as np
 from ..candidates.filter_config import FilterConfig
 from ..candidates.groups import Group
 from ..candidates.pool import CandidatePool
-from ..conditions import Limit, split_conditions
+from ..conditions import OF_TEXT, Limit, compared_on, split_conditions
 from ..crf import composite_reward_filter, group_advantages, improves
 from ..errors import UsageError
 from .votes import veto_mask, vetoes_of, with_votes
@@ -54,9 +54,10 @@ def each_candidate(groups: Sequence[Group], pool: CandidatePool, config: FilterC
         raise UsageError(f"The pool {pool.folder} has no image for {group.prompt!r}: run `craft generate` first.")
     vetoed = veto_mask(vetoes_of(config, pool), groups)
     compared, limits = split_conditions(config.conditions(pool.rewards))
-    failures = {name: ~improves(scores[name]) for name in compared} | beyond(limits, pool, scores)
+    sides = as_compared(scores, groups, compared)
+    failures = {name: ~improves(sides[name]) for name in compared} | beyond(limits, pool, scores)
     struck = np.logical_or.reduce([vetoed, *(failures[name] for name in failures if name not in compared)])
-    keep = composite_reward_filter(scores, compared, config.filter_level, generated, struck)
+    keep = composite_reward_filter(sides, compared, config.filter_level, generated, struck)
     weights = config.weights(pool.rewards)
     advantages = group_advantages(scores, weights, config.scale_rewards, config.advantage_eps, generated)
     reasons = drop_reasons(failures | {"vetoed": vetoed}, keep, generated, config.filter_level)
@@ -87,6 +88,21 @@ def train_rows(rows: Iterable[dict], pool: CandidatePool, config: FilterConfig) 
             # An original may be anything to be compared with, but not to be learnt.
             if judged and all(limit.holds(row[limit.reward]) for limit in limits):
                 yield row
+
+
+def as_compared(
+    scores: Mapping[str, np.ndarray], groups: Sequence[Group], compared: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """
+    Scores as the filter compares them, `(G, 1 + n)` per reward: where a prompt's images are not compared by one, see
+    [`~conditions.compared_on`], every variant beats the original by it.
+    """
+    sides = dict(scores)
+    for name in set(compared) & set(OF_TEXT):
+        silent = np.array([[name not in compared_on(group.prompt, compared)] for group in groups])
+        if silent.any():
+            sides[name] = np.where(silent, np.arange(scores[name].shape[1]) > 0, scores[name])
+    return sides
 
 
 def beyond(limits: Sequence[Limit], pool: CandidatePool, scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -135,7 +151,7 @@ def explain_nothing(groups: Sequence[Group], pool: CandidatePool, config: Filter
     pool = with_votes(pool, config)
     compared, limits = split_conditions(config.conditions(pool.rewards))
     scores, generated = pool.matrices(groups)
-    outside = beyond(limits, pool, scores)
+    outside, scores = beyond(limits, pool, scores), as_compared(scores, groups, compared)
     one = [f"{name} {composite_reward_filter(scores, [name], 'image', generated).sum()}" for name in compared]
     within = [f"{name} {(generated & ~fails)[:, 1:].sum()}" for name, fails in outside.items()]
     variants = int(generated[:, 1:].sum())

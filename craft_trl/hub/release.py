@@ -37,7 +37,14 @@ from ..conditions import split_conditions
 from ..crf import improves
 from ..errors import NothingToDoError, UsageError
 from ..filtering.dataset import with_images
-from ..filtering.filter import beyond, each_candidate, filter_candidates, train_rows, vetoed_itself
+from ..filtering.filter import (
+    as_compared,
+    beyond,
+    each_candidate,
+    filter_candidates,
+    train_rows,
+    vetoed_itself,
+)
 from ..filtering.votes import VOTES, veto_mask, vetoes_of, vote_line, with_votes
 from ..progress import progress_bar
 from ..sources import FACTS, content_hash, looks_like_hub_id, model_hash
@@ -69,6 +76,10 @@ class Run:
 
     def record(self, stage: str) -> dict[str, Any]:
         """Record of a finished stage, or a [`UsageError`] that says which command makes it."""
+        if (whole := read_record(self.folder)) is not None and whole["stage"] == "import":
+            raise UsageError(
+                f"{self.folder} was imported: put on the Hub as a dataset is what a run has drawn itself."
+            )
         folder = self.folder / STAGES[stage] if stage in STAGES else self.model
         record = read_record(folder)
         if record is None or not record["finished"]:
@@ -89,7 +100,7 @@ class Run:
     def base_model(self) -> str | None:
         """Hub id of the model that drew the images, unless it was a folder."""
         record = read_record(self.folder / "pool")
-        model = record["settings"]["model"] if record is not None else ""
+        model = record["settings"].get("model", "") if record is not None else ""  # none of an imported one
         return self.facts.get("base_model") or (model.partition("@")[0] if looks_like_hub_id(model) else None)
 
     def cost(self, stages: Sequence[str]) -> list[tuple[str, float]]:
@@ -245,7 +256,8 @@ def undecided(groups: Sequence[Group], pool: CandidatePool, config: FilterConfig
         return 0
     scores, generated = pool.matrices(groups)
     compared, limits = split_conditions(config.conditions(pool.rewards))
-    fails = [~improves(scores[name]) for name in compared] + list(beyond(limits, pool, scores).values())
+    sides = as_compared(scores, groups, compared)
+    fails = [~improves(sides[name]) for name in compared] + list(beyond(limits, pool, scores).values())
     passes = ~np.logical_or.reduce(fails)
     vetoed = veto_mask(vetoes_of(config, pool), groups)
     failed = (generated & ~passes | vetoed)[:, 1:].any(axis=1) | vetoed[:, 0]
@@ -326,8 +338,8 @@ def model_release(
         values["cost"] = run.cost([*STAGES, "train", "evaluate"])
         if (pool := read_record(run_dir / "pool")) is not None:
             # Not of an adapter that drew in a few steps, and that the model has not.
-            drawn = pool["settings"]["sampling"]
-            values["sampling"] = None if "draft_adapter" in drawn else drawn
+            drawn = pool["settings"].get("sampling", {})  # nothing is known of an imported one
+            values["sampling"] = None if "draft_adapter" in drawn else drawn or None
         if (kept := read_record(run_dir / "dataset")) is not None and kept["finished"]:
             values["data"] = kept["summary"] | filter_settings(kept["settings"])
         if (evaluated := read_record(run_dir / "evaluation")) is not None and evaluated["finished"]:

@@ -29,8 +29,29 @@ from huggingface_hub import constants
 
 from ..errors import UsageError
 from ..parser import suggest
-from ..sources import first_line
-from .loading import HPDV2, file_type, load_prompt_rows
+from ..sources import HubFiles, first_line
+from .loading import HPDV2, file_type, hub_files, load_prompt_rows
+
+
+@dataclass(frozen=True)
+class WebFile:
+    """
+    A file behind a URL, kept in the cache of the Hub.
+
+    Args:
+        url (`str`):
+            Where it is.
+        sha256 (`str`):
+            Its hash.
+    """
+
+    url: str
+    sha256: str
+
+    @property
+    def path(self) -> Path:
+        """Where it is kept."""
+        return Path(constants.HF_HOME) / "craft_trl" / f"{self.sha256[:16]}-{self.url.rsplit('/', 1)[1]}"
 
 
 @dataclass(frozen=True)
@@ -62,6 +83,13 @@ class PublishedPrompts:
     sha256: str | None = None
     part: str | None = None
     parts: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> "list[HubFiles | WebFile]":
+        """Where it is published."""
+        if self.sha256 is not None:
+            return [WebFile(source, self.sha256) for source in self.sources]
+        return [files for source in self.sources for files in hub_files(source, revision=self.revision)]
 
     def load(self) -> list[str]:
         """The prompts, downloaded once."""
@@ -136,6 +164,14 @@ BENCHMARKS = {
 }
 
 
+def published_files(source: str) -> "list[HubFiles | WebFile]":
+    """What [`load_evaluation_prompts`] reads from a network."""
+    name, _, path = source.partition("=")
+    if name in BENCHMARKS:
+        return [] if path else BENCHMARKS[name].files
+    return [*hub_files(source)]
+
+
 def load_evaluation_prompts(source: str, column: str = "prompt") -> tuple[list[dict], str, str | None]:
     """
     Prompts to evaluate on.
@@ -165,7 +201,7 @@ def load_evaluation_prompts(source: str, column: str = "prompt") -> tuple[list[d
 
 def download(url: str, sha256: str) -> Path:
     """A file from the network, kept in the cache of the Hub and checked by its hash."""
-    path = Path(constants.HF_HOME) / "craft_trl" / f"{sha256[:16]}-{url.rsplit('/', 1)[1]}"
+    path = WebFile(url, sha256).path
     if path.exists():
         return path
     remedy = f"Download it by hand, and give its path instead: {url}"

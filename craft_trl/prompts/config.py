@@ -23,9 +23,10 @@ from typing import Annotated, Any
 from ..errors import UsageError
 from ..parser import suggest
 from ..ranges import Count, Range, check_ranges
-from .benchmarks import BENCHMARKS
+from ..sources import HubFiles
+from .benchmarks import BENCHMARKS, WebFile, published_files
 from .duplicates import find_near_duplicates, normalise
-from .loading import check_prompt, file_type, load_prompt_rows
+from .loading import check_prompt, file_type, hub_files, load_prompt_rows
 
 
 @dataclass
@@ -220,6 +221,18 @@ def select_prompts(
     return left[:num_prompts], counts
 
 
+def excluded_files(source: str) -> list[HubFiles | WebFile]:
+    """What [`load_excluded`] reads from a network."""
+    if source.partition("=")[0] in BENCHMARKS:
+        return published_files(source)
+    return [*hub_files(_column_and_source(source, "")[1], split=None)]
+
+
+def _column_and_source(source: str, column: str) -> tuple[str, str]:
+    name, equals, path = source.rpartition("=")
+    return (name, path) if equals and not os.path.exists(source) else (column, source)
+
+
 def load_excluded(source: str, column: str = "prompt") -> list[str]:
     """
     Prompts to leave out: of a benchmark, `NAME` or, for a copy, `NAME=PATH`; or of `SOURCE` or `COLUMN=SOURCE`, with all
@@ -228,9 +241,7 @@ def load_excluded(source: str, column: str = "prompt") -> list[str]:
     name, _, copy = source.partition("=")
     if name in BENCHMARKS:
         return [row["prompt"] for row in BENCHMARKS[name].load_rows(copy or None)]
-    name, equals, path = source.rpartition("=")
-    if not equals or os.path.exists(source):
-        name, path = column, source
+    name, path = _column_and_source(source, column)
     if not os.path.exists(path) and "/" not in path and not file_type(path):
         raise UsageError(f"exclude_prompts: there is no benchmark or file {path!r}. {suggest(path, BENCHMARKS)}")
     return [row[name] for row in load_prompt_rows(path, name, split=None)]

@@ -19,6 +19,7 @@ import json
 import logging
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from huggingface_hub import hf_hub_download
 from ..errors import UsageError
 from ..parser import suggest
 from ..quiet import quiet_logs
-from ..sources import first_line, looks_like_hub_id
+from ..sources import HubFiles, first_line, looks_like_hub_id
 from ..texts import JSONError, find_flaw, parse_json_list, read_json_lines, read_table, read_text, split_lines
 
 
@@ -35,6 +36,7 @@ from ..texts import JSONError, find_flaw, parse_json_list, read_json_lines, read
 HPDV2 = "ymhao/HPDv2"
 FILE_TYPES = (".txt", ".csv", ".tsv", ".jsonl", ".json", ".parquet")
 WHAT = "the prompts"
+ON_HUB = re.compile(r"([\w.-]+/[\w.-]+):(.+)")
 
 
 def file_type(path: str | Path) -> str | None:
@@ -57,9 +59,9 @@ def load_prompt_rows(
     """
     path = Path(source)
     if source == HPDV2:
-        files = ["train.json", "test.json"] if split is None else [f"{split}.json"]
+        files = _hpdv2_files(split)
         return [row for file in files for row in load_prompt_rows(f"{HPDV2}:{file}", column, revision=revision)]
-    if on_hub := re.fullmatch(r"([\w.-]+/[\w.-]+):(.+)", source):
+    if on_hub := ON_HUB.fullmatch(source):
         path = _from_hub(*on_hub.groups(), revision)
     kind = file_type(path)
     # Those of `os.path` say no, where a `Path` would raise an error, to what is no path but the text of a prompt.
@@ -77,6 +79,37 @@ def load_prompt_rows(
     if not rows:
         raise UsageError(f"{source} holds no prompt.")
     return [row for _, row in rows]
+
+
+def _hpdv2_files(split: str | None) -> list[str]:
+    return ["train.json", "test.json"] if split is None else [f"{split}.json"]
+
+
+def hub_files(source: str, split: str | None = "train", revision: str | None = None) -> list[HubFiles]:
+    """What [`load_prompt_rows`] reads on the Hub. Of a dataset, `datasets` decides, see [`files_of_dataset`]."""
+    if source == HPDV2:
+        return [HubFiles(HPDV2, tuple(_hpdv2_files(split)), revision, "dataset")]
+    if on_hub := ON_HUB.fullmatch(source):
+        repo_id, file = on_hub.groups()
+        return [HubFiles(repo_id, (file,), revision, "dataset")]
+    if os.path.exists(source) or file_type(source) or not looks_like_hub_id(source):
+        return []
+    return [HubFiles(source, ("*",), revision, "dataset")]
+
+
+def files_of_dataset(files: HubFiles, config: str | None = None) -> HubFiles:
+    """Of a dataset as a whole the files that `datasets` reads; it downloads the head of its card, and where need be lists it."""
+    import datasets
+
+    if files.files != ("*",):
+        return files
+    try:
+        builder = datasets.load_dataset_builder(files.repo_id, config, revision=files.revision)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise UsageError(f"Prompts {files.repo_id}: {first_line(error)}") from error
+    urls = {url for part in (builder.config.data_files or {}).values() for url in part}
+    names = sorted(url.partition("@")[2].partition("/")[2] for url in urls)  # hf://datasets/org/name@COMMIT/PATH
+    return replace(files, files=tuple(names) or files.files)
 
 
 def check_prompt(prompt: Any, place: str) -> None:

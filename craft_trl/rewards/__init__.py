@@ -31,7 +31,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,9 +41,21 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 
+from ..conditions import OF_TEXT, quoted_texts
 from ..errors import UsageError
-from ..sources import content_hash, first_line, looks_like_hub_id, source_hash
-from .weights import AESTHETIC_HEAD, BERT_TOKENIZER, CLIP_L, HPSV2, IMAGE_REWARD, MASK2FORMER, MPS, PICKSCORE, Weights
+from ..sources import HubFiles, content_hash, first_line, looks_like_hub_id, source_hash
+from .weights import (
+    AESTHETIC_HEAD,
+    BERT_TOKENIZER,
+    CLIP_L,
+    HPSV2,
+    IMAGE_REWARD,
+    KINDS,
+    MASK2FORMER,
+    MPS,
+    PICKSCORE,
+    Weights,
+)
 
 
 if TYPE_CHECKING:  # naming rewards costs no import of PyTorch
@@ -61,11 +73,11 @@ class BuiltIn:
         path (`str`):
             Its module here and its class, so that naming rewards costs no import of their libraries.
         weights (`tuple[Weights, ...]`):
-            Its published weights.
+            Its published weights. None of a reward that is no network of ours: it scores where and how it does.
     """
 
     path: str
-    weights: tuple[Weights, ...]
+    weights: tuple[Weights, ...] = ()
 
 
 REWARDS = {
@@ -76,6 +88,7 @@ REWARDS = {
     "mps": BuiltIn("mps:MPS", (MPS,)),
     "clipscore": BuiltIn("clip_score:CLIPScore", (CLIP_L,)),
     "geneval": BuiltIn("geneval.judge:GenEval", (MASK2FORMER,)),
+    "ocr": BuiltIn("ocr:OCR"),
 }
 
 
@@ -115,6 +128,8 @@ class RewardSpec:
                 raise UsageError(f"Reward {text!r}: there is no file {module}.")
             if not module.endswith(".py") and not all(map(str.isidentifier, module.split("."))):
                 raise UsageError(f"Reward {text!r}: {module!r} is neither a file that ends in .py nor a module.")
+        elif source and not spec.weighted:
+            raise UsageError(f"Reward {text!r}: {name} has no weights to choose: name it {name}.")
         elif source and not looks_like_hub_id(source) and not Path(source).is_dir():
             raise UsageError(f"Reward {text!r}: there is no folder {source}.")
         return spec
@@ -127,10 +142,16 @@ class RewardSpec:
     def custom(self) -> bool:
         return self.source is not None and ":" in self.source and not self.remote
 
+    @property
+    def weighted(self) -> bool:
+        """Whether it is a network of this package, with weights that go to a device in a precision."""
+        return not (self.custom or self.remote) and bool(REWARDS[self.name].weights)
+
     def fingerprint(self) -> str:
         """
-        What identifies the scorer: the content of its folder or file, its Hub id and revision, or, of a served one,
-        what its server says of itself. A server that does not answer is an error.
+        What identifies the scorer: the content of its folder or file, its Hub id and revision, the version of a package, or,
+        of a served one, what its server says of itself. A server that does not answer is an error, as is a package that is
+        not there.
         """
         if self.remote:
             return self.load().fingerprint
@@ -139,7 +160,24 @@ class RewardSpec:
             return f"{content_hash(module) if module.endswith('.py') else module}:{attribute}"
         if self.source:
             return source_hash(self.source)
+        if not self.weighted:
+            from .ocr import installed
+
+            return installed()
         return "+".join(weights.name for weights in REWARDS[self.name].weights)
+
+    def hub_files(self) -> list[HubFiles]:
+        """What it is loaded from on the Hub."""
+        if not self.weighted:
+            return []
+        own = [weights.hub_files for weights in REWARDS[self.name].weights]
+        if self.source and self.source != own[0].repo_id:
+            own = [HubFiles(self.source, KINDS)] if not Path(self.source).is_dir() else []
+        if self.name == "geneval":
+            from .geneval.colors import hub_files
+
+            own.append(hub_files())
+        return own
 
     def load(self, device: "str | torch.device" = "cpu", dtype: "torch.dtype | None" = None) -> Reward:
         """
@@ -154,6 +192,8 @@ class RewardSpec:
             return _load_custom(self.source)
         module, attribute = REWARDS[self.name].path.split(":")
         reward_class = getattr(importlib.import_module(f".{module}", __package__), attribute)
+        if not self.weighted:
+            return reward_class()
         options = {"source": self.source, "dtype": dtype}
         return reward_class(device=device, **{name: value for name, value in options.items() if value is not None})
 
@@ -215,6 +255,15 @@ def parse_rewards(texts: list[str]) -> list[RewardSpec]:
     if repeated:
         raise UsageError(f"Reward {repeated[0]!r} is named twice; give the second one another name, NAME=SOURCE.")
     return specs
+
+
+def check_asked(specs: Iterable[RewardSpec], prompts: Iterable[str], source: str) -> None:
+    """Raise a [`UsageError`] if `ocr` is among the rewards, and none of the prompts asks for text."""
+    if any(spec.name in OF_TEXT for spec in specs) and not any(map(quoted_texts, prompts)):
+        raise UsageError(
+            f"ocr reads the text that a prompt asks for in quotes, and no prompt of {source} does: leave it out, or take prompts "
+            'such as: a sign that says "OPEN".'
+        )
 
 
 def lower_is_better(rewards: Mapping[str, Reward]) -> set[str]:

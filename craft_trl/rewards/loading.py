@@ -32,7 +32,7 @@ from torch import nn
 from ..errors import UsageError, out_of_memory
 from ..quiet import quiet_bars, quiet_logs
 from ..sources import first_line, looks_like_hub_id, sha256
-from .weights import Weights
+from .weights import KINDS, Weights
 
 
 def find(source: str | None, published: Weights) -> Path:
@@ -52,9 +52,7 @@ def find(source: str | None, published: Weights) -> Path:
         if not looks_like_hub_id(source):
             raise UsageError(f"Reward weights {source}: there is no such folder.")
         with explain(_download_hint(source)):
-            # All that our readers know, and nothing else: repositories of scorers also hold their test images.
-            kinds = ["*.json", "*.txt", "*.safetensors", "*.pt", "*.pth"]
-            return Path(snapshot_download(source, allow_patterns=kinds))
+            return Path(snapshot_download(source, allow_patterns=list(KINDS)))
     with explain(_download_hint(published.repo_id, published)):
         paths = [Path(hf_hub_download(published.repo_id, f, revision=published.revision)) for f in published.files]
     digest = sha256(paths[0]) if published.sha256 is not None else None

@@ -18,7 +18,7 @@ Serve a scorer over HTTP, as [`RemoteReward`] asks for it.
 `craft serve-reward` does it for rewards of this package. A scorer that needs another environment, such as HPSv3 with its
 old transformers, is served by a copy of this file, which needs Python 3.8 and Pillow and nothing else:
 
-    python server.py ./hpsv3.py:HPSv3 --port 8001
+    python server.py ./scorer.py:HPSv3 --port 8001
 """
 
 import argparse

@@ -23,6 +23,8 @@ from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
 
+from ..sources import HubFiles
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -49,10 +51,18 @@ class Weights:
     def name(self) -> str:
         return f"{self.files[0]} of {self.repo_id}@{(self.revision or 'main')[:7]}"
 
+    @property
+    def hub_files(self) -> HubFiles:
+        return HubFiles(self.repo_id, self.files, self.revision)
+
     def cached(self) -> Path | None:
         """Where the weights lie in the Hub's cache, if they do."""
         found = [try_to_load_from_cache(self.repo_id, file, revision=self.revision) for file in self.files]
         return Path(found[0]) if all(isinstance(path, str) for path in found) else None
+
+
+# Of other repositories all that our readers know, and nothing else: those of scorers also hold their test images.
+KINDS = ("*.json", "*.txt", "*.safetensors", "*.pt", "*.pth")
 
 
 HPSV2 = {

@@ -32,6 +32,7 @@ from ..expansion import PromptExpander
 from ..expansion.instructed import InstructedExpander
 from ..families.checks import check_model
 from ..parser import CraftParser
+from ..rewards import check_asked, parse_rewards
 from ..stages import Stage, fingerprint, write_atomically
 from .launch import run_script, run_stage
 
@@ -62,6 +63,7 @@ def check(config: CandidatesConfig) -> Checked:
     """Find what is wrong before any work is done; return the prompts, what was left out of them, and the expander."""
     check_model(config.model_name_or_path, config.model_revision)
     prompts, counts = config.load_prompts(config.seed)
+    check_asked(parse_rewards(config.rewards), prompts, config.prompts)
     if config.expander == "templates":
         PromptExpander(config.templates, config.seed)(prompts[:1], config.num_variants)
     expander = config.make_expander(

@@ -148,9 +148,9 @@ def training_profile(recipes: "RunRecipes", gpu: "GPU") -> "Profile":
     )
 
 
-def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Command line arguments of the plan itself, and those of the recipes."""
-    hints = make_parser().hints
+def split(argv: Sequence[str], parser: CraftParser | None = None) -> tuple[list[str], list[str]]:
+    """Command line arguments of a command itself, by default the plan, and those of the recipes."""
+    hints = (parser or make_parser()).hints
     own: list[str] = []
     others: list[str] = []
     target = others

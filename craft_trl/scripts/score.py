@@ -29,7 +29,7 @@ from pathlib import Path
 
 from ..errors import UsageError
 from ..parser import CraftParser
-from ..rewards import lower_is_better, parse_rewards
+from ..rewards import check_asked, lower_is_better, parse_rewards
 from ..rewards.config import ScoringConfig
 from ..stages import Stage, check_writable
 from .launch import run_stage
@@ -99,6 +99,7 @@ def main(sources: Sequence[str], config: ScoreConfig) -> None:
     from ..rewards import score
 
     images = ImageCollection(sources, config.prompt, config.image_column, config.prompt_column, config.split)
+    check_asked(specs.values(), images.prompts, " ".join(sources))
     settings = {
         "images": images.hash,
         "names": images.names,

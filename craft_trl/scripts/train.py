@@ -143,7 +143,7 @@ def check_origin(dataset: Path, model: str, training_args: "DiffusionConfig") ->
     trained in: CRAFT trains on its own images.
     """
     record = read_record(dataset.parent / "pool")
-    if record is None:
+    if record is None or record["stage"] != "generate":  # images of others, see `craft import`
         return
     if record["settings"]["model"] != model:
         raise UsageError(

@@ -56,7 +56,7 @@ class TestHelp:
     def test_unknown_command(self, capsys):
         code, _, err = run(capsys, "generat")
         assert code == 2 and err == (
-            "craft: error: there is no command 'generat'. Known are run, expand, generate, filter, train, evaluate, dpo, scored, transitions, spo, sheet, export, export-dataset, plan, score, pick, blind, bakeoff, push, serve-reward, env.\n"
+            "craft: error: there is no command 'generat'. Known are run, expand, generate, filter, train, evaluate, dpo, scored, transitions, spo, sheet, export, export-dataset, plan, fetch, score, pick, import, blind, bakeoff, push, serve-reward, env.\n"
         )
 
 

@@ -123,3 +123,22 @@ def test_other_mistakes(tmp_path, folder):
 def test_pixels_are_those_that_a_viewer_shows(tmp_path):
     Image.fromarray(np.array([[[255, 0, 0, 0]]], dtype=np.uint8)).save(tmp_path / "clear.png")
     assert ImageCollection([str(tmp_path)], prompt="x").images[0].getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_columns_and_parquet(tmp_path, folder):
+    """A column that is named `image` already, files of parquet, and what else stands beside an image."""
+    rows = {"image": [(folder / "b.png").read_bytes()] * 2, "prompt": ["one", "two"], "more": [5, 6]}
+    Dataset.from_dict(rows).save_to_disk(str(tmp_path / "plain"))
+    Dataset.from_dict(rows).to_parquet(str(tmp_path / "rows[0].parquet"))
+    (folder / "b.txt").unlink()
+    lines = [{"file_name": name, "text": name, "more": 1} for name in ("a.jpg", "b.png", "sub/c.webp")]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    sources = [str(tmp_path / "plain"), str(tmp_path / "rows[0].parquet"), str(folder)]
+    images = ImageCollection(sources, columns=["more"])
+    assert images.columns == {"more": [5, 6, 5, 6, 1, 1, 1]} and images.images[3].size == (8, 8)
+    assert images.names[2] == f"{tmp_path / 'rows[0].parquet'}[0]"
+    assert images.hash != ImageCollection(sources).hash == ImageCollection(sources, columns=[]).hash
+    with pytest.raises(UsageError, match="plain has no column 'less'; it has image, prompt, more"):
+        ImageCollection(sources[:1], columns=["less"])
+    with pytest.raises(UsageError, match="a.jpg has no 'less': the metadata of its folder gives it none"):
+        ImageCollection(sources[2:], columns=["less"])

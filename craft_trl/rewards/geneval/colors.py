@@ -20,12 +20,22 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from ...sources import HubFiles
 from .. import loading
 from .rules import Detection
 
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 BACKGROUND = "#999"
+
+
+def hub_files() -> HubFiles:
+    """What open_clip downloads for [`ColorClassifier`]."""
+    from open_clip import get_pretrained_cfg
+    from open_clip.constants import HF_SAFE_WEIGHTS_NAME
+
+    place = get_pretrained_cfg(ColorClassifier.architecture, ColorClassifier.pretrained)["hf_hub"]
+    return HubFiles(place.rstrip("/"), (HF_SAFE_WEIGHTS_NAME,))
 
 
 class ColorClassifier:
@@ -41,6 +51,7 @@ class ColorClassifier:
 
     # open_clip 3 does not set QuickGELU for `ViT-L-14` of OpenAI any more, which the weights need.
     architecture = "ViT-L-14-quickgelu"
+    pretrained = "openai"
     templates = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
 
     def __init__(self, device: str | torch.device = "cpu", pretrained: str | None = "openai"):
