@@ -52,6 +52,7 @@ _EXPORTS = {
     "SamplingConfig": "candidates.config",
     "TransformersExpander": "expansion.local",
     "UsageError": "errors",
+    "VLMJudge": "rewards.vlm.judge",
     "advantage_weighted_loss": "losses",
     "build_dataset_dict": "filtering.dataset",
     "build_pairs": "filtering.dataset",

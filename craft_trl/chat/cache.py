@@ -73,9 +73,18 @@ def _is_likely(pair: Any) -> bool:
 
 @dataclass(frozen=True)
 class Refusal:
-    """What a server says when it will not answer a question. It is not kept: the next run asks again."""
+    """
+    What a server says when it will not answer a question. It is not kept: the next run asks again.
+
+    Args:
+        reason (`str`):
+            Why, in its words.
+        failed (`bool`, *optional*, defaults to `False`):
+            Whether it was not unwilling but unable.
+    """
 
     reason: str
+    failed: bool = False
 
 
 class AnswerCache:

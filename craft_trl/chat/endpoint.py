@@ -280,7 +280,7 @@ class ChatEndpoint:
             if attempt > self.max_retries and fault == "server" and not self._given_up:
                 # It may be this question that the server cannot answer. If it is the server, the next one ends the same.
                 self._given_up = True
-                return Refusal(f"{problem}; asked {attempt} times")
+                return Refusal(f"{problem}; asked {attempt} times", failed=True)
             if attempt > self.max_retries or (pause or 0) > LONGEST_PAUSE:
                 wait = f" It asks to wait {pause:.0f} seconds." if pause else ""
                 raise UsageError(
@@ -308,6 +308,9 @@ class ChatEndpoint:
         answer = read_answer(choice, output.usage)
         if choice.finish_reason == "content_filter":
             return Refusal("its content filter")
+        refusal = getattr(choice.message, "refusal", None)
+        if isinstance(refusal, str) and refusal and not answer.text:
+            return Refusal(f"its content policy: {self.masked(refusal)}")
         return answer
 
     def _parameters(self, request: Request, left_out: set[str]) -> dict[str, Any]:

@@ -36,7 +36,6 @@ from ..devices import main_process_first, on_main_process, process_state
 from ..errors import UsageError
 from ..families.checks import check_model
 from ..rewards import Reward, RewardSpec, lower_is_better, parse_rewards
-from ..rewards.geneval.judge import GenEval
 from ..stages import fingerprint
 from .arms import Arm, arms_of, at_guidance, by_prompt, frontier_arms, guidance_scales
 from .config import EvaluationConfig
@@ -309,7 +308,7 @@ class Evaluation:
         """A judge, ready to score."""
         # What must be downloaded is downloaded once.
         reward = main_process_first(lambda: load_reward(self.specs[name], self.config, device))
-        if isinstance(reward, GenEval):
+        if self.specs[name].needs:
             reward.metadata = self.prompt_rows
         return reward
 

@@ -64,7 +64,9 @@ class ScoringConfig:
 
     def is_rounded(self, spec: RewardSpec) -> bool:
         """Whether a reward scores in `reward_dtype`, and that is not float32."""
-        return self.reward_dtype != "float32" and not (spec.custom or spec.remote or spec.name == "geneval")
+        return self.reward_dtype != "float32" and not (
+            spec.custom or spec.remote or spec.vlm or spec.name == "geneval"
+        )
 
     def fingerprint_of(self, spec: RewardSpec) -> str:
         """What identifies a scorer with its precision, see [`RewardSpec.fingerprint`]."""
