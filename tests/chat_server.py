@@ -186,7 +186,7 @@ class VisionServer(ChatServer):
     @staticmethod
     def prompt_of(body: dict) -> str:
         """The question that is asked."""
-        return body["messages"][-1]["content"][-1]["text"]
+        return body["messages"][-1]["content"][-1]["text"] if "messages" in body else ""
 
     @staticmethod
     def picture_of(body: dict) -> Image.Image:

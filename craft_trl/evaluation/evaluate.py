@@ -43,7 +43,7 @@ from .diversity import all_distances, mean_distances
 from .frontier import Frontier
 from .models import Model
 from .one_by_one import DRAWN, WaitingImages
-from .provenance import describe_scorer, judges_of_guard, settings_difference
+from .provenance import bill, describe_scorer, judges_of_guard, settings_difference
 from .statistics import compare
 
 
@@ -79,6 +79,7 @@ class Evaluation:
         self.prompt_rows = dict(zip(self.prompts, rows, strict=True))
         self.parts = [str(row[self.group_by]) for row in rows] if self.group_by else None
         self.frontier: dict | None = None  # of a `run` that was asked for it
+        self.bills: dict[str, dict[str, float]] = {}  # of a `run`, of judges that are asked
 
     @cached_property
     def models(self) -> dict[str, Model]:
@@ -214,7 +215,7 @@ class Evaluation:
         own = [arm for arm in (*arms, *besides) if arm.spec.kind != "results"]
         waiting = self._draw_only(own, device) if one_by_one else []
         rewards: dict[str, Reward | None] = {}
-        lower, mean_of_parts, notes, embedders = set(), set(), {}, []
+        lower, mean_of_parts, notes, embedders, usages = set(), set(), {}, [], {}
         for name in self.specs:
             reward = self._load(name, device)
             for images in waiting:
@@ -223,6 +224,7 @@ class Evaluation:
             mean_of_parts |= {name} if getattr(reward, "mean_of_parts", False) else set()
             notes[name] = getattr(reward, "note", None)
             embedders += [name] if hasattr(reward, "image_features") else []
+            usages |= {name: reward.usage} if self.specs[name].vlm else {}
             rewards[name] = None if one_by_one else reward
             del reward
             torch.cuda.empty_cache()
@@ -251,6 +253,8 @@ class Evaluation:
             row["scorer"] = self.scorers.get(row["metric"], {}) | {"note": notes.get(row["metric"])}
         if besides:
             self.frontier = self._frontier(besides, scores, rewards, embedder, metrics, lower, device)
+        images = sum(len(arm.keys) for arm in own)
+        self.bills = {name: bill(self.specs[name], usage, images) for name, usage in usages.items() if usage["images"]}
         return [row | {"settings": settings} for row in rows], scores
 
     def _measure(

@@ -74,6 +74,28 @@ def notes(rows: Sequence[Mapping]) -> list[str]:
     return list(dict.fromkeys(said))
 
 
+def bill(spec: RewardSpec, usage: Mapping[str, int], images: int) -> dict[str, float]:
+    """
+    About what a judge that is asked was asked for these images, and what that costs where its prices are named: `usage` of
+    some of the images, made out to all.
+    """
+    share = images / usage["images"]
+    made_out = {key: round(value * share) for key, value in usage.items()}
+    if spec.judge.prices is not None:
+        asked, answered = spec.judge.prices
+        made_out["cost"] = round(
+            (made_out["prompt_tokens"] * asked + made_out["completion_tokens"] * answered) / 1e6, 4
+        )
+    return made_out
+
+
+def bill_in_words(name: str, bill: Mapping[str, float]) -> str:
+    """What a judge was asked, in a line."""
+    cost = f", for {bill['cost']:.2f}" if "cost" in bill else ""
+    tokens = f"{bill['prompt_tokens']:,} + {bill['completion_tokens']:,} tokens"
+    return f"{name}: about {bill['answers']:,} answers about {bill['images']:,} images, of {tokens}{cost}"
+
+
 def settings_difference(one: Mapping, other: Mapping) -> str | None:
     """The first setting by which scores cannot be compared, in words; `None` if there is none."""
     for key in COMPARED:

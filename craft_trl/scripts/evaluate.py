@@ -89,6 +89,7 @@ def main(config: EvaluationConfig, args: EvaluateArguments | None = None) -> Non
     from ..evaluation.evaluate import Evaluation
     from ..evaluation.figure import frontier_svg
     from ..evaluation.frontier import in_words
+    from ..evaluation.provenance import bill_in_words
     from ..evaluation.report import format_table, write_report
 
     state = process_state()
@@ -119,7 +120,9 @@ def main(config: EvaluationConfig, args: EvaluateArguments | None = None) -> Non
                 write_atomically(folder / "frontier.svg", frontier_svg(evaluation.frontier))
             # After the stopwatch has written its seconds, which the report shows.
             said = write_report(evaluation, rows, scores, report)
-            stage.finish(verdict=said)
+            stage.finish(verdict=said, **({"asked": evaluation.bills} if evaluation.bills else {}))
+            for name, bill in evaluation.bills.items():
+                say(f"[evaluate] {bill_in_words(name, bill)}")
         say(f"[evaluate] {len(evaluation.prompts)} prompts in {folder} ({watch.seconds:.0f} s)")
     else:
         say(f"[evaluate] done before, in {folder}")

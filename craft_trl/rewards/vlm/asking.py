@@ -104,7 +104,7 @@ class Asking:
             role="judge",
             unit="questions",
         )
-        self.usage = {"answers": 0, "prompt_tokens": 0, "completion_tokens": 0}
+        self.usage = {"images": 0, "answers": 0, "prompt_tokens": 0, "completion_tokens": 0}
 
     @cached_property
     def served(self) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class VLMJudge:
 
     @property
     def usage(self) -> dict[str, int]:
-        """Answers that went into scores so far, and their tokens where the server says so; also those kept from before."""
+        """Images that were scored so far, the answers to that, and their tokens where the server says so; also those kept from before."""
         return self.asking.usage
 
     @property
@@ -138,6 +138,7 @@ class VLMJudge:
             if self.spec.refused is None:
                 self.asking.fail(f"{said} If that is to be a score, say which: refused=0.")
             logger.warning("%s: %s %s They count %g.", self.name, self.asking.endpoint.name, said, self.spec.refused)
+        self.usage["images"] += len(images)
         return values
 
     def _asked(self, prompt: str) -> list[tuple[str, str]]:

@@ -33,7 +33,7 @@ IN_WORDS = {
     "text": "whether it says {answer}",
     "score": "the number it says",
 }
-THOUGHT = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
+THOUGHT = re.compile(r"^\s*<think>.*?(?:</think>|\Z)", re.DOTALL)
 
 First = Sequence[Sequence]  # tokens and their probabilities: what an answer may begin with
 

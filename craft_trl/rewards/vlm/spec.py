@@ -261,8 +261,8 @@ class JudgeSpec:
         if TOKENS.search(source) or re.search(r"//[^/?]*@", source):
             raise UsageError(f"{where}: keys do not belong there; name an environment variable, api_key_env=NAME.")
         address, _, query = source.removeprefix("vlm:").partition("?")
-        model, _, url = address.partition("@")
-        if not model or url and not _is_url(url):
+        model, at, url = address.rpartition("@") if "@" in address else (address, "", "")
+        if not model or at and not _is_url(url):
             raise UsageError(f"{where}: a judge is named like {name}=vlm:MODEL@http://host:8000/v1, got {source!r}.")
         values: dict[str, Any] = {}
         kinds = {f.name: f.type for f in fields(cls) if f.name not in ("model", "base_url")}
