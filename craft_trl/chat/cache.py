@@ -103,15 +103,29 @@ class AnswerCache:
 
     def __init__(self, path: str | Path | None = None, owner: str = "expander"):
         self.path = None if path is None else Path(path)
-        self.damaged = 0
+        self.owner, self.damaged, self._seen = owner, 0, 0
         self._answers: dict[str, Answer] = {}
         if self.path is None or not self.path.exists():
             return
+        self._take(self._read())
+
+    def refresh(self) -> None:
+        """Take in what others have added to the file meanwhile."""
+        if self.path is not None and self.path.exists() and self.path.stat().st_size > self._seen:
+            whole, newline, _ = self._read().rpartition(b"\n")  # somebody may be writing
+            self._take(whole + newline)
+
+    def _read(self) -> bytes:
         try:
-            lines = self.path.read_bytes().split(b"\n")
+            with self.path.open("rb") as stream:
+                stream.seek(self._seen)
+                return stream.read()
         except OSError as error:
-            raise UsageError(f"Cannot read the {owner}'s answers {self.path}: {error.strerror}.") from error
-        for line in filter(None, lines):
+            raise UsageError(f"Cannot read the {self.owner}'s answers {self.path}: {error.strerror}.") from error
+
+    def _take(self, content: bytes) -> None:
+        self._seen += content.rfind(b"\n") + 1
+        for line in filter(None, content.split(b"\n")):
             try:
                 row = parse_json(line.decode())
                 self._answers[fingerprint(row["question"])] = Answer(**row["answer"])

@@ -30,7 +30,7 @@ COMPARED = ("prompts", "num_images_per_prompt", "seed", "sampling", "rewards")
 
 
 def describe_scorer(spec: RewardSpec) -> dict[str, str | None]:
-    """Id of a scorer, and the SHA-256 of its weights: `None` of the user's own code, and of a served one."""
+    """Id of a scorer, and the SHA-256 of its weights: `None` of the user's own code and of what a server has."""
     if spec.custom or spec.remote or spec.vlm:
         return {"id": spec.fingerprint(), "sha256": None}
     if spec.source is not None:

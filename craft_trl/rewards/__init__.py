@@ -51,6 +51,7 @@ from .weights import AESTHETIC_HEAD, BERT_TOKENIZER, CLIP_L, HPSV2, IMAGE_REWARD
 if TYPE_CHECKING:  # naming rewards costs no import of PyTorch
     import torch
 
+    from .vlm.judge import VLMJudge
     from .vlm.spec import JudgeSpec
 
 Reward = Callable[[list[Image.Image], list[str]], Any]  # Any: a torch.Tensor
@@ -145,6 +146,13 @@ class RewardSpec:
 
         return JudgeSpec.parse(self.name, self.source)
 
+    @cached_property
+    def _asked(self) -> "VLMJudge":
+        """The judge, tried once whether it sees."""
+        from .vlm.judge import VLMJudge
+
+        return VLMJudge(self.judge, self.name)
+
     @property
     def needs(self) -> tuple[str, ...]:
         """Columns that prompts must have for it: a benchmark judges prompts of its own only."""
@@ -177,9 +185,7 @@ class RewardSpec:
 
             return RemoteReward(self.source)
         if self.vlm:
-            from .vlm.judge import VLMJudge
-
-            return VLMJudge(self.judge, self.name)
+            return self._asked
         if self.custom:
             return _load_custom(self.source)
         module, attribute = REWARDS[self.name].path.split(":")

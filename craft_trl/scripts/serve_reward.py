@@ -61,8 +61,9 @@ def main(spec: RewardSpec, args: ServeRewardArguments) -> None:
     """Load the reward and serve it until stopped."""
     if spec.remote:
         raise UsageError(f"Reward {spec.name}={spec.source} is served already.")
-    if spec.custom and args.dtype != "float32":
-        raise UsageError(f"dtype {args.dtype}: a reward of your own is in the precision that it chooses itself.")
+    if (spec.custom or spec.vlm) and args.dtype != "float32":
+        whose = "a judge that is asked" if spec.vlm else "a reward of your own"
+        raise UsageError(f"dtype {args.dtype}: {whose} is in the precision that it chooses itself.")
     import torch
 
     from ..devices import default_device

@@ -199,6 +199,7 @@ class Asking:
                 if self.cache.get(key) is None:
                     self.cache.add(key, answer)
 
+            self.cache.refresh()  # another judge may have asked the same
             unknown = []
             for question in waiting:
                 kept = self.cache.get(self._key(question, attempt))

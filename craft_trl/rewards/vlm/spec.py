@@ -88,11 +88,23 @@ class Template:
 
     def asked(self, prompt: str, row: Mapping[str, Any] | None = None) -> list[tuple[str, str]]:
         """Questions about an image of a prompt, of which a benchmark's `row` has its own, with the expected answers."""
-        if self.benchmark == "dpg":
-            return [(f"{item['question']} Please answer Yes or No.", "Yes") for item in row["questions"]]
-        if self.benchmark is not None:
-            return [(f"{question} Answer in one word.", answer) for question, answer in row["vqa_list"]]
-        return [(text.replace("{prompt}", prompt), answer) for text, answer, _ in self.questions]
+        if self.benchmark is None:
+            return [(text.replace("{prompt}", prompt), answer) for text, answer, _ in self.questions]
+        try:
+            if self.benchmark == "dpg":
+                asked = [(f"{item['question']} Please answer Yes or No.", "Yes") for item in row["questions"]]
+                known = {0, *(item["id"] for item in row["questions"])}
+                fits = all(parent in known for item in row["questions"] for parent in item["parents"])
+            else:
+                asked = [(f"{question} Answer in one word.", answer) for question, answer in row["vqa_list"]]
+                fits = all(answer in (*YES_NO, *NUMBERS) for _, answer in asked)
+        except (LookupError, TypeError, ValueError):
+            asked, fits = [], False
+        if not asked or not fits:
+            raise UsageError(
+                f"{self.name}: what is asked of {prompt!r} is not in the published format, in {' and '.join(self.needs)}."
+            )
+        return asked
 
 
 BUILT_IN = {

@@ -402,6 +402,24 @@ class TestBenchmarks:
         assert "Are there foxes? Please answer Yes or No." in server.questions()
         assert "published tables are of another judge, mPLUG" in judge.note
 
+    @pytest.mark.parametrize(
+        ("name", "row"),
+        [
+            ("geneval2_am", {"vqa_list": [["What color is the fox?", "red"]]}),
+            ("geneval2_am", {"vqa_list": "[]"}),
+            ("geneval2_gm", {"vqa_list": []}),
+            ("dpg", {"questions": [{"id": 1, "parents": [7], "question": "Is it?"}]}),
+            ("dpg", {"questions": [{"id": 1, "question": "Is it?"}]}),
+        ],
+    )
+    def test_rows_of_another_format(self, make, name, row):
+        with VisionServer() as server:
+            judge = make(server, name=name)
+            judge.metadata = {"a fox": row}
+            with pytest.raises(UsageError, match="what is asked of 'a fox' is not in the published format"):
+                judge(IMAGES[:1], ["a fox"])
+            assert not server.requests
+
     def test_a_prompt_of_another_set(self, make):
         with VisionServer() as server:
             with pytest.raises(
