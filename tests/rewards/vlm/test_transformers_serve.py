@@ -79,8 +79,9 @@ def folders(tmp_path_factory):
     """A model that sees, random but for the two rows by which it answers, and one that reads only."""
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
+    # Wider than any prompt has tokens: where both are the same, transformers 5.24 takes the pixels for token ids.
     vision = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=28, patch_size=14
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=70, patch_size=14
     )
     config = LlavaConfig(vision_config=vision, text_config=text_config(tokenizer), image_token_index=3, image_token_id=3, vision_feature_layer=-1,
         vision_feature_select_strategy="default",
@@ -91,7 +92,7 @@ def folders(tmp_path_factory):
             if parameter.ndim > 1:
                 parameter.mul_(8 if "projector" in name or "patch" in name else 3)
     processor = LlavaProcessor(
-        CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}), tokenizer, patch_size=14,
+        CLIPImageProcessor(size={"shortest_edge": 70}, crop_size={"height": 70, "width": 70}), tokenizer, patch_size=14,
         vision_feature_select_strategy="default", chat_template=TEMPLATE, num_additional_image_tokens=1,
     )  # fmt: skip
     # The two answers are told apart by what differs between a red and a blue picture.
@@ -109,7 +110,7 @@ def folders(tmp_path_factory):
     model.save_pretrained(seeing)
     processor.save_pretrained(seeing)
     LlamaForCausalLM(text_config(tokenizer)).save_pretrained(reading)
-    tokenizer.save_pretrained(reading)
+    make_tokenizer().save_pretrained(reading)  # the other one says whose processor it is in
     return seeing, reading
 
 
