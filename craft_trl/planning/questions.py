@@ -61,7 +61,9 @@ def line(
     judge, template = spec.judge, spec.judge.template
     reading = judge.reading or template.reading
     if template.benchmark and not rows:
-        return f"{stage}: {spec.name} asks {judge.model} at {judge.host} about {images:,} images; its prompts say what."
+        return (
+            f"{stage}: {spec.name} asks {judge.model} at {judge.host} about {images:,} images; its prompts say what."
+        )
     rows = rows or {"": {}}
     known = [template.asked(prompt, row) for prompt, row in rows.items()]
     questions = round(images * sum(map(len, known)) / len(known) * judge.samples_of(reading))

@@ -63,6 +63,7 @@ def test_a_comparison(tiny, tmp_path, prompts, capsys):
     with VisionServer() as server:
         settings = {
             "batch_size": 2,
+            "num_inference_steps": 1,
             "prompts": prompts, "rewards": [], "num_bootstrap": 50, "group_by": "atom_count",
             "held_out_rewards": judges(server, tmp_path, "&prices=1,2"),
         }  # fmt: skip
@@ -99,7 +100,8 @@ def test_a_comparison(tiny, tmp_path, prompts, capsys):
 def test_one_judge_at_a_time(tiny, tmp_path, prompts):
     """As on a GPU that holds no two of them: the same results, from the same answers."""
     with VisionServer() as server:
-        settings = {"prompts": prompts, "num_bootstrap": 50, "held_out_rewards": judges(server, tmp_path)}
+        settings = {"prompts": prompts, "num_bootstrap": 50, "num_inference_steps": 1}
+        settings |= {"held_out_rewards": judges(server, tmp_path)}
         for device, folder in (("cpu", "a"), ("offload", "b")):
             main(make_config(tiny, reward_device=device, output_dir=str(tmp_path / folder), **settings))
     one, other = ((tmp_path / folder / "results.json").read_bytes() for folder in "ab")

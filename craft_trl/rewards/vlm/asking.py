@@ -32,6 +32,7 @@ from PIL import Image
 from ...chat.cache import Answer, AnswerCache, Refusal
 from ...chat.endpoint import ChatEndpoint, Request
 from ...errors import UsageError
+from ...masking import mask_settings
 from ...progress import progress_bar
 from ...stages import fingerprint
 from ..remote import to_png
@@ -41,7 +42,7 @@ from .spec import JudgeSpec
 
 logger = logging.getLogger(__name__)
 
-SERVED = ("id", "root", "parent", "owned_by", "max_model_len")  # what `/models` says that stays the same
+SERVED = ("id", "root", "parent", "owned_by")  # what `/models` says that stays the same
 ATTEMPTS = 3  # for an answer in sampled words, until there is one in it
 SURE = 0.1  # how much more probable it must be of a red picture that it is red than of a blue one
 BLIND = "It does not see the pictures, or cannot tell them apart: is it a model that takes images, and was it served as one?"
@@ -267,7 +268,7 @@ class Asking:
         else:
             how = {"asked_for": "words", "max_tokens": self.template.max_tokens, "thinking": self.spec.thinking}
             how |= {"temperature": self.spec.temperature_of(self.reading), "sample": [question.sample, attempt]}
-        extra_body = dict(self.template.extra_body)
+        extra_body = mask_settings(dict(self.template.extra_body))
         context = fingerprint([self.served, self.spec.provider, self.template.system, extra_body])[:16]
         asked = {"model": self.spec.model, "image": question.picture, "question": question.text}
         return {**asked, **how, "context": context}

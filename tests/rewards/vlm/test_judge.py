@@ -163,7 +163,7 @@ class TestKept:
         with VisionServer() as server:
             judge = make(server)
             name = re.escape(f"VQAScore {judge.template.hash}")
-            pattern = f"vlm: judge, {name}, token, top 20, id judge owned_by test max_model_len 4096"
+            pattern = f"vlm: judge, {name}, token, top 20, id judge owned_by test"
             assert re.fullmatch(pattern, judge.fingerprint)
             assert judge.note.startswith(
                 f"judge at 127.0.0.1:{server.port}, template VQAScore ({judge.template.hash}), P(Yes)"
