@@ -44,6 +44,8 @@ BUSY = (408, 409, 425, 429)  # and all from 500 on: asked again
 REFUSED = (400, 413, 422)  # of this question; other codes below 500 are refusals of all questions
 MOST_REFUSALS = 20  # of the first questions: then it is not the questions that are wrong
 LONGEST_PAUSE = 600.0  # seconds that a server may ask to wait
+LAST_WORDS = 10.0  # seconds for answers that are under way when another question has ended the call
+DONE = object()
 NO_KEY = "none"
 
 Question = TypeVar("Question")
@@ -159,6 +161,8 @@ class ChatEndpoint:
         self._refusals = self._answered = 0
         self._given_up = False  # a question, since the last answer
         self._next = 0.0
+        self._stopped = False
+        self._under_way: set[asyncio.Task] = set()  # those that wait for an answer, and not for their turn
 
     def api_key(self) -> str:
         """The key, read when it is needed so that it is kept nowhere."""
@@ -199,6 +203,8 @@ class ChatEndpoint:
                 Whether any question was answered, perhaps in an earlier run; if none of the first was, all are taken to be
                 refused.
         """
+        if not questions:
+            return None
         try:
             asyncio.get_running_loop()
         except RuntimeError:
@@ -208,7 +214,8 @@ class ChatEndpoint:
 
     async def _ask_all(self, questions, request, keep, has_answered) -> None:
         waiting = iter(questions)
-        self._refusals, self._given_up = 0, False
+        self._refusals, self._given_up, self._stopped = 0, False, False
+        self._under_way.clear()
         async with ChatClient(
             base_url=self.base_url, provider=self.provider, api_key=self.api_key(), timeout=self.timeout
         ) as client:
@@ -217,14 +224,21 @@ class ChatEndpoint:
                 for _ in range(min(self.concurrency, len(questions)))
             ]
             try:
-                await asyncio.gather(*workers)
-            finally:  # one has failed, or Ctrl-C
+                await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
+                self._stopped = True
+                # If one has failed, what others have asked is answered and paid for, perhaps, and is not asked again.
+                if waiting_for := [worker for worker in workers if worker in self._under_way]:
+                    await asyncio.wait(waiting_for, timeout=LAST_WORDS)
+            finally:  # also after Ctrl-C
                 for worker in workers:
                     worker.cancel()
-                await asyncio.gather(*workers, return_exceptions=True)
+                results = await asyncio.gather(*workers, return_exceptions=True)
+            for error in results:
+                if isinstance(error, BaseException) and not isinstance(error, asyncio.CancelledError):
+                    raise error
 
     async def _work(self, client: ChatClient, waiting: Iterator, request, keep, has_answered) -> None:
-        for question in waiting:
+        while not self._stopped and (question := next(waiting, DONE)) is not DONE:
             answer = await self._answer(client, request(question))
             keep(question, answer)
             self._refusals += isinstance(answer, Refusal)
@@ -242,6 +256,7 @@ class ChatEndpoint:
             parameters = self._parameters(request, left_out)
             try:
                 # The client's own timeout is for each byte; a server that trickles would never run into it.
+                self._under_way.add(asyncio.current_task())
                 answer = await asyncio.wait_for(self._send(client, request, parameters, struck), self.timeout)
                 self._settle(request, struck, left_out)
                 self._answered, self._given_up = self._answered + 1, False
@@ -274,6 +289,10 @@ class ChatEndpoint:
                 problem, fault = self.masked(str(error)) or type(error).__name__, "connection"
             except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
                 problem, fault = "what came is no chat completion", "server"
+            finally:
+                self._under_way.discard(asyncio.current_task())
+            if self._stopped:
+                raise asyncio.CancelledError
             attempt += 1
             if attempt > self.max_retries and fault == "rate" and self._answered > answered:
                 attempt, answered = 1, self._answered  # slow, but alive: others get their answers
