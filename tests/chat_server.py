@@ -46,6 +46,7 @@ class ChatServer:
         self.behave = behave or (lambda number, prompt, body: None)
         self.models: list[dict] | None = None  # of `GET /v1/models`
         self.gets: list[str] = []
+        self.others: dict[str, Callable[[dict], Any]] = {}  # by path, what is answered there
         self.requests: list[dict] = []  # bodies
         self.headers: list[dict] = []
         self.times: list[float] = []
@@ -69,6 +70,8 @@ class ChatServer:
                     number = len(owner.requests)
                     owner.requests.append(body)
                     owner.headers.append(dict(self.headers))
+                if self.path in owner.others:
+                    return self.send(200, {}, json.dumps(owner.others[self.path](body)).encode())
                 if self.path != "/v1/chat/completions":
                     return self.send(404, {}, b'{"error": {"message": "there is no such path"}}')
                 reply = owner.behave(number, owner.prompt_of(body), body)

@@ -275,7 +275,9 @@ class JudgeSpec:
         address, _, query = source.removeprefix("vlm:").partition("?")
         model, at, url = address.rpartition("@") if "@" in address else (address, "", "")
         if not model or at and not _is_url(url):
-            raise UsageError(f"{where}: a judge is named like {name}=vlm:MODEL@http://host:8000/v1, got {source!r}.")
+            raise UsageError(
+                f"{where}: a judge is named like {name}=vlm:MODEL@http://host:8000/v1, got 'vlm:{address}'."
+            )
         values: dict[str, Any] = {}
         kinds = {f.name: f.type for f in fields(cls) if f.name not in ("model", "base_url")}
         for part in filter(None, query.split("&")):

@@ -14,6 +14,8 @@
 
 """Judges that are asked, over HTTP on loopback, with every fault that a server may have."""
 
+import base64
+import io
 import json
 import math
 import re
@@ -357,6 +359,43 @@ class TestWithoutProbabilities:
             assert len([q for q in server.prompts() if "figure" in q]) == 5 * 6
             with pytest.raises(UsageError, match="no log-probabilities; reading=text"):
                 make(server, "reading=token")(IMAGES, PROMPTS)
+
+
+def systemone(body):
+    """As `/v1/systemone` of `transformers serve`."""
+    (asset,) = body["assets"].values()
+    picture = Image.open(io.BytesIO(base64.b64decode(asset["data_base64"])))
+    assert body["state"] in body["assets"] and body["questions"]["q"]["type"] == "noul"
+    return {
+        "answers": {"q": {"type": "noul", "noul": picture.getpixel((0, 0))[0] / 255}},
+        "usage": {"input_tokens": 70},
+    }
+
+
+class TestSystemOne:
+    def test_it_is_found_where_the_chat_gives_no_probabilities(self, make):
+        with VisionServer(probabilities=False) as server:
+            server.others["/v1/systemone"] = systemone
+            judge = make(server)
+            assert judge(IMAGES, PROMPTS).tolist() == pytest.approx([red / 255 for red in REDS])
+        assert judge.asking.reading == "systemone" and judge.usage["prompt_tokens"] == 6 * 70
+
+    @pytest.mark.parametrize(
+        "reply",
+        [
+            {}, [], {"answers": {}}, {"answers": {"other": {"noul": 0.5}}}, {"answers": {"q": {"noul": "high"}}},
+            {"answers": {"q": {"noul": 1.7}}}, {"answers": {"q": {"noul": float("nan")}}},
+            {"answers": {"q": {"choice": "Yes"}}},
+        ],
+    )  # fmt: skip
+    def test_what_is_no_answer(self, make, reply, tmp_path):
+        """Other names, other numbers of answers, and what is no probability, never count as a score."""
+        bad = lambda body: reply if PROMPTS[3] in body["questions"]["q"]["instructions"] else systemone(body)  # noqa: E731
+        with VisionServer() as server:
+            server.others["/v1/systemone"] = bad
+            with pytest.raises(UsageError, match="what came is no chat completion; asked 2 times"):
+                make(server, "reading=systemone&max_retries=1&refused=0")(IMAGES, PROMPTS)
+        assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 5
 
 
 class TestBenchmarks:
