@@ -73,8 +73,9 @@ class ScoreConfig(ScoringConfig):
                 raise UsageError(f"{name} is missing: give it as --{name}.")
         specs = parse_rewards(self.rewards)
         if own := next((spec for spec in specs if spec.needs), None):
+            benchmark = own.judge.template.name if own.vlm else "GenEval"
             raise UsageError(
-                f"{own.name} needs the prompts of its benchmark with their metadata: judge a model with `craft evaluate`."
+                f"{own.name} needs the prompts of {benchmark} with their metadata: judge a model with `craft evaluate`."
             )
         for spec in specs:
             if spec.name in ("file", "prompt"):

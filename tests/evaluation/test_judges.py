@@ -115,7 +115,7 @@ def test_prompts_of_another_kind(tiny, tmp_path):
             with pytest.raises(UsageError, match=f"{name} judges prompts of its own format only.*prompts: {name[:3]}"):
                 main(make_config(tiny, held_out_rewards=[judge], output_dir=str(tmp_path / "out")))
         assert not server.requests
-        with pytest.raises(UsageError, match="dpg needs the prompts of its benchmark with their metadata"):
+        with pytest.raises(UsageError, match="dpg needs the prompts of DPG-Bench by a VLM with their metadata"):
             ScoreConfig(rewards=judges(server, tmp_path)[2:], output_dir="out")
 
 
