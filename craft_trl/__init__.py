@@ -58,6 +58,7 @@ _EXPORTS = {
     "TransformersExpander": "expansion.local",
     "TreeConfig": "candidates.tree_config",
     "UsageError": "errors",
+    "VLMJudge": "rewards.vlm.judge",
     "advantage_weighted_loss": "losses",
     "build_dataset_dict": "filtering.dataset",
     "build_lists": "filtering.dataset",

@@ -259,9 +259,11 @@ def relative_to(folder: Path, value: Any) -> Any:
 def split_path(value: str) -> tuple[str, str]:
     """
     What stands before the path in a recipe's `NAME=KIND:PATH`, `NAME=PATH`, `KIND:PATH` or `PATH`, and the path. Before a
-    kind may stand a strength, as in `NAME=strength:0.7:KIND:PATH`.
+    kind may stand a strength, as in `NAME=strength:0.7:KIND:PATH`. Of a judge that is asked, `vlm:`, it is the path of its
+    questions.
     """
-    prefix = re.match(r"(?:[\w.-]+=)?(?:strength:[^:/]*:)?(?:[a-z]+:)?", value).group()
+    asked = re.match(r"(?:[\w.-]+=)?vlm:[^?]*\?(?:.*&)?questions=", value)
+    prefix = (asked or re.match(r"(?:[\w.-]+=)?(?:strength:[^:/]*:)?(?:[a-z]+:)?", value)).group()
     return prefix, value[len(prefix) :]
 
 

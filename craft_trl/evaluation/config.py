@@ -50,7 +50,7 @@ class EvaluationConfig(SamplingConfig, ScoringConfig):
             `NAME+expansion`: what expansion reaches at inference, without any training.
         prompts (`str`):
             Held-out prompts: the name of a published set (`hpdv2-test`, `hpdv2-benchmark`, `drawbench`, `partiprompts`,
-            `geneval`, `pickapic-test`), `NAME=PATH` for a copy of one, a file, or a dataset on the Hub.
+            `geneval`, `geneval2`, `dpg`, `pickapic-test`), `NAME=PATH` for a copy of one, a file, or a dataset on the Hub.
         prompt_column (`str`, *optional*, defaults to `"prompt"`):
             Column of the prompt.
         group_by (`str`, *optional*):
@@ -191,13 +191,14 @@ class EvaluationConfig(SamplingConfig, ScoringConfig):
                 raise UsageError(f"num_prompts must be {limits}; got {self.num_prompts}.")
             # Evenly spaced: benchmark files are sorted by style or category.
             rows = [rows[i] for i in np.linspace(0, len(rows) - 1, self.num_prompts).round().astype(int)]
-        judges = {spec.name: spec for spec in parse_rewards([*self.rewards, *self.held_out_rewards])}
-        geneval = judges.get("geneval")
-        if geneval and not geneval.custom and not all("tag" in row and "include" in row for row in rows):
-            raise UsageError(
-                f"geneval judges prompts of its own format only, and {self.prompts} is not: prompts: geneval."
-            )
-        check_asked(judges.values(), [row[column] for row in rows], self.prompts)
+        specs = parse_rewards([*self.rewards, *self.held_out_rewards])
+        for spec in specs:
+            if not all(column in row for row in rows for column in spec.needs):
+                named = spec.judge.template.prompts if spec.vlm else spec.name
+                raise UsageError(
+                    f"{spec.name} judges prompts of its own format only, and {self.prompts} is not: prompts: {named}."
+                )
+        check_asked(specs, [row[column] for row in rows], self.prompts)
         group_by = self.group_by or part
         if group_by is not None and not all(group_by in row for row in rows):
             raise UsageError(f"group_by: not every prompt has a column {group_by!r}; it has {', '.join(rows[0])}.")

@@ -36,7 +36,6 @@ from ..devices import main_process_first, on_main_process, process_state
 from ..errors import UsageError
 from ..families.checks import check_model
 from ..rewards import Reward, RewardSpec, lower_is_better, parse_rewards
-from ..rewards.geneval.judge import GenEval
 from ..stages import fingerprint
 from .alternatives import alternative_counts, alternatives, at_guidance, guidance_scales, make_frontier
 from .arms import Arm, Judges, arms_of, by_prompt
@@ -45,7 +44,7 @@ from .diversity import mean_distances
 from .frontier import Frontier
 from .models import Model
 from .one_by_one import DRAWN, WaitingImages
-from .provenance import describe_scorer, judges_of_guard, settings_difference
+from .provenance import bill, describe_scorer, judges_of_guard, settings_difference
 from .statistics import compare
 
 
@@ -81,6 +80,7 @@ class Evaluation:
         self.prompt_rows = dict(zip(self.prompts, rows, strict=True))
         self.parts = [str(row[self.group_by]) for row in rows] if self.group_by else None
         self.frontier: Frontier | None = None  # of a `run` that was asked for it
+        self.bills: dict[str, dict[str, float]] = {}  # of a `run`, of judges that are asked
 
     @cached_property
     def models(self) -> dict[str, Model]:
@@ -199,7 +199,7 @@ class Evaluation:
         own = [arm for arm in (*arms, *besides) if arm.spec.kind != "results"]
         waiting = self._draw_only(own, device) if one_by_one else []
         rewards: dict[str, Reward | None] = {}
-        lower, mean_of_parts, notes, embedders = set(), set(), {}, []
+        lower, mean_of_parts, notes, embedders, usages = set(), set(), {}, [], {}
         for name in self.specs:
             reward = self._load(name, device)
             for images in waiting:
@@ -208,6 +208,7 @@ class Evaluation:
             mean_of_parts |= {name} if getattr(reward, "mean_of_parts", False) else set()
             notes[name] = getattr(reward, "note", None)
             embedders += [name] if hasattr(reward, "image_features") else []
+            usages |= {name: reward.usage} if self.specs[name].vlm else {}
             rewards[name] = None if one_by_one else reward
             del reward
             torch.cuda.empty_cache()
@@ -236,6 +237,8 @@ class Evaluation:
             row["scorer"] = self.scorers.get(row["metric"], {}) | {"note": notes.get(row["metric"])}
         if besides:
             self.frontier = make_frontier(self, besides, scores, judges)
+        images = sum(len(arm.keys) for arm in own)
+        self.bills = {name: bill(self.specs[name], usage, images) for name, usage in usages.items() if usage["images"]}
         return [row | {"settings": settings} for row in rows], scores
 
     def measure(self, arm: Arm, judges: Judges) -> dict[str, np.ndarray]:
@@ -255,7 +258,7 @@ class Evaluation:
         """A judge, ready to score."""
         # What must be downloaded is downloaded once.
         reward = main_process_first(lambda: load_reward(self.specs[name], self.config, device))
-        if isinstance(reward, GenEval):
+        if self.specs[name].needs:
             reward.metadata = self.prompt_rows
         return reward
 

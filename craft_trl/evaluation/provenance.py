@@ -30,7 +30,9 @@ COMPARED = ("prompts", "num_images_per_prompt", "seed", "sampling", "rewards")
 
 
 def describe_scorer(spec: RewardSpec) -> dict[str, str | None]:
-    """Id of a scorer, and the SHA-256 of its weights: `None` of the user's own code, of a served one, and of a package."""
+    """
+    Id of a scorer, and the SHA-256 of its weights: `None` of the user's own code, of what a server has, and of a package.
+    """
     if not spec.weighted:
         return {"id": spec.fingerprint(), "sha256": None}
     if spec.source is not None:
@@ -72,6 +74,28 @@ def notes(rows: Sequence[Mapping]) -> list[str]:
                 "on prompts of its own; that choice is in its favour."
             )
     return list(dict.fromkeys(said))
+
+
+def bill(spec: RewardSpec, usage: Mapping[str, int], images: int) -> dict[str, float]:
+    """
+    About what a judge that is asked was asked for these images, and what that costs where its prices are named: `usage` of
+    some of the images, made out to all.
+    """
+    share = images / usage["images"]
+    made_out = {key: round(value * share) for key, value in usage.items()}
+    if spec.judge.prices is not None:
+        asked, answered = spec.judge.prices
+        made_out["cost"] = round(
+            (made_out["prompt_tokens"] * asked + made_out["completion_tokens"] * answered) / 1e6, 4
+        )
+    return made_out
+
+
+def bill_in_words(name: str, bill: Mapping[str, float]) -> str:
+    """What a judge was asked, in a line."""
+    cost = f", for {bill['cost']:.2f}" if "cost" in bill else ""
+    tokens = f"{bill['prompt_tokens']:,} + {bill['completion_tokens']:,} tokens"
+    return f"{name}: about {bill['answers']:,} answers about {bill['images']:,} images, of {tokens}{cost}"
 
 
 def settings_difference(one: Mapping, other: Mapping) -> str | None:

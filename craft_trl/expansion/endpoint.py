@@ -14,37 +14,17 @@
 
 """Expansion by a language model behind an OpenAI-compatible endpoint."""
 
-import asyncio
-import logging
-import os
-import random
-import re
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
-from huggingface_hub import AsyncInferenceClient, constants, get_token
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, InferenceTimeoutError
-from huggingface_hub.inference._providers import PROVIDERS
-
-from ..errors import UsageError
-from ..masking import TOKENS, find_secrets, mask_settings, mask_text
-from ..parser import suggest
-from ..texts import one_line
-from .cache import Answer
-from .chat import ChatClient, complaint, read_answer, response_format, retry_after
-from .instructed import InstructedExpander, Question, Refusal
+from ..chat.cache import Answer, Refusal
+from ..chat.completions import json_schema
+from ..chat.endpoint import ChatEndpoint, Request
+from ..masking import mask_settings
+from .instructed import InstructedExpander, Question
 
 
-logger = logging.getLogger(__name__)
-
-BUSY = (408, 409, 425, 429)  # and all from 500 on: asked again
-REFUSED = (400, 413, 422)  # of this question; other codes below 500 are refusals of all questions
-MOST_REFUSALS = 20  # of the first prompts: then it is not the prompts that are wrong
-LONGEST_PAUSE = 600.0  # seconds that a server may ask to wait
-NO_KEY = "none"
+FORMATS = ("json_schema", "json_object", None)  # what answers are asked to look like, the strictest first
 
 
 class EndpointExpander(InstructedExpander):
@@ -103,212 +83,56 @@ class EndpointExpander(InstructedExpander):
         **kwargs,
     ):
         super().__init__(model, **kwargs)
-        if base_url is not None:
-            if re.match(r"(?:\w+://)?[^/]*@", base_url) or "?" in base_url:
-                raise UsageError("The expander's base_url holds a key: give it in an environment variable instead.")
-            try:
-                url = urlsplit(base_url)
-                valid = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
-            except ValueError:  # of a port that is no number
-                valid = False
-            if not valid:
-                raise UsageError(f"The expander's base_url must be like https://host/v1, got {base_url!r}.")
-            if provider is not None:
-                raise UsageError(f"The expander has a base_url, so that its provider {provider!r} would be ignored.")
-        elif constants.HF_HUB_OFFLINE:
-            raise UsageError("HF_HUB_OFFLINE is set, and the expander has no base_url: unset one, or give the other.")
-        elif provider is not None and provider not in PROVIDERS:
-            raise UsageError(f"There is no Inference Provider {provider!r}. {suggest(provider, PROVIDERS)}")
-        if not 1 <= concurrency <= 100:
-            raise UsageError(f"The expander's concurrency must be from 1 to 100, got {concurrency}.")
-        for name, value in (("requests_per_minute", requests_per_minute), ("timeout", timeout)):
-            if value is not None and not value > 0:
-                raise UsageError(f"The expander's {name} must be above 0, got {value}.")
-        if max_retries < 0:
-            raise UsageError(f"The expander's max_retries must be at least 0, got {max_retries}.")
-        self.base_url, self.provider = base_url, provider
-        self.api_key_env = api_key_env or ("HF_TOKEN" if base_url is None else "OPENAI_API_KEY")
-        self._key_is_named = api_key_env is not None
-        self.api_key()
-        self.concurrency, self.timeout = concurrency, timeout
-        self.interval = 60.0 / requests_per_minute if requests_per_minute else 0.0
-        self.max_retries, self.first_pause, self.extra_body = max_retries, first_pause, extra_body or {}
-        # What answers are asked to look like, the strictest first; those that the server does not know are struck off.
-        self.formats: list[str | None] = ["json_schema", "json_object", None]
-        self.left_out: set[str] = set()  # parameters that the server does not take
-        self._works = False
-        self._refusals = self._answered = 0
-        self._given_up = False  # a prompt, since the last answer
-        self._next = 0.0
+        self.endpoint = ChatEndpoint(
+            model,
+            base_url,
+            provider=provider,
+            api_key_env=api_key_env,
+            concurrency=concurrency,
+            requests_per_minute=requests_per_minute,
+            timeout=timeout,
+            max_retries=max_retries,
+            first_pause=first_pause,
+            extra_body=extra_body,
+        )
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"expander": "endpoint", **super().settings, "extra_body": mask_settings(self.extra_body)}
-
-    def api_key(self) -> str:
-        """The key, read when it is needed so that it is kept nowhere."""
-        name = self.api_key_env
-        key = os.environ.get(name, "").strip()  # a key that was read from a file often ends in a newline
-        if not key and self.base_url is None and not self._key_is_named:
-            key = get_token()
-        if not key and (self._key_is_named or self.base_url is None):
-            if not re.fullmatch("[A-Z_][A-Z0-9_]*", name) or TOKENS.search(name):
-                name = "that api_key_env names, which is not set. It takes the name of a variable, not a key"
-            raise UsageError(f"The expander's key is missing: put it into the environment variable {name}.")
-        if key and not re.fullmatch("[!-~]+", key):
-            raise UsageError(
-                f"The expander's key, in the environment variable {name}, holds a blank or a character that is not ASCII: "
-                "such a key cannot be sent. Copy it again."
-            )
-        # Never empty: with a URL, `InferenceClient` would send the user's Hub token to whoever that is.
-        return key or NO_KEY
-
-    def _ask(self, questions: Sequence[Question], keep: Callable[[Question, Answer | Refusal], None]) -> None:
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            return asyncio.run(self._ask_all(questions, keep))
-        with ThreadPoolExecutor(1) as thread:  # in a notebook, whose loop is running
-            return thread.submit(asyncio.run, self._ask_all(questions, keep)).result()
-
-    async def _ask_all(
-        self, questions: Sequence[Question], keep: Callable[[Question, Answer | Refusal], None]
-    ) -> None:
-        waiting = iter(questions)
-        self._refusals, self._given_up = 0, False
-        async with ChatClient(
-            base_url=self.base_url, provider=self.provider, api_key=self.api_key(), timeout=self.timeout
-        ) as client:
-            workers = [
-                asyncio.ensure_future(self._work(client, waiting, keep))
-                for _ in range(min(self.concurrency, len(questions)))
-            ]
-            try:
-                await asyncio.gather(*workers)
-            finally:  # one has failed, or Ctrl-C
-                for worker in workers:
-                    worker.cancel()
-                await asyncio.gather(*workers, return_exceptions=True)
-
-    async def _work(
-        self,
-        client: AsyncInferenceClient,
-        waiting: Iterator[Question],
-        keep: Callable[[Question, Answer | Refusal], None],
-    ) -> None:
-        for question in waiting:
-            answer = await self._answer(client, question)
-            keep(question, answer)
-            self._refusals += isinstance(answer, Refusal)
-            if self._refusals == MOST_REFUSALS and not self.answers:
-                raise UsageError(
-                    f"{self._name} refused the first {self._refusals} prompts; the last time it said: {answer.reason}"
-                )
-
-    async def _answer(self, client: AsyncInferenceClient, question: Question) -> Answer | Refusal:
-        attempt, answered = 0, self._answered
-        formats, left_out = list(self.formats), set(self.left_out)
-        while True:
-            await self._turn()
-            pause = None
-            parameters = self._parameters(question, left_out)
-            try:
-                # The client's own timeout is for each byte; a server that trickles would never run into it.
-                output = await asyncio.wait_for(
-                    client.chat_completion(
-                        question.messages,
-                        model=self.model,
-                        response_format=response_format(formats[0], question.num_variants),
-                        extra_body=parameters | self.extra_body,
-                    ),
-                    self.timeout,
-                )
-                choice = output.choices[0]
-                answer = read_answer(choice, output.usage)
-                self._settle(formats, left_out)
-                self._answered, self._given_up = self._answered + 1, False
-                self.say("", refresh=False)
-                if choice.finish_reason == "content_filter":
-                    return Refusal("its content filter")
-                return answer
-            except (TimeoutError, InferenceTimeoutError):
-                problem, fault = f"no answer in {self.timeout:g} seconds", "server"
-            except HfHubHTTPError as error:
-                status, said = error.response.status_code, complaint(error.response.text)
-                problem = f"status {status}" + (f", {self._masked(said)}" if said else "")
-                if status in REFUSED and self._works and (formats, left_out) != (self.formats, self.left_out):
-                    formats, left_out = list(self.formats), set(self.left_out)  # found out meanwhile
-                    continue
-                if status in REFUSED and not self._works:
-                    # Perhaps it is not the prompt that it refuses, but a parameter, or what the answer must look like.
-                    words = set(re.findall(r"\w+", said.replace(question.prompt, "")))
-                    named = (parameters.keys() - self.extra_body.keys()) & words
-                    left_out |= named
-                    if named or len(formats) > 1:
-                        formats = formats if named else formats[1:]
-                        continue
-                if status in REFUSED:
-                    return Refusal(problem)
-                if status not in BUSY and status < 500:
-                    key = f" The key is that of {self.api_key_env}." if status in (401, 402, 403) else ""
-                    raise UsageError(f"{self._name} refuses with {problem}.{key}") from error
-                fault = "rate" if status == 429 else "server"
-                pause = retry_after(error.response.headers.get("Retry-After"))
-            except (HTTPError, OSError) as error:
-                problem, fault = self._masked(str(error)) or type(error).__name__, "connection"
-            except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
-                problem, fault = "what came is no chat completion", "server"
-            attempt += 1
-            if attempt > self.max_retries and fault == "rate" and self._answered > answered:
-                attempt, answered = 1, self._answered  # slow, but alive: others get their answers
-            if attempt > self.max_retries and fault == "server" and not self._given_up:
-                # It may be this prompt that the server cannot answer. If it is the server, the next one ends the same.
-                self._given_up = True
-                return Refusal(f"{problem}; asked {attempt} times")
-            if attempt > self.max_retries or (pause or 0) > LONGEST_PAUSE:
-                wait = f" It asks to wait {pause:.0f} seconds." if pause else ""
-                raise UsageError(
-                    f"{self._name} does not answer ({problem}; asked {attempt} times).{wait} What it has answered is kept: "
-                    "run the same command again to go on."
-                )
-            self.say(f"waiting, {problem}")
-            if pause is None:  # not all at the same time
-                await asyncio.sleep(self.first_pause * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
-            else:
-                self._next = max(self._next, time.monotonic() + pause)
-
-    def _parameters(self, question: Question, left_out: set[str]) -> dict[str, Any]:
-        """Those parameters of a request that a server may refuse."""
-        parameters = {"max_tokens": self._tokens(question), "temperature": self.temperature, "seed": question.seed}
-        if "max_tokens" in left_out and self.max_tokens is not None:
-            parameters["max_completion_tokens"] = self.max_tokens
-        return {name: value for name, value in parameters.items() if name not in left_out}
-
-    def _settle(self, formats: list[str | None], left_out: set[str]) -> None:
-        """Ask as it has worked: for no stricter format, and without the parameters that the server does not take."""
-        if not self._works and formats[0] != self.formats[0]:
-            logger.warning("%s does not take the format %s: asked with %s.", self._name, self.formats[0], formats[0])
-        if not self._works and left_out:
-            instead = " max_completion_tokens is sent instead of max_tokens." if self._renamed(left_out) else ""
-            names = ", ".join(sorted(left_out))
-            logger.warning("%s does not take %s: asked without.%s", self._name, names, instead)
-        if not self._works:
-            self._works, self.formats, self.left_out = True, formats, left_out
-
-    def _renamed(self, left_out: set[str]) -> bool:
-        return "max_tokens" in left_out and "max_completion_tokens" not in left_out and self.max_tokens is not None
-
-    async def _turn(self) -> None:
-        """Wait for the next request's turn: the rate limit, and the pauses the server asks for, are everybody's."""
-        while (wait := self._next - time.monotonic()) > 0:
-            await asyncio.sleep(wait)
-        self._next = time.monotonic() + self.interval
+        return {"expander": "endpoint", **super().settings, "extra_body": mask_settings(self.endpoint.extra_body)}
 
     @property
-    def _name(self) -> str:
-        return f"The endpoint of {self.model}" + (f" at {self.base_url}" if self.base_url else "")
+    def formats(self) -> list[str | None]:
+        """What answers are asked to look like, the strictest first; those that the server does not know are struck off."""
+        return list(FORMATS[self.endpoint.struck :])
 
-    def _masked(self, text: str) -> str:
-        """What a server or a library says, in one line and without the secrets that were sent, which some repeat."""
-        secrets = {self.api_key()} - {NO_KEY} | find_secrets(self.extra_body)
-        return one_line(mask_text(text, secrets))
+    def _ask(self, questions: Sequence[Question], keep: Callable[[Question, Answer | Refusal], None]) -> None:
+        self.endpoint.say = self.say
+        self.endpoint.ask(questions, self._request, keep, lambda: bool(self.answers))
+
+    def _request(self, question: Question) -> Request:
+        return Request(
+            messages=question.messages,
+            parameters={
+                "max_tokens": self._tokens(question),
+                "temperature": self.temperature,
+                "seed": question.seed,
+            },
+            limit=self.max_tokens,
+            formats={form: response_format(form, question.num_variants) for form in FORMATS},
+            own=question.prompt,
+        )
+
+
+def response_format(form: str | None, num_variants: int) -> dict[str, Any] | None:
+    """What an answer must look like, in OpenAI's words."""
+    if form != "json_schema":
+        return form and {"type": form}
+    variants = {"type": "array", "items": {"type": "string"}, "minItems": num_variants, "maxItems": num_variants}
+    return json_schema(
+        {
+            "type": "object",
+            "properties": {"variants": variants},
+            "required": ["variants"],
+            "additionalProperties": False,
+        }
+    )

@@ -24,11 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..chat.cache import Answer, AnswerCache, Refusal
 from ..errors import UsageError
 from ..progress import progress_bar
 from ..prompts.duplicates import normalise
 from ..texts import JSONError, find_flaw, read_text, scan_json
-from .cache import Answer, AnswerCache
 from .checks import find_faults
 
 
@@ -62,13 +62,6 @@ class Question:
     seed: int
     messages: list[dict[str, str]]
     num_variants: int
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """What a server says when it will not answer a prompt. It is not kept: the next run asks again."""
-
-    reason: str
 
 
 class InstructedExpander(ABC):

@@ -28,13 +28,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ..chat.cache import Answer, Refusal
 from ..devices import default_device
 from ..errors import UsageError
 from ..quiet import quiet_bars
 from ..sources import first_line, model_hash
 from ..texts import mend
-from .cache import Answer
-from .instructed import InstructedExpander, Question, Refusal
+from .instructed import InstructedExpander, Question
 
 
 class TransformersExpander(InstructedExpander):

@@ -345,6 +345,7 @@ def model_release(
         if (evaluated := read_record(run_dir / "evaluation")) is not None and evaluated["finished"]:
             values["evaluation"], pictures = evaluation(run_dir / "evaluation", evaluated, model_dir)
             values["sampling"] = evaluated["settings"]["sampling"]
+            values["evaluation"]["asked"] = evaluated["summary"].get("asked", {})
             files |= pictures
     card = model_card(facts, repo_id, base_model, dataset_name, license, **values)
     return {"README.md": str(card).encode(), FACTS: model_dir / FACTS, **files}

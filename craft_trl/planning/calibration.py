@@ -33,7 +33,6 @@ from ..candidates.pool import CandidatePool
 from ..devices import accelerator, default_device
 from ..evaluation.models import load_drawing
 from ..rewards import score
-from ..rewards.geneval.judge import GenEval
 from ..trainer.arguments import training_parser
 from ..trainer.craft_config import CraftConfig
 from ..trainer.craft_trainer import CraftTrainer
@@ -69,9 +68,9 @@ def calibrate(planner: Planner) -> Rates:
     judges, judges_loading = timed(
         lambda: {name: spec.load(device) for name, spec in planner.evaluation.specs.items()}
     )
-    # Under prompts of its own: GenEval knows no others.
-    for judge in judges.values():
-        if isinstance(judge, GenEval):
+    # Under prompts of its own: a benchmark knows no others.
+    for name, judge in judges.items():
+        if planner.evaluation.specs[name].needs:
             judge.metadata = planner.evaluation.prompt_rows
     judging = scoring_seconds(judges, images, (planner.evaluation.prompts * size)[:size])
     judges.clear()

@@ -35,6 +35,7 @@ from .memory import AUTOCAST_ACTIVATIONS, CONTEXT, Profile
 from .odds import CORRELATION, simulate
 from .operations import MetaPipeline
 from .plan import Plan, StagePlan, later_rounds
+from .questions import uncounted_lines
 from .rates import DISK, SHARES, TRANSFER, Rates
 from .recipes import RunRecipes
 from .towers import reward_towers
@@ -358,9 +359,7 @@ class Planner:
                 f"The guard looks {self.watching.looks} times at {self.watching.images} images; each time it is assumed to "
                 "find a better model than before, which it keeps."
             )
-        if self.uncounted:
-            lines.append(f"Not counted, unless measured: {', '.join(self.uncounted)}, whose size is not known.")
-        return lines
+        return lines + uncounted_lines(self)
 
     def _placements(self) -> list[str]:
         """Where the rewards are in the stages that draw and score, a line each."""

@@ -102,7 +102,7 @@ PUBLISHED: dict[str, Towers] = {
 
 def reward_towers(spec: RewardSpec) -> Towers | None:
     """Size of a reward model from its configuration, or of the published one; `None` where it is not known."""
-    if spec.custom or spec.remote:
+    if spec.custom or spec.remote or spec.vlm:
         return None
     folder = Path(spec.source or "")
     if spec.source and (folder / "open_clip_config.json").is_file():

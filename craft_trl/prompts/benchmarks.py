@@ -19,11 +19,14 @@ None is copied into this repository. They are fetched from their public homes at
 geneval`, or `geneval=./copy.jsonl` for a copy in the published format) and to be kept out of training (`exclude_prompts`).
 """
 
+import hashlib
 import json
 import os
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants
 
@@ -42,7 +45,7 @@ class WebFile:
         url (`str`):
             Where it is.
         sha256 (`str`):
-            Its hash.
+            Its hash; git's own hash of it is written `git:HASH`.
     """
 
     url: str
@@ -51,7 +54,8 @@ class WebFile:
     @property
     def path(self) -> Path:
         """Where it is kept."""
-        return Path(constants.HF_HOME) / "craft_trl" / f"{self.sha256[:16]}-{self.url.rsplit('/', 1)[1]}"
+        name = self.url.rsplit("/", 1)[1]
+        return Path(constants.HF_HOME) / "craft_trl" / f"{self.sha256.removeprefix('git:')[:16]}-{name}"
 
 
 @dataclass(frozen=True)
@@ -69,11 +73,13 @@ class PublishedPrompts:
         revision (`str`, *optional*):
             Commit on the Hub. A URL holds its own.
         sha256 (`str`, *optional*):
-            Hash of the file behind a URL.
+            Hash of the file behind a URL; git's own hash of it is written `git:HASH`.
         part (`str`, *optional*):
             Column of the style or category that results are broken down by.
         parts (`tuple[str, ...]`, *optional*):
             Values of that column for as many equal blocks of rows, where the files have no such column.
+        fold (`Callable[[list[dict]], list[dict]]`, *optional*):
+            From the rows of the files to those of the prompts, where a prompt has several.
     """
 
     sources: tuple[str, ...]
@@ -83,6 +89,7 @@ class PublishedPrompts:
     sha256: str | None = None
     part: str | None = None
     parts: tuple[str, ...] = ()
+    fold: Callable[[list[dict]], list[dict]] | None = None
 
     @property
     def files(self) -> "list[HubFiles | WebFile]":
@@ -116,13 +123,56 @@ class PublishedPrompts:
             names = ", ".join(source.rpartition("/")[2] for source in self.sources)
             raise UsageError(f"{path}: give the folder of {names}.")
         rows = [row for s in sources for row in load_prompt_rows(s, self.column, revision=self.revision)]
+        if self.fold is not None:
+            try:
+                rows = self.fold(rows)
+            except (LookupError, ValueError) as error:
+                raise UsageError(
+                    f"{path or sources[0]} is not in the published format: {first_line(error)}."
+                ) from error
         if self.size not in (None, len(rows)):
             raise UsageError(f"{path or sources[0]} holds {len(rows)} prompts, expected {self.size}.")
-        rows = [{"prompt": row[self.column], **row} for row in rows]
+        rows = [row if self.fold else {"prompt": row[self.column], **row} for row in rows]
         if self.parts:
             block = len(rows) // len(self.parts)
             rows = [{**row, self.part: self.parts[i // block]} for i, row in enumerate(rows)]
         return rows
+
+
+def dpg_prompts(rows: Sequence[Mapping[str, Any]], skip_first: bool = False) -> list[dict[str, Any]]:
+    """
+    DPG-Bench's prompts out of the rows of its table, of which each is a question.
+
+    Args:
+        rows (`Sequence[Mapping]`):
+            Rows with `item_id`, `text`, `proposition_id`, `dependency`, `tuple` and `question_natural_language`.
+        skip_first (`bool`, *optional*, defaults to `False`):
+            Whether to pass over the first row, as the published script does, and to leave out the prompt that lacks a
+            question for that.
+
+    Returns:
+        `list[dict]`: of each prompt `prompt`, `item_id` and `questions`, a list of `id`, `parents`, `tuple` and `question`.
+    """
+    prompts: dict[str, dict[str, Any]] = {}
+    for row in rows[1:] if skip_first else rows:
+        item = prompts.setdefault(row["item_id"], {"prompt": row["text"], "item_id": row["item_id"], "questions": []})
+        parents = [int(part) for part in str(row["dependency"]).split(",")]
+        item["questions"].append(
+            {
+                "id": int(row["proposition_id"]),
+                "parents": parents,
+                "tuple": row["tuple"],
+                "question": row["question_natural_language"],
+            }
+        )
+    whole = []
+    for item in prompts.values():
+        ids = {0, *(question["id"] for question in item["questions"])}
+        lacking = {parent for question in item["questions"] for parent in question["parents"]} - ids
+        if lacking and not skip_first:
+            raise ValueError(f"{item['item_id']} depends on question {min(lacking)}, which is not there")
+        whole += [] if lacking else [item]
+    return whole
 
 
 HPD_STYLES = ("anime", "concept-art", "paintings", "photo")
@@ -160,6 +210,20 @@ BENCHMARKS = {
         (f"{GITHUB}/AIDC-AI/Diffusion-SDPO/84fb241c1b89705a247da8b0d6047798ca49830d/prompts/papv2.json",),
         size=487,
         sha256="531f3ca923035b5f17dbcbc60a7d7dfa476219e59b0e99617bb3f0afabf5663b",
+    ),
+    # CC BY-NC 4.0
+    "geneval2": PublishedPrompts(
+        (f"{GITHUB}/facebookresearch/GenEval2/a6e82d2289e8d418f27f0adee77908b07060eea3/geneval2_data.jsonl",),
+        size=800,
+        sha256="09233adbc9f877fba205f1a20efa4a8640e7e62a91dfd55893562bed8a928e43",
+        part="atom_count",
+    ),
+    "dpg": PublishedPrompts(
+        (f"{GITHUB}/TencentQQGYLab/ELLA/3c228f1dc6c4d3cad0a47493816151a419f14db3/dpg_bench/dpg_bench.csv",),
+        size=1065,
+        column="text",
+        sha256="git:98457fc9901943f51ff9a30367250fc292533bed",
+        fold=dpg_prompts,
     ),
 }
 
@@ -200,7 +264,7 @@ def load_evaluation_prompts(source: str, column: str = "prompt") -> tuple[list[d
 
 
 def download(url: str, sha256: str) -> Path:
-    """A file from the network, kept in the cache of the Hub and checked by its hash."""
+    """A file from the network, kept in the cache of the Hub and checked by its hash, see [`PublishedPrompts`]."""
     path = WebFile(url, sha256).path
     if path.exists():
         return path
@@ -210,9 +274,19 @@ def download(url: str, sha256: str) -> Path:
     from torch.hub import download_url_to_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
+    by_git = sha256.startswith("git:")
+    target = path.with_name(f".{path.name}.{os.getpid()}") if by_git else path
     try:
         # Writes to a temporary name, and renames only what has the hash.
-        download_url_to_file(url, str(path), hash_prefix=sha256, progress=False)
+        download_url_to_file(url, str(target), hash_prefix=None if by_git else sha256, progress=False)
+        if by_git:
+            content = target.read_bytes()
+            if hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() != sha256.removeprefix("git:"):
+                raise RuntimeError("it is not the file that was pinned")
+            target.replace(path)
     except (OSError, RuntimeError) as error:
         raise UsageError(f"{url} cannot be had: {first_line(error)}. {remedy}") from error
+    finally:
+        if by_git:
+            target.unlink(missing_ok=True)
     return path

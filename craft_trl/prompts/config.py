@@ -54,8 +54,8 @@ class PromptsConfig:
             words and word pairs in common, see [`find_near_duplicates`]. Defaults to dropping equal prompts only.
         exclude_prompts (`list[str]`, *optional*):
             Prompts that must not be among them: names of benchmarks (`hpdv2-test`, `hpdv2-benchmark`, `drawbench`,
-            `partiprompts`, `geneval`, `pickapic-test`; `NAME=PATH` for a copy of its files), or sources as in `prompts`,
-            with all their splits. A source whose column has another name is written `COLUMN=SOURCE`.
+            `partiprompts`, `geneval`, `geneval2`, `dpg`, `pickapic-test`; `NAME=PATH` for a copy of its files), or sources as
+            in `prompts`, with all their splits. A source whose column has another name is written `COLUMN=SOURCE`.
     """
 
     prompts: str = field(

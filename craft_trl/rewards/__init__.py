@@ -21,7 +21,8 @@ Larger is better, unless the callable has an attribute `higher_is_better = False
 - `hpsv2=./folder` or `hpsv2=org/repository`: a built-in one with other weights,
 - `anything=package.module:attribute` or `anything=./file.py:attribute`: the user's own callable; a module is one that is
   installed or lies in the working directory,
-- `anything=http://host:port`: one that `craft serve-reward` serves, here or on another machine.
+- `anything=http://host:port`: one that `craft serve-reward` serves, here or on another machine,
+- `anything=vlm:MODEL@http://host:port/v1?questions=FILE`: a vision-language model that is asked, see [`VLMJudge`].
 """
 
 import importlib
@@ -34,6 +35,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -60,6 +62,9 @@ from .weights import (
 
 if TYPE_CHECKING:  # naming rewards costs no import of PyTorch
     import torch
+
+    from .vlm.judge import VLMJudge
+    from .vlm.spec import JudgeSpec
 
 Reward = Callable[[list[Image.Image], list[str]], Any]  # Any: a torch.Tensor
 
@@ -102,7 +107,7 @@ class RewardSpec:
             Name of the score's column.
         source (`str`, *optional*):
             Folder or Hub id of the weights of the built-in reward `name`, or `module:attribute` or `file.py:attribute`
-            of the user's own, or the URL of a served one. Defaults to the built-in reward with its published weights.
+            of the user's own, or the URL of a served one, or a judge to ask, see [`JudgeSpec`]. Defaults to the built-in reward with its published weights.
     """
 
     name: str
@@ -117,10 +122,13 @@ class RewardSpec:
             raise UsageError(f"Reward {text!r}: {name!r} cannot name a column; use letters, digits and underscores.")
         if spec.remote:
             _check_url(text, source)
+        elif spec.vlm:
+            spec.judge  # noqa: B018 - parsed now, so that a mistake is found now
         elif not spec.custom and name not in REWARDS:
             raise UsageError(
                 f"There is no reward {name!r}. Known are {', '.join(REWARDS)}; your own is named as "
-                f"`{name}=module:attribute` or `{name}=./file.py:attribute`, a served one as `{name}=http://host:port`."
+                f"`{name}=module:attribute` or `{name}=./file.py:attribute`, a served one as `{name}=http://host:port`, and a "
+                f"model that is asked as `{name}=vlm:MODEL@http://host:port/v1`."
             )
         elif spec.custom:
             module = source.rpartition(":")[0]
@@ -139,21 +147,46 @@ class RewardSpec:
         return self.source is not None and self.source.startswith(("http://", "https://"))
 
     @property
+    def vlm(self) -> bool:
+        return self.source is not None and self.source.startswith("vlm:")
+
+    @property
     def custom(self) -> bool:
-        return self.source is not None and ":" in self.source and not self.remote
+        return self.source is not None and ":" in self.source and not self.remote and not self.vlm
+
+    @cached_property
+    def judge(self) -> "JudgeSpec":
+        """Of a vision-language model, where it is and what it is asked."""
+        from .vlm.spec import JudgeSpec  # here: other rewards do without
+
+        return JudgeSpec.parse(self.name, self.source)
+
+    @cached_property
+    def _asked(self) -> "VLMJudge":
+        """The judge, tried once whether it sees."""
+        from .vlm.judge import VLMJudge
+
+        return VLMJudge(self.judge, self.name)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Columns that prompts must have for it: a benchmark judges prompts of its own only."""
+        if self.vlm:
+            return self.judge.template.needs
+        return ("tag", "include") if self.name == "geneval" and not (self.custom or self.remote) else ()
 
     @property
     def weighted(self) -> bool:
         """Whether it is a network of this package, with weights that go to a device in a precision."""
-        return not (self.custom or self.remote) and bool(REWARDS[self.name].weights)
+        return not (self.custom or self.remote or self.vlm) and bool(REWARDS[self.name].weights)
 
     def fingerprint(self) -> str:
         """
         What identifies the scorer: the content of its folder or file, its Hub id and revision, the version of a package, or,
-        of a served one, what its server says of itself. A server that does not answer is an error, as is a package that is
-        not there.
+        of a served one, what its server says of itself; of a judge that is asked, what it is asked too. A server that does not
+        answer is an error, as is a package that is not there.
         """
-        if self.remote:
+        if self.remote or self.vlm:
             return self.load().fingerprint
         if self.custom:
             module, _, attribute = self.source.rpartition(":")
@@ -188,6 +221,8 @@ class RewardSpec:
             from .remote import RemoteReward
 
             return RemoteReward(self.source)
+        if self.vlm:
+            return self._asked
         if self.custom:
             return _load_custom(self.source)
         module, attribute = REWARDS[self.name].path.split(":")

@@ -98,6 +98,7 @@ def main(config: EvaluationConfig, args: EvaluateArguments | None = None, tasks:
     from ..evaluation.evaluate import Evaluation
     from ..evaluation.figure import frontier_svg
     from ..evaluation.frontier import in_words
+    from ..evaluation.provenance import bill_in_words
     from ..evaluation.report import format_table, write_report
 
     state = process_state()
@@ -130,7 +131,9 @@ def main(config: EvaluationConfig, args: EvaluateArguments | None = None, tasks:
                 write_atomically(folder / "frontier.svg", frontier_svg(frontier))
             # After the stopwatch has written its seconds, which the report shows.
             said = write_report(evaluation, rows, scores, report, frontier)
-            stage.finish(verdict=said)
+            stage.finish(verdict=said, **({"asked": evaluation.bills} if evaluation.bills else {}))
+            for name, bill in evaluation.bills.items():
+                say(f"[evaluate] {bill_in_words(name, bill)}")
         say(f"[evaluate] {len(evaluation.prompts)} prompts in {folder} ({watch.seconds:.0f} s)")
     else:
         say(f"[evaluate] done before, in {folder}")

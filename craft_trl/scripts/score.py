@@ -72,9 +72,10 @@ class ScoreConfig(ScoringConfig):
             if not getattr(self, name):
                 raise UsageError(f"{name} is missing: give it as --{name}.")
         specs = parse_rewards(self.rewards)
-        if "geneval" in {spec.name for spec in specs}:
+        if own := next((spec for spec in specs if spec.needs), None):
+            benchmark = own.judge.template.name if own.vlm else "GenEval"
             raise UsageError(
-                "geneval needs the prompts of GenEval with their metadata: judge a model with `craft evaluate`."
+                f"{own.name} needs the prompts of {benchmark} with their metadata: judge a model with `craft evaluate`."
             )
         for spec in specs:
             if spec.name in ("file", "prompt"):

@@ -62,7 +62,7 @@ def main(spec: RewardSpec, args: ServeRewardArguments) -> None:
     if spec.remote:
         raise UsageError(f"Reward {spec.name}={spec.source} is served already.")
     if not spec.weighted and args.dtype != "float32":
-        kind = "a reward of your own" if spec.custom else spec.name
+        kind = "a judge that is asked" if spec.vlm else "a reward of your own" if spec.custom else spec.name
         raise UsageError(f"dtype {args.dtype}: {kind} is in the precision that it chooses itself.")
     import torch
 

@@ -27,10 +27,11 @@ from huggingface_hub import constants
 from transformers import AutoTokenizer
 
 from craft_trl import EndpointExpander
+from craft_trl.chat import completions
+from craft_trl.chat.cache import Answer
+from craft_trl.chat.completions import retry_after
+from craft_trl.chat.endpoint import MOST_REFUSALS
 from craft_trl.errors import UsageError
-from craft_trl.expansion import chat
-from craft_trl.expansion.cache import Answer
-from craft_trl.expansion.endpoint import MOST_REFUSALS, retry_after
 
 from ..chat_server import ChatServer, completion, good_variants
 
@@ -251,7 +252,7 @@ class TestFaults:
     @pytest.mark.parametrize("packed", [False, True])
     def test_an_endless_answer(self, packed, monkeypatch):
         """It is not read to its end, neither what comes nor what that unpacks to."""
-        monkeypatch.setattr(chat, "MAX_BYTES", 1 << 20)
+        monkeypatch.setattr(completions, "MAX_BYTES", 1 << 20)
         body = b'{"choices": "' + b"x" * (64 << 20 if packed else 2 << 20)
         headers = {"Content-Encoding": "gzip"} if packed else {}
         endless = (200, headers, gzip.compress(body) if packed else body)

@@ -21,8 +21,8 @@ import threading
 import pytest
 
 from craft_trl import EndpointExpander
+from craft_trl.chat.completions import complaint
 from craft_trl.errors import UsageError
-from craft_trl.expansion.chat import complaint
 
 from ..chat_server import ChatServer
 from .test_endpoint import EXPECTED, PROMPTS, expander

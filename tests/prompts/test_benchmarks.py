@@ -17,14 +17,17 @@
 import hashlib
 import json
 import os
+import threading
 from collections import Counter
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
 
 from craft_trl.errors import UsageError
-from craft_trl.prompts.benchmarks import BENCHMARKS, HPD_STYLES, load_evaluation_prompts
+from craft_trl.prompts.benchmarks import BENCHMARKS, HPD_STYLES, download, load_evaluation_prompts
 
 
 def write(folder: Path, name: str) -> Path:
@@ -49,6 +52,22 @@ def write(folder: Path, name: str) -> Path:
     if name == "pickapic-test":
         (folder / "a.json").write_text(json.dumps([{"prompt": f"prompt {i}", "metadata": {}} for i in range(size)]))
         return folder / "a.json"
+    if name == "geneval2":
+        rows = [
+            {"prompt": f"prompt {i}", "atom_count": 3 + i % 8, "vqa_list": [["Is it?", "Yes"]], "skills": ["object"]}
+            for i in range(size)
+        ]
+        (folder / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        return folder / "a.jsonl"
+    if name == "dpg":
+        head = "item_id,text,keywords,proposition_id,dependency,category_broad,category_detailed,tuple,question_natural_language"
+        lines = [
+            f'item{i},"prompt {i}, of ""DPG""",,{number},"{dependency}",entity,whole,"entity - whole (it, {number})",Is it {number}?'
+            for i in range(size)
+            for number, dependency in ((1, "0"), (2, "0, 1"))
+        ]
+        (folder / "a.csv").write_text("\n".join([head, *lines]) + "\n")
+        return folder / "a.csv"
     rows = [
         {"tag": "counting", "include": [{"class": "cow", "count": 2}], "prompt": f"prompt {i}"} for i in range(size)
     ]
@@ -64,9 +83,14 @@ def test_published_formats(name, tmp_path):
     if benchmark.part:
         parts = Counter(row[benchmark.part] for row in rows)
         expected = {"partiprompts": {"Animals": 1632}, "geneval": {"counting": 553}}
+        expected["geneval2"] = dict.fromkeys(range(3, 11), 100)
         assert parts == expected.get(name, dict.fromkeys(HPD_STYLES, benchmark.size // 4))
     if name == "partiprompts":
         assert rows[0]["prompt"] == 'the "word" 0'
+    if name == "dpg":
+        assert rows[7]["prompt"] == 'prompt 7, of "DPG"' and rows[7]["item_id"] == "item7"
+        assert [question["parents"] for question in rows[7]["questions"]] == [[0], [0, 1]]
+        assert rows[7]["questions"][1]["tuple"] == "entity - whole (it, 2)"
     if name == "hpdv2-benchmark":
         assert rows[800] == {"prompt": "concept-art 0", "style": "concept-art"}
 
@@ -88,6 +112,8 @@ def test_as_a_recipe_names_it(tmp_path):
         ("genevl", "neither a file, a dataset id nor a published set. Did you mean geneval"),
         ("geneval", "evaluation_metadata.jsonl is not in the cache, and HF_HUB_OFFLINE is set"),
         ("hpdv2-test", "test.json of ymhao/HPDv2 is not to be had from the Hub or its cache"),
+        ("dpg=d.csv", "d.csv is not in the published format: a depends on question 7, which is not there"),
+        ("dpg", "dpg_bench.csv is not in the cache, and HF_HUB_OFFLINE is set"),
         ("twice.jsonl", 'twice.jsonl: the id "x" is there more than once'),
     ],
 )
@@ -98,6 +124,8 @@ def test_mistakes(source, message, tmp_path, monkeypatch):
     Path("a.jsonl").write_text('{"prompt": "a cow", "tag": "counting"}\n')
     Path("a.json").write_text("nonsense")
     Path("b.json").write_text("[3]")
+    head = "item_id,text,proposition_id,dependency,tuple,question_natural_language\n"
+    Path("d.csv").write_text(head + "a,A,1,7,entity - whole (a),Is it?\n")
     Path("twice.jsonl").write_text('{"prompt": "a", "id": "x"}\n{"prompt": "b", "id": "x"}\n')
     with pytest.raises(UsageError, match=message) as error:
         load_evaluation_prompts(source)
@@ -112,6 +140,29 @@ def test_from_the_hub_at_the_pinned_commit(tmp_path, monkeypatch):
     write(folder, "hpdv2-benchmark")
     rows, _, part = load_evaluation_prompts("hpdv2-benchmark")
     assert len(rows) == 3200 and part == "style" and rows[-1]["style"] == "photo"
+
+
+def test_downloaded_and_checked(tmp_path, monkeypatch):
+    """By SHA-256 or by git's own hash; what is not the pinned file is not kept."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HOME", str(tmp_path / "cache"))
+    content = b"prompt\na fox\n"
+    (tmp_path / "a.csv").write_bytes(content)
+    by_git = "git:" + hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()  # `git hash-object a.csv`
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path))
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/a.csv"
+    try:
+        for pinned in (by_git, hashlib.sha256(content).hexdigest()):
+            assert download(url, pinned).read_bytes() == content
+        for wrong in ("git:" + "0" * 40, "0" * 64):
+            with pytest.raises(UsageError, match="a.csv cannot be had: .*Download it by hand"):
+                download(url, wrong)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert len(list((tmp_path / "cache" / "craft_trl").iterdir())) == 2
+    assert download(url, by_git).read_bytes() == content  # of a server that is gone
 
 
 @pytest.mark.skipif(

@@ -14,13 +14,16 @@
 
 """Chat completions over HTTP: what is asked as OpenAI's API reference has it, and what may come back."""
 
+import math
 import time
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 from huggingface_hub import AsyncInferenceClient
+from huggingface_hub.inference._common import RequestParameters
+from huggingface_hub.utils import hf_raise_for_status
 
-from ..texts import JSONError, mend, scan_json
+from ..texts import JSONError, mend, parse_json, scan_json
 from .cache import Answer
 
 
@@ -44,8 +47,19 @@ class ChatClient(AsyncInferenceClient):
         # https://github.com/huggingface/text-generation-inference/issues/3058. Delete when it leaves it alone.
         asked = request_parameters.json.get("response_format")
         if asked is not None and "value" in asked:
-            request_parameters.json["response_format"] = _json_schema(asked["value"])
+            request_parameters.json["response_format"] = json_schema(asked["value"])
         return await super()._inner_post(request_parameters, stream=stream)
+
+    async def other(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """What a server with a URL of its own answers to a path beside `/chat/completions`, to a `GET` if there is no body."""
+        url, headers = self.model.rstrip("/") + path, {"Authorization": f"Bearer {self.token}"}
+        if body is None:
+            client = await self._get_async_client()
+            response = await client.get(url, headers=headers, timeout=self.timeout)
+            hf_raise_for_status(response)
+            return parse_json(response.text)
+        asked = RequestParameters(url=url, task="unknown", model=None, json=body, data=None, headers=headers)
+        return parse_json((await self._inner_post(asked)).decode())
 
 
 async def read_bounded(response: Any) -> None:
@@ -77,7 +91,20 @@ def read_answer(choice: Any, usage: Any) -> Answer:
     counts = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
     counts = [count if type(count) is int and count >= 0 else None for count in counts]
     reason = choice.finish_reason if isinstance(choice.finish_reason, str) else None
-    return Answer(mend(content or ""), reason, *counts)
+    return Answer(mend(content or ""), reason, *counts, likeliest(choice))
+
+
+def likeliest(choice: Any) -> list[list] | None:
+    """What the answer in a chat completion may begin with, tokens and their probabilities; `None` where it does not say."""
+    try:
+        first = choice.logprobs.content[0]
+        listed = [first, *(first.top_logprobs or ())]
+        likely = {(mend(item.token), float(item.logprob)) for item in listed}
+        return [
+            [token, min(1.0, math.exp(value))] for token, value in sorted(likely, key=lambda pair: (-pair[1], pair[0]))
+        ]
+    except (AttributeError, LookupError, TypeError, ValueError, OverflowError):
+        return None
 
 
 def complaint(text: str) -> str:
@@ -103,22 +130,8 @@ def complaint(text: str) -> str:
     return said(content)
 
 
-def response_format(form: str | None, num_variants: int) -> dict[str, Any] | None:
-    """What an answer must look like, in OpenAI's words."""
-    if form != "json_schema":
-        return form and {"type": form}
-    variants = {"type": "array", "items": {"type": "string"}, "minItems": num_variants, "maxItems": num_variants}
-    return _json_schema(
-        {
-            "type": "object",
-            "properties": {"variants": variants},
-            "required": ["variants"],
-            "additionalProperties": False,
-        }
-    )
-
-
-def _json_schema(schema: dict[str, Any]) -> dict[str, Any]:
+def json_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema as `response_format`, in OpenAI's words."""
     return {"type": "json_schema", "json_schema": {"name": "variants", "strict": True, "schema": schema}}
 
 

@@ -38,12 +38,15 @@ class Answer:
             Tokens of the question, if the server says so.
         completion_tokens (`int`, *optional*):
             Tokens of the answer, if the server says so.
+        first (`list[list]`, *optional*):
+            What the answer may begin with, tokens and their probabilities, where these were asked for and came.
     """
 
     text: str
     finish_reason: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    first: list[list] | None = None
 
     def __post_init__(self):
         counts = (self.prompt_tokens, self.completion_tokens)
@@ -52,8 +55,36 @@ class Answer:
             and find_flaw(self.text) is None
             and isinstance(self.finish_reason, str | None)
             and all(count is None or (type(count) is int and count >= 0) for count in counts)
+            and (self.first is None or (isinstance(self.first, list) and all(map(_is_likely, self.first))))
         ):
             raise TypeError("what came is no answer")
+
+    def row(self) -> dict[str, Any]:
+        """It as JSON; an answer without probabilities says nothing of them."""
+        return {name: value for name, value in asdict(self).items() if name != "first" or value is not None}
+
+
+def _is_likely(pair: Any) -> bool:
+    """Whether this is a token and its probability."""
+    if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and find_flaw(pair[0]) is None):
+        return False
+    return isinstance(pair[1], float | int) and 0 <= pair[1] <= 1.001  # rounded, and no NaN
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """
+    What a server says when it will not answer a question. It is not kept: the next run asks again.
+
+    Args:
+        reason (`str`):
+            Why, in its words.
+        failed (`bool`, *optional*, defaults to `False`):
+            Whether it was not unwilling but unable.
+    """
+
+    reason: str
+    failed: bool = False
 
 
 class AnswerCache:
@@ -66,19 +97,35 @@ class AnswerCache:
     Args:
         path (`str` or `Path`, *optional*):
             The file. Defaults to keeping answers in memory only.
+        owner (`str`, *optional*, defaults to `"expander"`):
+            Whose answers they are, for error messages.
     """
 
-    def __init__(self, path: str | Path | None = None):
+    def __init__(self, path: str | Path | None = None, owner: str = "expander"):
         self.path = None if path is None else Path(path)
-        self.damaged = 0
+        self.owner, self.damaged, self._seen = owner, 0, 0
         self._answers: dict[str, Answer] = {}
         if self.path is None or not self.path.exists():
             return
+        self._take(self._read())
+
+    def refresh(self) -> None:
+        """Take in what others have added to the file meanwhile."""
+        if self.path is not None and self.path.exists() and self.path.stat().st_size > self._seen:
+            whole, newline, _ = self._read().rpartition(b"\n")  # somebody may be writing
+            self._take(whole + newline)
+
+    def _read(self) -> bytes:
         try:
-            lines = self.path.read_bytes().split(b"\n")
+            with self.path.open("rb") as stream:
+                stream.seek(self._seen)
+                return stream.read()
         except OSError as error:
-            raise UsageError(f"Cannot read the expander's answers {self.path}: {error.strerror}.") from error
-        for line in filter(None, lines):
+            raise UsageError(f"Cannot read the {self.owner}'s answers {self.path}: {error.strerror}.") from error
+
+    def _take(self, content: bytes) -> None:
+        self._seen += content.rfind(b"\n") + 1
+        for line in filter(None, content.split(b"\n")):
             try:
                 row = parse_json(line.decode())
                 self._answers[fingerprint(row["question"])] = Answer(**row["answer"])
@@ -97,7 +144,7 @@ class AnswerCache:
         self._answers[fingerprint(question)] = answer
         if self.path is None:
             return
-        line = json.dumps({"question": question, "answer": asdict(answer)}, ensure_ascii=False).encode() + b"\n"
+        line = json.dumps({"question": question, "answer": answer.row()}, ensure_ascii=False).encode() + b"\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a+b", buffering=0) as stream:  # in one piece, so that runs may share a file
             if stream.tell() and not self._ends_with_newline(stream):

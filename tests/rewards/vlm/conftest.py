@@ -1,0 +1,23 @@
+# Copyright 2026 The craft_trl authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def keys(monkeypatch):
+    """No key of the person who runs the tests may be seen, let alone sent."""
+    for name in ("OPENAI_API_KEY", "HF_TOKEN", "HF_TOKEN_PATH", "MY_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
