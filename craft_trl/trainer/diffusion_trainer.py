@@ -69,13 +69,7 @@ from .facts import write_card
 from .fsdp import FSDP_WEIGHTS, check_shards, configure_fsdp, shard_on_cpu
 from .precision import compute_in_bfloat16, encoding_dtypes, is_bfloat16_module
 from .training_options import check_available
-from .training_samples import (
-    StepBatches,
-    TrainingSamples,
-    check_shared_memory,
-    encode_dataset,
-    needed_micro_batches,
-)
+from .training_samples import StepBatches, TrainingSamples, check_shared_memory, encode_dataset, needed_micro_batches
 from .zero import configure_deepspeed, zero_init_disabled
 
 
@@ -205,10 +199,12 @@ class DiffusionTrainer(_BaseTrainer):
     def predict(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """What the denoiser says of the noised latents of a batch, shape `(B, C, h, w)`."""
         noisy_latents = self.noise_process.add(inputs["latents"], inputs["noise"], inputs["timesteps"])
-        # Cast here and nowhere else: right for a bfloat16 DeepSpeed module and for float32 parameters. What computes in bfloat16
-        # is given it, as in drawing: with the latents' dtype, FLUX's pipeline rounds the noise level that it tells the denoiser.
-        dtype = torch.bfloat16 if self.bf16_module else self.model.dtype
-        conditioning = {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
+        # Cast here and nowhere else: right for a bfloat16 DeepSpeed module and for float32 parameters. What computes in bfloat16 is given
+        # it, as in drawing: with the latents' dtype, FLUX's pipeline rounds the noise level that it tells the denoiser. Not the
+        # model's own `dtype`, for which diffusers (0.42) looks at every module.
+        dtype = torch.bfloat16 if self.bf16_module else next(self.model.parameters()).dtype
+        others = ("latents", "noise", "timesteps", "advantage")
+        conditioning = {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items() if k not in others}
         return self.family.predict(model, noisy_latents.to(dtype), inputs["timesteps"], conditioning)
 
     def load_frozen(self) -> DiffusionPipeline:
