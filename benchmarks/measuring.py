@@ -19,10 +19,12 @@ import json
 import os
 import platform
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 
 
@@ -106,3 +108,59 @@ def take_turns(cases: Mapping[str, Callable[[], int]], device: str, deadline: fl
         # The first round may be slow; what it took says nothing about the next one.
         longest, rounds = max(longest, time.monotonic() - begun) if rounds else 0.0, rounds + 1
     return rates
+
+
+class Parts:
+    """Seconds of CPU by part, of functions and methods that it wraps. What a part calls of other parts is not its own."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.rounds: dict[str, list[float]] = defaultdict(list)
+        self.inside: list[str] = []
+        self.last = time.process_time()
+
+    def _now(self) -> None:
+        now = time.process_time()
+        self.seconds[self.inside[-1] if self.inside else "the rest"] += now - self.last
+        self.last = now
+
+    def begin(self, part: str) -> None:
+        """What follows is this part."""
+        self._now()
+        self.inside.append(part)
+
+    def end(self) -> None:
+        """What follows is the part that was before the last."""
+        self._now()
+        self.inside.pop()
+
+    def run(self, part: str, function: Callable, *args, **kwargs):
+        """Call a function, as this part."""
+        self.begin(part)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            self.end()
+
+    def wrap(self, owner: object, name: str, part: str) -> None:
+        """Count the calls of an attribute, from now on, as a part."""
+        function = getattr(owner, name)
+
+        def counted(*args, **kwargs):
+            return self.run(part, function, *args, **kwargs)
+
+        setattr(owner, name, counted)
+
+    def end_round(self) -> None:
+        """What was counted since the last round is one."""
+        self._now()
+        for part in {*self.seconds, *self.rounds}:
+            self.rounds[part].append(self.seconds.pop(part, 0.0))
+
+    def skip(self) -> None:
+        """What was done since the last count was not one of the parts."""
+        self.last = time.process_time()
+
+    def median(self) -> dict[str, float]:
+        """Seconds of a round by part."""
+        return {part: float(np.median(seconds)) for part, seconds in self.rounds.items()}

@@ -37,7 +37,7 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -308,14 +308,31 @@ def run_ours(source: str, dataset: Dataset, options: argparse.Namespace, output_
 def run_script(
     model: str, source: str, steps: int, device: torch.device, batch_size: int, accumulation: int, checkpointing: bool
 ) -> dict:
+    """So many steps of the script's loop, and one before them."""
+    clock = Clock()
+    clock.tick()
+    for _ in itertools.islice(script_steps(model, source, device, batch_size, accumulation, checkpointing), steps + 1):
+        clock.tick()
+    return clock.result(batch_size * accumulation)
+
+
+def script_steps(
+    model: str,
+    source: str,
+    device: torch.device,
+    batch_size: int,
+    accumulation: int = 1,
+    checkpointing: bool = False,
+    mixed_precision: str = "bf16",
+) -> Iterator[None]:
     """
     The loop of `train_text_to_image_sdxl.py`, `train_dreambooth_sd3.py` or `train_dreambooth_lora_flux2_klein.py` (diffusers
-    0.42), as their sources have it: float32 weights under autocast, or bfloat16 weights under an adapter; `torch.optim.AdamW`;
-    everything encoded before, as the last of them can; noise drawn on the device; the loss read for the progress bar at every
-    micro-batch, and gathered before by the first.
+    0.42), as their sources have it, an optimizer step at a time: float32 weights under autocast, or bfloat16 weights under an
+    adapter; `torch.optim.AdamW`; everything encoded before, as the last of them can; noise drawn on the device; the loss read
+    for the progress bar at every micro-batch, and gathered before by the first. Its batches lie in memory, which flatters it.
     """
     accelerator = Accelerator(
-        mixed_precision="bf16", gradient_accumulation_steps=accumulation, cpu=device.type == "cpu"
+        mixed_precision=mixed_precision, gradient_accumulation_steps=accumulation, cpu=device.type == "cpu"
     )
     name, lora = split(model)
     family = family_of(name)
@@ -331,9 +348,8 @@ def run_script(
     denoiser, optimizer, lr_scheduler = accelerator.prepare(denoiser, optimizer, lr_scheduler)
     denoiser.train()
     batches = [make_batch(name, batch_size) for _ in range(4)]
-    clock, train_loss = Clock(), 0.0
-    clock.tick()
-    for batch in itertools.islice(itertools.cycle(batches), (steps + 1) * accumulation):
+    train_loss = 0.0
+    for batch in itertools.cycle(batches):
         with accelerator.accumulate(denoiser):
             batch = {key: value.to(device) for key, value in batch.items()}
             noise = torch.randn_like(batch["latents"])
@@ -354,8 +370,7 @@ def run_script(
             lr_scheduler.step()
             optimizer.zero_grad()
         if accelerator.sync_gradients:
-            clock.tick()
-    return clock.result(batch_size * accumulation)
+            yield
 
 
 def gradient_cosine(model: str, source: str, mode: str, device: torch.device) -> float:

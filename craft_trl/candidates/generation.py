@@ -161,6 +161,7 @@ class ImageGenerator:
 
     def _decode_all(self, latents: torch.Tensor) -> tuple[np.ndarray, list[bool]]:
         """Pixels of shape `(N, H, W, 3)` of what the pipeline returned for N images, and which of them are broken."""
+        latents = latents.to(self.pipeline.vae.dtype)  # for which diffusers (0.42) looks at every module
         pixels, broken = zip(*(self._decode(latent) for latent in latents.split(1)), strict=True)
         return torch.stack(pixels).cpu().numpy(), torch.stack(broken).tolist()
 
@@ -211,12 +212,12 @@ class ImageGenerator:
 
     def _decode(self, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Pixels of shape `(H, W, 3)`, uint8, of a latent image of shape `(1, ...)`, and whether they are broken.
+        Pixels of shape `(H, W, 3)`, uint8, of a latent image of shape `(1, ...)` in the precision of the VAE, and whether they are
+        broken.
 
         The pipelines decode a whole batch, copies included, which takes several times the memory for no more speed, and
         turn what is no number into black.
         """
-        latent = latent.to(self.pipeline.vae.dtype)
         image = self.family.decode_latents(self.pipeline, latent, self.height, self.width)
         image = self.pipeline.image_processor.denormalize(image)[0].float()
         pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()

@@ -205,10 +205,12 @@ class DiffusionTrainer(_BaseTrainer):
 
     def denoise(self, model: nn.Module, noisy_latents: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """What the denoiser says of noisy latents, shape `(B, C, h, w)`, with the timesteps and the texts of a batch."""
-        # Cast here and nowhere else: right for a bfloat16 DeepSpeed module and for float32 parameters. What computes in bfloat16
-        # is given it, as in drawing: with the latents' dtype, FLUX's pipeline rounds the noise level that it tells the denoiser.
-        dtype = torch.bfloat16 if self.bf16_module else self.model.dtype
-        conditioning = {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
+        # Cast here and nowhere else: right for a bfloat16 DeepSpeed module and for float32 parameters. What computes in bfloat16 is given
+        # it, as in drawing: with the latents' dtype, FLUX's pipeline rounds the noise level that it tells the denoiser. Not the
+        # model's own `dtype`, for which diffusers (0.42) looks at every module.
+        dtype = torch.bfloat16 if self.bf16_module else next(self.model.parameters()).dtype
+        others = ("latents", "noise", "timesteps", "advantage")
+        conditioning = {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items() if k not in others}
         passes = torch.zeros(2, device=noisy_latents.device)  # without a count, so that the log has the sum
         passes[0] = len(noisy_latents)
         name = "passes" if torch.is_grad_enabled() else "passes_without_gradient"  # a third of the cost

@@ -16,13 +16,13 @@
 
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils.operations import recursively_apply
 from torch import nn
-from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from ..families.files import ModelFiles
@@ -30,6 +30,9 @@ from ..families.files import ModelFiles
 
 if TYPE_CHECKING:
     from .diffusion_config import DiffusionConfig
+
+
+Place = tuple[dict[str, torch.Tensor | None], str, torch.Tensor]
 
 
 def is_bfloat16_module(args: "DiffusionConfig") -> bool:
@@ -63,15 +66,40 @@ def encoding_dtypes(files: ModelFiles, text_encoder_dtype: str | None = None) ->
     return dtypes
 
 
-class _Forward(nn.Module):
-    """A forward function of a module, as a module that `functional_call` can call."""
+def modules_of(module: nn.Module) -> list[nn.Module]:
+    """A module and its submodules: what `modules()` gives, without its names and nested generators, which take several times as long."""
+    found = [module]
+    for parent in found:  # which grows
+        found += [child for child in parent._modules.values() if child is not None]
+    return list(dict.fromkeys(found))
 
-    def __init__(self, module: nn.Module, function: Callable):
-        super().__init__()
-        self.module, self.function = module, function
 
-    def forward(self, *args, **kwargs):
-        return self.function(self.module, *args, **kwargs)
+def places_of(module: nn.Module) -> list[Place]:
+    """Where the parameters of a module and its submodules are: dictionary, name in it, parameter. One may be in several places."""
+    return [(m._parameters, k, p) for m in modules_of(module) for k, p in m._parameters.items() if p is not None]
+
+
+@contextmanager
+def placed(places: list[Place]) -> Iterator[None]:
+    """
+    Inside, other tensors are in the places of parameters. PyTorch's `functional_call` (2.14) does the same, but looks up each by its
+    name several times, which takes longer than to copy them all.
+    """
+    before = [parameters[name] for parameters, name, _ in places]
+    try:
+        for parameters, name, tensor in places:
+            parameters[name] = tensor
+        yield
+    finally:
+        for (parameters, name, _), tensor in zip(places, before, strict=True):
+            parameters[name] = tensor
+
+
+def in_bfloat16(module: nn.Module) -> AbstractContextManager[None]:
+    """Inside, copies in bfloat16 are in the places of a module's parameters, which are behind them in the graph."""
+    places = places_of(module)
+    copies = {id(p): p.to(torch.bfloat16) for p in {id(p): p for _, _, p in places}.values()}
+    return placed([(parameters, name, copies[id(p)]) for parameters, name, p in places])
 
 
 def compute_in_bfloat16(module: nn.Module, cast_parameters: bool = True) -> None:
@@ -107,8 +135,8 @@ def compute_in_bfloat16(module: nn.Module, cast_parameters: bool = True) -> None
         args, kwargs = recursively_apply(cast, (args, kwargs), test_type=is_feature_map)
         if not cast_parameters:
             return function(module, *args, **kwargs)
-        copies = {f"module.{name}": cast(p) for name, p in module.named_parameters()}
-        return functional_call(_Forward(module, function), copies, args, kwargs)
+        with in_bfloat16(module):
+            return function(module, *args, **kwargs)
 
     module.forward = bfloat16_forward
 
@@ -116,5 +144,10 @@ def compute_in_bfloat16(module: nn.Module, cast_parameters: bool = True) -> None
 def checkpoint_block(block: nn.Module, *args: Any) -> Any:
     """Activation checkpointing that recomputes a block with the parameters that it has now."""
     # diffusers' own calls the block again in the backward pass, when the bfloat16 copies are no longer in their place.
-    parameters = dict(block.named_parameters())
-    return checkpoint(lambda *inputs: functional_call(block, parameters, inputs), *args, use_reentrant=False)
+    places = places_of(block)
+
+    def run(*inputs: Any) -> Any:
+        with placed(places):
+            return block(*inputs)
+
+    return checkpoint(run, *args, use_reentrant=False)

@@ -68,9 +68,10 @@ class ReferenceModel:
         if isinstance(model, PeftModel):
             with model.disable_adapter():
                 return self.predict(model, inputs)
-        if not self.bf16_module:
+        dtype = next(self.model.parameters()).dtype
+        if not self.bf16_module and next(self.reference.parameters()).dtype != dtype:
             # DeepSpeed casts the model when training begins, and `predict` casts its inputs to that.
-            cast(self.reference, self.model.dtype)
+            cast(self.reference, dtype)
         # In the precision of the model, whose forward method accelerate has wrapped in autocast where there is any.
         with self.accelerator.autocast():
             return self.predict(self.reference, inputs)

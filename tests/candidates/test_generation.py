@@ -187,6 +187,14 @@ class TestCounts:
         generator(PROMPTS[:1], [100])
         assert len(calls["text_encoder"]) == before["text_encoder"] and len(calls["unet"]) == before["unet"] + 2
 
+    def test_the_vae_is_asked_once_for_its_precision(self, pipeline, monkeypatch):
+        """For which diffusers looks at every module."""
+        asked, dtype = [], diffusers.ModelMixin.dtype
+        generator = ImageGenerator(pipeline, config())
+        monkeypatch.setattr(diffusers.ModelMixin, "dtype", property(lambda m: asked.append(m) or dtype.fget(m)))
+        generator(PROMPTS[:4], [1, 2, 3, 4])
+        assert asked.count(pipeline.vae) == 1
+
     def test_what_is_remembered_is_bounded(self, pipeline, counted):
         calls, _ = counted
         generator = ImageGenerator(pipeline, config(batch_size=2))
