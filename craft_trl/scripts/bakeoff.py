@@ -222,9 +222,10 @@ def main(config: BakeoffConfig) -> None:
             seconds.append(timings.get("train", {}).get("seconds", 0.0))
             trained = read_record(bakeoff.folder_of(arm, seed))["summary"]
             passes.append([trained.get(name) for name in ("passes", "passes_without_gradient")])
+        made = read_record(bakeoff.folder / "arms" / arm / "dataset")["summary"]
         arms[arm] = {
             "title": METHODS[arm].title,
-            "rows": read_record(bakeoff.folder / "arms" / arm / "dataset")["summary"]["rows"],
+            "rows": made.get("samples", made["rows"]),
             "unit": METHODS[arm].unit,
             "learning_rate": training_args.learning_rate,
             "batch": training_args.global_batch_size,
@@ -294,7 +295,9 @@ def dataset_stage(bakeoff: Bakeoff, arm: str, material: Material) -> None:
         with TemporaryDirectory(dir=stage.folder.parent) as scratch:
             dataset = METHODS[arm].build(dataclasses.replace(material, scratch=Path(scratch)))
             dataset.save_to_disk(str(stage.folder))
-            return {"rows": len(dataset)}
+            # Of pairs and lists as rows of images, those of a group are one.
+            lists = METHODS[arm].unit in ("pairs", "lists")
+            return {"rows": len(dataset), "samples": len(set(dataset["group_id"])) if lists else len(dataset)}
 
     run_stage(stage, work, lambda summary: f"{summary['rows']} rows in {stage.folder}")
 

@@ -352,6 +352,9 @@ class TestBakeoff:
         assert arms["spo_offline"]["passes"] == [[4, 4]] and arms["spo_offline"]["unit"] == "transitions"
         assert re.search(r"spo_offline  .*  4 \+ 4, trees 60 +\d+\n", out) and "trees 60" in report
         # Two pairs; with the gradient, then the reference and 2 to 20 calls of the inversion for each image.
+        assert (
+            arms["smpo"]["rows"] == 6 == arms["diffusion_lpo"]["rows"]
+        )  # one of each prompt, of two images and of three
         ((with_gradient, without),) = arms["smpo"]["passes"]
         assert with_gradient == 4 and 4 + 4 * 2 <= without <= 4 + 4 * 20
         assert "SmPO" in (folder / "arms/smpo/seed-0/model/README.md").read_text()
