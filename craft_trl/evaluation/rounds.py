@@ -100,14 +100,16 @@ class Rounds:
         self.passing.append(passing)
         # The same groups, against the same originals; with a target one round may have looked at more of them.
         n = min(len(passing), len(before))
-        if current.pass_rate < before.mean() and paired_p(passing[:n], before[:n]) < LEVEL:
+        if current.round > 1 and not passing.any():
+            current.decision = "stops untrained: no variant passes the filter"
+        elif current.pass_rate < before.mean() and paired_p(passing[:n], before[:n]) < LEVEL:
             current.decision = (
                 f"stops untrained: {current.pass_rate:.1%} of the variants pass the filter, beyond chance fewer than the "
                 f"{before.mean():.1%} of round {current.round - 1}"
             )
+        if current.decision:
             self._write()
-            return False
-        return True
+        return not current.decision
 
     def evaluated(self, evaluation: Path, name: str) -> bool:
         """Take note of the evaluation of the last round, whose model has this name there; whether another round follows."""
