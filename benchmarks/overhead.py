@@ -128,7 +128,7 @@ class Turns(TrainerCallback):
         mine = dict(shared)
         self.others = self.make_others()
         for name, steps in self.others.items():
-            next(steps)  # allocates the optimizer's states
+            next(steps)  # loads what it needs; the first step of all is not counted
             self.states[name] = dict(shared)
             shared.clear()
             shared.update(mine)

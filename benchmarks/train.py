@@ -309,9 +309,10 @@ def run_script(
     model: str, source: str, steps: int, device: torch.device, batch_size: int, accumulation: int, checkpointing: bool
 ) -> dict:
     """So many steps of the script's loop, and one before them."""
-    clock = Clock()
+    clock, made = Clock(), script_steps(model, source, device, batch_size, accumulation, checkpointing)
+    next(made)  # loads the model
     clock.tick()
-    for _ in itertools.islice(script_steps(model, source, device, batch_size, accumulation, checkpointing), steps + 1):
+    for _ in itertools.islice(made, steps + 1):
         clock.tick()
     return clock.result(batch_size * accumulation)
 
@@ -330,6 +331,7 @@ def script_steps(
     0.42), as their sources have it, an optimizer step at a time: float32 weights under autocast, or bfloat16 weights under an
     adapter; `torch.optim.AdamW`; everything encoded before, as the last of them can; noise drawn on the device; the loss read
     for the progress bar at every micro-batch, and gathered before by the first. Its batches lie in memory, which flatters it.
+    What comes first is no step: all is loaded.
     """
     accelerator = Accelerator(
         mixed_precision=mixed_precision, gradient_accumulation_steps=accumulation, cpu=device.type == "cpu"
@@ -349,6 +351,7 @@ def script_steps(
     denoiser.train()
     batches = [make_batch(name, batch_size) for _ in range(4)]
     train_loss = 0.0
+    yield
     for batch in itertools.cycle(batches):
         with accelerator.accumulate(denoiser):
             batch = {key: value.to(device) for key, value in batch.items()}
