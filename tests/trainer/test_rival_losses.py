@@ -82,6 +82,10 @@ class TestPlackettLuce:
         assert slope[0, 2] == 0 and slope.isfinite().all() and slope[1].all()
         equal = gradient(lambda u: plackett_luce_loss(u, torch.zeros(1, 3), all_of(1, 3)), torch.zeros(1, 3).double())
         torch.testing.assert_close(equal, torch.zeros_like(equal))
+        # Each of two that are equal has the other for a rival.
+        for tied, value in (([0.0, 0.0, 0.0], 3 * math.log(3)), ([2.0, 1.0, 1.0], math.log(3) + 2 * math.log(2))):
+            loss = plackett_luce_loss(torch.zeros(1, 3), torch.tensor([tied]), all_of(1, 3))
+            assert loss.item() == pytest.approx(value)
 
 
 class TestGroup:

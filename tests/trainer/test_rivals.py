@@ -45,7 +45,7 @@ ARMS = {
     ),
     "dgpo_offline": ("dpo", {"loss_type": "group"}, math.log(2), "DGPO, [Reinforcing"),
     "lair": ("dpo", {"loss_type": "regression", "regression_temperature": 0.5}, 0.0, "LAIR, [Beyond"),
-    "sdpo": ("dpo", {"safeguard_mu": 0.6}, math.log(2), "Diffusion-SDPO, [Diffusion-SDPO"),
+    "sdpo": ("dpo", {"safeguard_mu": 0.95}, math.log(2), "Diffusion-SDPO, [Diffusion-SDPO"),
     "nft_offline": ("scored", {"loss_type": "nft"}, None, "DiffusionNFT, [DiffusionNFT"),
     "awm_offline": ("scored", {"loss_type": "awm"}, -0.05, "AWM, [Advantage"),
     "tgo": ("scored", {"loss_type": "tgo", "beta": BETA}, None, "TGO, [Threshold"),
@@ -93,7 +93,8 @@ def said_of(trainer, arm, batch, errors, residuals, images):
     """`a_k W_k` of each image at the reference model, shape `(N,)` in the order of `images`, from the papers' formulas."""
     if arm == "sdpo":
         winner, loser = (half.flatten(1) for half in residuals.chunk(2))
-        passed = (0.4 * winner.square().sum(1) / (winner * loser).sum(1)).clamp(0, 1)
+        passed = (0.05 * winner.square().sum(1) / (winner * loser).sum(1)).clamp(0, 1)
+        assert (passed < 1).all()
         return BETA / 4 * torch.cat([torch.ones(2), -passed])
     advantages = batch["advantage"]
     if arm in ("diffusion_lpo", "dgpo_offline", "lair"):
