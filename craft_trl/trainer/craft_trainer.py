@@ -16,6 +16,8 @@
 """CRAFT: fine-tuning on the model's own filtered images, weighted by group advantage."""
 
 import textwrap
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -31,6 +33,7 @@ from ..losses import (
 from .craft_config import CraftConfig
 from .diffusion_trainer import DiffusionTrainer
 from .reference import ReferenceModel
+from .training_samples import TrainingSamples
 
 
 class CraftTrainer(ReferenceModel, DiffusionTrainer):
@@ -109,6 +112,11 @@ class CraftTrainer(ReferenceModel, DiffusionTrainer):
             self.log_metric("distance_to_base", distances, counted=inputs["advantage"] != 0)
             losses = losses + proximal_term(weights * distances, inputs["advantage"], self.args.proximal_tau)
         return self.batch_mean(losses)
+
+    @property
+    def samples_class(self) -> Callable[..., TrainingSamples]:
+        # A sample of advantage 0 still counts in the proximal term.
+        return partial(TrainingSamples, every_row=self.needs_reference)
 
     @property
     def needs_reference(self) -> bool:

@@ -122,6 +122,7 @@ class DiffusionTrainer(_BaseTrainer):
         on_main_process(lambda: check_shards(args))
         self.args = args
         weights = self.sample_weights(torch.tensor(train_dataset["advantage"], dtype=torch.float32))
+        self.has_seeds = "seed" in train_dataset.column_names  # as images have that `craft generate` drew
 
         # Model. In float32: the optimizer's master weights.
         self.revision = revision
@@ -209,8 +210,8 @@ class DiffusionTrainer(_BaseTrainer):
         # it, as in drawing: with the latents' dtype, FLUX's pipeline rounds the noise level that it tells the denoiser. Not the
         # model's own `dtype`, for which diffusers (0.42) looks at every module.
         dtype = torch.bfloat16 if self.bf16_module else next(self.model.parameters()).dtype
-        others = ("latents", "noise", "timesteps", "advantage")
-        conditioning = {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items() if k not in others}
+        texts = {k: v for k, v in inputs.items() if k not in ("latents", "noise", "timesteps", "advantage")}
+        conditioning = {k: v.to(dtype) if v.is_floating_point() else v for k, v in texts.items()}
         passes = torch.zeros(2, device=noisy_latents.device)  # without a count, so that the log has the sum
         passes[0] = len(noisy_latents)
         name = "passes" if torch.is_grad_enabled() else "passes_without_gradient"  # a third of the cost

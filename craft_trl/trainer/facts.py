@@ -85,6 +85,7 @@ def training_facts(trainer: "DiffusionTrainer", dataset_name: str | None = None)
         "dataset": dataset_name,
         "rows": trainer.train_dataset.count,
         "unit": trainer.unit,
+        "drawn": trainer.has_seeds,
         "absent": absent_parts(trainer),
         "guarded": trainer.best_step is not None and trainer.best_of > 1,
         "settings": {

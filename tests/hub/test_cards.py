@@ -71,6 +71,35 @@ def test_the_code_draws(name, adapter, tmp_path):
     assert difference.abs().max() <= 1
 
 
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        (
+            {"drawn": True},
+            "trained on images that the base model drew itself, filtered by reward models. No preference pairs",
+        ),
+        ({}, "trained on images that the base model drew itself"),  # of a training before this was noted
+        ({"drawn": False}, "trained on 7 images."),
+        ({"drawn": True, "trainer": "Diffusion-DPO", "unit": "pairs"}, "trained on 7 pairs."),
+    ],
+)
+def test_what_a_model_was_trained_on(facts, said):
+    """A card claims nothing of images that were imported, and preference pairs are said to be such."""
+    names = ("tags", "settings", "versions")
+    common = {
+        "trainer": "CRAFT",
+        "paper": None,
+        "base_model": None,
+        "base_name": "base",
+        "lora": None,
+        "dataset": None,
+    }
+    common |= {"pipeline": "StableDiffusionXLPipeline", "rows": 7, **dict.fromkeys(names, {})}
+    card = model_card(common | facts, "out").content
+    assert said in " ".join(card.split())
+    assert ("No preference pairs" in card) == ("drew itself" in said)
+
+
 def check_call(pipeline, **settings):
     """What the card's call draws is what was drawn for its pictures, from the same noise. Returns the call."""
     sampling = SamplingConfig(num_inference_steps=3, **settings)

@@ -106,3 +106,12 @@ def test_nothing_runs_away(make_trainer):
     trainer.train()
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert logs[0]["distance_to_base"] == 0 < logs[-1]["distance_to_base"] < 1 > logs[-1]["denoising_loss"]
+
+
+def test_a_sample_of_advantage_0_counts(make_trainer):
+    """It holds the model where it was, by `tau d^2`, and is not left out as where only the advantage counts."""
+    dataset = make_dataset([1.0, 0.0, -1.0, 0.0])
+    proximal = make_trainer(dataset=dataset, global_batch_size=4)
+    assert not any(proximal.train_dataset.weightless(k) for k in range(4))
+    zero = make_trainer("zero", dataset=dataset, global_batch_size=4, negative_advantages="zero")
+    assert sum(zero.train_dataset.weightless(k) for k in range(4)) == 3
