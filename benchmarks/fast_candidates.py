@@ -23,8 +23,9 @@ training of each with each of `--seeds`, and one evaluation of all models by jud
 
 Calls of the UNet are counted, for one image. Seconds are measured in turns within this process, as shares of the first setting's.
 The agreement is the share of groups that both keep among those that either keeps (Jaccard), beside what two sets of these sizes have by
-chance. A setting's effect is that of its models over the base model, the mean of the seeds; its difference from the first setting's
-has a 95 % interval of a paired bootstrap over the prompts. `--agreement` names settings of which only the agreement is looked at.
+chance. `--candidate-seeds` are samples of prompts and noise that the candidates are drawn from: which groups a filter keeps is chance too.
+A setting's effect is that of its models over the base model, the mean of all seeds; the difference of two settings has a 95 % interval
+over prompts, samples of candidates and trainings. `--agreement` names settings of which only the agreement is looked at.
 
 Killed, it goes on where it was, as `craft` does. No two processes run at the same time.
 """
@@ -42,9 +43,10 @@ from datasets import load_from_disk
 from measuring import heading, machine
 
 from craft_trl import ImageGenerator, SamplingConfig
+from craft_trl.bakeoff.arms import two_way_bootstrap, two_way_p
 from craft_trl.candidates.groups import load_groups
 from craft_trl.candidates.pool import CandidatePool
-from craft_trl.evaluation.statistics import holm, paired_bootstrap, paired_p
+from craft_trl.evaluation.statistics import holm
 from craft_trl.families.family import guided_steps
 
 
@@ -61,6 +63,15 @@ SETTINGS = {
     "solver20": {"scheduler": SOLVER, "num_inference_steps": 20},
     "unipc20": {"scheduler": "UniPCMultistepScheduler", "num_inference_steps": 20},
     "solver25": {"scheduler": SOLVER, "num_inference_steps": 25, "guidance_cutoff": 0.16},
+    "solver15": {"scheduler": SOLVER, "num_inference_steps": 15},  # 5.0 planned H100 hours of SDXL
+    # 4.7 planned H100 hours of SDXL
+    "trailing14": {"scheduler": SOLVER, "num_inference_steps": 14, "timestep_spacing": "trailing"},
+    "trailing20": {
+        "scheduler": SOLVER,
+        "num_inference_steps": 20,
+        "timestep_spacing": "trailing",
+        "guidance_cutoff": 0.45,
+    },
     "solver10": {"scheduler": SOLVER, "num_inference_steps": 10},
 }
 JUDGES = ["hpsv2", "pickscore", "aesthetic", "imagereward", "alignment", "quality", "defects"]
@@ -75,24 +86,30 @@ def craft(command: str, recipe: str, **options: object) -> None:
     subprocess.run(argv, check=True)
 
 
-def make(folder: Path, name: str, num_prompts: int) -> None:
+def place(name: str, sample: int) -> str:
+    """Of a setting and a sample of candidates: a folder, and the beginning of its models' names."""
+    return f"{name}-c{sample}"
+
+
+def make(folder: Path, name: str, sample: int, num_prompts: int) -> None:
     """The pool and the dataset of a setting."""
-    options = {"num_prompts": num_prompts, "output_dir": folder / name, **SETTINGS[name]}
+    options = {"num_prompts": num_prompts, "seed": sample, "output_dir": folder / place(name, sample)}
+    options |= SETTINGS[name]
     for command in ("expand", "generate", "filter"):
         craft(command, "candidates.yaml", **options)
 
 
-def train(folder: Path, name: str, seeds: list[int]) -> list[str]:
+def train(folder: Path, name: str, sample: int, seeds: list[int]) -> list[str]:
     """The models of a setting, as the evaluation names them."""
+    here = folder / place(name, sample)
     for seed in seeds:
-        output_dir = folder / name / f"model-{seed}"
-        options = {"dataset_name": folder / name / "dataset", "output_dir": output_dir, "seed": seed}
+        options = {"dataset_name": here / "dataset", "output_dir": here / f"model-{seed}", "seed": seed}
         craft("train", "craft.yaml", **options, held_out_rewards="none", guard_rewards="none")
-    return [f"{name}-{seed}={folder / name}/model-{seed}" for seed in seeds]
+    return [f"{place(name, sample)}-{seed}={here}/model-{seed}" for seed in seeds]
 
 
-def kept_groups(folder: Path, name: str) -> set[str]:
-    return set(load_from_disk(str(folder / name / "dataset"))["train"]["prompt"])
+def kept_groups(folder: Path, name: str, sample: int) -> set[str]:
+    return set(load_from_disk(str(folder / place(name, sample) / "dataset"))["train"]["prompt"])
 
 
 def calls(settings: dict) -> int:
@@ -117,12 +134,13 @@ def shares_of_time(names: list[str], rounds: int, size: int = 16) -> dict[str, f
     return {name: float(np.median(values) / np.median(spent[names[0]])) for name, values in spent.items()}
 
 
-def agreement(folder: Path, name: str, reference: str) -> dict:
-    """Images and groups of a setting's pool and filter, and how its kept groups agree with another's."""
-    groups = len(load_groups(folder / name / "prompts" / "groups.jsonl"))
-    mine, other = kept_groups(folder, name), kept_groups(folder, reference)
+def agreement(folder: Path, name: str, reference: str, sample: int) -> dict:
+    """Images and groups of a setting's pool and filter, and how its kept groups agree with another's of the same sample."""
+    here = folder / place(name, sample)
+    groups = len(load_groups(here / "prompts" / "groups.jsonl"))
+    mine, other = kept_groups(folder, name, sample), kept_groups(folder, reference, sample)
     common = len(mine) * len(other) / groups
-    images = len(CandidatePool(folder / name / "pool", JUDGES[:3], verify=False))
+    images = len(CandidatePool(here / "pool", JUDGES[:3], verify=False))
     return {
         "calls": calls(SETTINGS[name]),
         "images": images,
@@ -134,7 +152,7 @@ def agreement(folder: Path, name: str, reference: str) -> dict:
     }
 
 
-def effects(folder: Path, names: list[str], seeds: list[int]) -> list[dict]:
+def effects(folder: Path, names: list[str], samples: list[int], seeds: list[int]) -> list[dict]:
     """A row for each judge and setting: its models over the base model, and over the first setting's models."""
     table = pq.read_table(folder / "evaluation" / "scores.parquet").to_pylist()
     scores = {
@@ -143,19 +161,25 @@ def effects(folder: Path, names: list[str], seeds: list[int]) -> list[dict]:
         }
         for model in dict.fromkeys(row["model"] for row in table)
     }
+    replicates = [(sample, seed) for sample in samples for seed in seeds]
+
+    def of(name: str, judge: str) -> np.ndarray:
+        return np.stack([scores[f"{place(name, sample)}-{seed}"][judge] for sample, seed in replicates])  # (K, P)
+
     rows = []
     for name in names:
         for judge in JUDGES:
-            of = {n: np.stack([scores[f"{n}-{seed}"][judge] for seed in seeds], axis=1) for n in {name, names[0]}}
-            base = np.repeat(scores["base"][judge][:, None], len(seeds), axis=1)
-            gain = paired_bootstrap(of[name], base)
+            base = scores["base"][judge]
+            gains = of(name, judge) - base
+            gain = two_way_bootstrap(gains)
             row = {"setting": name, "judge": judge, "base": float(base.mean()), "gain": gain["delta"]}
-            row |= {"gain_low": gain["ci_low"], "gain_high": gain["ci_high"]}
-            row["gains"] = (of[name] - base).mean(axis=0).tolist()
+            row |= {"gain_low": gain["ci_low"], "gain_high": gain["ci_high"], "gains": gains.mean(axis=1).tolist()}
             if name != names[0]:
-                other = paired_bootstrap(of[name], of[names[0]])
+                difference = of(name, judge) - of(names[0], judge)
+                other = two_way_bootstrap(difference)
                 row |= {"difference": other["delta"], "low": other["ci_low"], "high": other["ci_high"]}
-                row["p_value"] = paired_p(of[name], of[names[0]])
+                spread = float(difference.mean(axis=1).var(ddof=1)) if len(difference) > 1 else 0.0
+                row["p_value"] = two_way_p(difference, spread, max(1, len(difference) - 1))
             rows.append(row)
     return rows
 
@@ -169,9 +193,12 @@ def verdict(rows: list[dict]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--settings", nargs="+", default=["full", "fast", "faster"], choices=SETTINGS)
+    parser.add_argument("--settings", nargs="+", default=["full", "trailing14"], choices=SETTINGS)
     parser.add_argument(
         "--agreement", nargs="*", default=[], choices=SETTINGS, help="settings that are not trained on"
+    )
+    parser.add_argument(
+        "--candidate-seeds", nargs="+", type=int, default=[0, 1], help="of the candidates; default 0 1"
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the training; default 0 1 2")
     parser.add_argument("--num-prompts", type=int, default=280, help="of the candidates; default 280, the recipe's")
@@ -183,22 +210,24 @@ def main() -> None:
     args.output_dir = args.output_dir.absolute()
     everything = [*args.settings, *(name for name in args.agreement if name not in args.settings)]
     models = [f"base={TINY / 'pipeline'}"]
-    for name in args.settings:
-        make(args.output_dir, name, args.num_prompts)
-        models += train(args.output_dir, name, args.seeds)
+    samples = args.candidate_seeds
+    for sample in samples:
+        for name in args.settings:
+            make(args.output_dir, name, sample, args.num_prompts)
+            models += train(args.output_dir, name, sample, args.seeds)
     craft(
         "evaluate", "evaluate.yaml", models=models, prompts=TINY / "prompts" / "tiny-parti.jsonl",
-        num_prompts=args.num_evaluated, run_dir=args.output_dir / args.settings[0],
+        num_prompts=args.num_evaluated, run_dir=args.output_dir / place(args.settings[0], samples[0]),
         output_dir=args.output_dir / "evaluation",
     )  # fmt: skip
     for name in everything[len(args.settings) :]:
-        make(args.output_dir, name, args.num_prompts)
+        make(args.output_dir, name, samples[0], args.num_prompts)
     result = {
         "machine": machine("cpu", ("torch", "diffusers", "transformers")),
         "settings": {name: SETTINGS[name] for name in everything},
-        "pools": {name: agreement(args.output_dir, name, args.settings[0]) for name in everything},
+        "pools": {name: agreement(args.output_dir, name, args.settings[0], samples[0]) for name in everything},
         "time": shares_of_time(everything, args.rounds),
-        "effects": effects(args.output_dir, args.settings, args.seeds),
+        "effects": effects(args.output_dir, args.settings, samples, args.seeds),
     }
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
