@@ -54,9 +54,13 @@ class Range:
         if isinstance(value, float) and not math.isfinite(value):
             return "a finite number"
         if self.high <= LARGEST_NAMED:
-            return {"[]": "from {} to {}", "()": "between {} and {}", "(]": "above {} and at most {}"}[
-                self.ends
-            ].format(f"{self.low:g}", f"{self.high:g}")
+            words = {
+                "[]": "from {} to {}",
+                "()": "between {} and {}",
+                "(]": "above {} and at most {}",
+                "[)": "at least {} and below {}",
+            }
+            return words[self.ends].format(f"{self.low:g}", f"{self.high:g}")
         if value > self.low:
             return f"at most {self.high}"
         return f"above {self.low:g}" if self.ends[0] == "(" else f"at least {self.low:g}"

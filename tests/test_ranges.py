@@ -86,6 +86,7 @@ def test_every_number(config, name):
         (Range(0, ends="(]"), math.nan, "a finite number"),
         (Range(0, 1, "()"), 1, "between 0 and 1"),
         (Range(0, 1, "(]"), 1.5, "above 0 and at most 1"),
+        (Range(0, 1, "[)"), 1, "at least 0 and below 1"),
         (Range(16, 1024), 8, "from 16 to 1024"),
         (Range(0, 2**62), 2**63, "at most 4611686018427387904"),
     ],
@@ -98,6 +99,7 @@ def test_ends():
     assert [value in Range(0, 1) for value in (0, 1)] == [True, True]
     assert [value in Range(0, 1, "()") for value in (0, 0.5, 1)] == [False, True, False]
     assert [value in Range(0, 1, "(]") for value in (0, 1)] == [False, True]
+    assert [value in Range(0, 1, "[)") for value in (0, 1)] == [True, False]
 
 
 def test_the_parser_passes_over_them(tmp_path):
