@@ -7,7 +7,7 @@ REFERENCES = hpsv2x==1.2.0 image-reward==1.5 imscore==0.0.11 torchmetrics==1.9.0
 # A tracker of `report_to`. It asks for Pillow < 13 and runs with newer ones; what else it needs is in setup.cfg's `test`.
 TRACKER = trackio==0.43.0
 
-.PHONY: demo test style browser docs pictures
+.PHONY: demo test test-tools style browser docs pictures
 
 # The whole of CRAFT on an embedded tiny SDXL: generate, score, filter, train, evaluate. Ends with a verdict and a report.
 demo: $(VENV)/.installed
@@ -15,7 +15,11 @@ demo: $(VENV)/.installed
 
 # Three workers keep two cores busy: some tests wait for processes and servers.
 test: $(VENV)/.installed-test browser
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests -n 3 --dist loadfile --no-loadscope-reorder
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests -m "not tools" -n 3 --dist loadfile --no-loadscope-reorder
+
+# Of the benchmarks, the examples and the making of the tiny models, which take minutes more.
+test-tools: $(VENV)/.installed-test browser
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests -m tools -n 3 --dist loadfile --no-loadscope-reorder
 
 # What tests/filtering/test_sheet.py drives. Only root can install it, with a network; without it those tests are skipped.
 browser:

@@ -65,7 +65,14 @@ LONGEST = (
 )
 
 
+# What stands beside the package, and takes minutes: `make test-tools`.
+TOOLS = ("benchmarks", "examples", "recipes/test_tiny_build.py")
+
+
 def pytest_collection_modifyitems(items):
+    for item in items:
+        if any(item.path.is_relative_to(ROOT / "tests" / place) for place in TOOLS):
+            item.add_marker(pytest.mark.tools)
     order = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path, len(order)))
 
