@@ -26,6 +26,7 @@ import datasets
 import huggingface_hub
 import huggingface_hub.constants
 import pytest
+import transformers
 import yaml
 
 from craft_trl.candidates.config import CandidatesConfig
@@ -52,6 +53,8 @@ def server(monkeypatch, tmp_path):
     for name, value in constants.items():
         monkeypatch.setattr(huggingface_hub.constants, name, value)
     monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", server.url)  # of the functions that diffusers imports
+    # transformers keeps one with the endpoint that it had at first: of another test's server, which is gone, and asked for minutes.
+    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
     for name, value in {"HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": False}.items():
         monkeypatch.setattr(datasets.config, name, value)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
