@@ -43,7 +43,7 @@ from datasets import load_from_disk
 from measuring import heading, machine
 
 from craft_trl import ImageGenerator, SamplingConfig
-from craft_trl.bakeoff.arms import two_way_bootstrap, two_way_p
+from craft_trl.bakeoff.comparison import two_way_bootstrap, two_way_p
 from craft_trl.candidates.groups import load_groups
 from craft_trl.candidates.pool import CandidatePool
 from craft_trl.evaluation.statistics import holm

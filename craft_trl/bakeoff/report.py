@@ -26,7 +26,8 @@ from ..evaluation.evaluate import Evaluation
 from ..evaluation.report import frontier_section
 from ..hub.cards import duration, flat
 from ..pages import data_uri, render
-from .arms import HELD_OUT, describe_passes
+from .arms import describe_passes
+from .comparison import HELD_OUT
 
 
 def write_bakeoff_report(

@@ -32,16 +32,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..bakeoff.arms import (
-    HELD_OUT,
-    METHODS,
-    Material,
-    check_methods,
-    compare_arms,
-    describe_passes,
-    make_seed_groups,
-    verdict,
-)
+from ..bakeoff.arms import METHODS, Material, check_methods, describe_passes, make_seed_groups
+from ..bakeoff.comparison import HELD_OUT, compare_arms, verdict
 from ..bakeoff.config import BakeoffConfig
 from ..candidates.config import CandidatesConfig
 from ..candidates.groups import Group, load_groups

@@ -106,7 +106,7 @@ def ranking(folder: Path) -> str:
     """
     import pyarrow.parquet as pq
 
-    from ..bakeoff.arms import held_out_score
+    from ..bakeoff.comparison import held_out_score
     from ..evaluation.statistics import holm, paired_bootstrap, paired_p
 
     rows = [row for row in json.loads((folder / "results.json").read_text(encoding="utf-8")) if row["part"] is None]

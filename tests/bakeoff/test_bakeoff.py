@@ -26,19 +26,14 @@ from PIL import Image
 
 from craft_trl.bakeoff.arms import (
     BASELINES,
-    HELD_OUT,
     METHODS,
     RIVALS,
     Material,
     check_methods,
-    compare_arms,
     describe_passes,
-    held_out_score,
     make_seed_groups,
-    two_way_bootstrap,
-    two_way_p,
-    verdict,
 )
+from craft_trl.bakeoff.comparison import HELD_OUT, compare_arms, held_out_score, two_way_bootstrap, two_way_p, verdict
 from craft_trl.candidates.filter_config import FilterConfig
 from craft_trl.candidates.groups import make_groups
 from craft_trl.candidates.pool import CandidatePool
