@@ -288,10 +288,10 @@ def build_rewards(folder: Path, head: Path | None) -> None:
         once(folder / name, make)
 
 
-def build_pipeline(family: str, folder: Path) -> None:
-    """A pipeline, part by part: whole it would take twice the memory."""
+def parts_of(family: str) -> dict[str, tuple[str, Callable]]:
+    """Of a pipeline each part's library and what makes it."""
     import diffusers
-    from train import ARCHITECTURES
+    from architectures import ARCHITECTURES, make_denoiser
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     first = CLIPTextConfig(
@@ -310,7 +310,7 @@ def build_pipeline(family: str, folder: Path) -> None:
     scheduler = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
     scheduler |= {"steps_offset": 1, "set_alpha_to_one": False}
     parts = {
-        "unet": ("diffusers", lambda: diffusers.UNet2DConditionModel(**ARCHITECTURES[family]["unet"])),
+        "unet": ("diffusers", lambda: make_denoiser(family)),
         "vae": ("diffusers", lambda: diffusers.AutoencoderKL(**vae)),
         "text_encoder": ("transformers", lambda: CLIPTextModel(first)),
         "tokenizer": ("transformers", make_tokenizer),
@@ -319,12 +319,18 @@ def build_pipeline(family: str, folder: Path) -> None:
     if family == "sdxl":
         parts["text_encoder_2"] = ("transformers", lambda: CLIPTextModelWithProjection(second))
         parts["tokenizer_2"] = ("transformers", make_tokenizer)
+    return parts
+
+
+def build_pipeline(family: str, folder: Path) -> None:
+    """A pipeline, part by part: whole it would take twice the memory."""
+    if family == "sdxl":
         index = {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True}
     else:
         index = {"_class_name": "StableDiffusionPipeline", "safety_checker": [None, None]}
         index |= {"feature_extractor": [None, None], "image_encoder": [None, None], "requires_safety_checker": False}
     index["_diffusers_version"] = version("diffusers")
-    for name, (library, make) in parts.items():
+    for name, (library, make) in parts_of(family).items():
         classes = []
 
         def write(path: Path, make=make, classes=classes) -> None:
