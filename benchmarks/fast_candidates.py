@@ -15,14 +15,15 @@
 """
 What cheaper candidates cost: in agreement of the kept groups, and in what the trained model gains.
 
-    PYTHONPATH=. python benchmarks/fast_candidates.py --output-dir runs/fast --json fast_candidates.json
+    PYTHONPATH=. python benchmarks/fast_candidates.py --settings full trailing14 --output-dir runs/fast --json fast_candidates.json
+    PYTHONPATH=. python benchmarks/fast_candidates.py --recipe tiny_flow --output-dir runs/fast_flow
 
-The tiny recipe's own stages, with another sampler of the candidates in each setting and nothing else: a pool and a dataset of each, a
+A tiny recipe's own stages, with another sampler of the candidates in each setting and nothing else: a pool and a dataset of each, a
 training of each with each of `--seeds`, and one evaluation of all models by judges that took no part in the filter, on the prompts of
 `tiny-parti`, which no setting of the recipes was chosen on. The evaluation draws all models alike, as the recipe says.
 
-Calls of the UNet are counted, for one image. Seconds are measured in turns within this process, as shares of the first setting's.
-The agreement is the share of groups that both keep among those that either keeps (Jaccard), beside what two sets of these sizes have by
+Calls of the denoiser are counted, for one image. Seconds are measured in turns within this process, as shares of the first setting's.
+The agreement is the share of groups, or of images where the recipe filters images, that both keep among those that either keeps (Jaccard), beside what two sets of these sizes have by
 chance. `--candidate-seeds` are samples of prompts and noise that the candidates are drawn from: which groups a filter keeps is chance too.
 A setting's effect is that of its models over the base model, the mean of all seeds; the difference of two settings has a 95 % interval
 over prompts, samples of candidates and trainings. `--agreement` names settings of which only the agreement is looked at.
@@ -35,10 +36,12 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import yaml
 from datasets import load_from_disk
 from measuring import heading, machine
 
@@ -50,106 +53,134 @@ from craft_trl.evaluation.statistics import holm
 from craft_trl.families.family import guided_steps
 
 
-TINY = Path(__file__).parents[1] / "recipes" / "tiny"
+RECIPES = Path(__file__).parents[1] / "recipes"
 SOLVER = "DPMSolverMultistepScheduler"
+# By recipe. The first setting is what the others are held against.
 SETTINGS = {
-    "full": {"scheduler": "DDIMScheduler", "num_inference_steps": 50},  # as recipes/sdxl/candidates.yaml
-    "fast": {
-        "scheduler": SOLVER,
-        "num_inference_steps": 20,
-        "guidance_cutoff": 0.45,
-    },  # 4.9 planned H100 hours of SDXL
-    "faster": {"scheduler": SOLVER, "num_inference_steps": 10, "guidance_cutoff": 0.5},
-    "solver20": {"scheduler": SOLVER, "num_inference_steps": 20},
-    "unipc20": {"scheduler": "UniPCMultistepScheduler", "num_inference_steps": 20},
-    "solver25": {"scheduler": SOLVER, "num_inference_steps": 25, "guidance_cutoff": 0.16},
-    "solver15": {"scheduler": SOLVER, "num_inference_steps": 15},  # 5.0 planned H100 hours of SDXL
-    # 4.7 planned H100 hours of SDXL
-    "trailing14": {"scheduler": SOLVER, "num_inference_steps": 14, "timestep_spacing": "trailing"},
-    "trailing20": {
-        "scheduler": SOLVER,
-        "num_inference_steps": 20,
-        "timestep_spacing": "trailing",
-        "guidance_cutoff": 0.45,
+    "tiny": {
+        "full": {"scheduler": "DDIMScheduler", "num_inference_steps": 50},  # as recipes/sdxl/candidates.yaml
+        "fast": {"scheduler": SOLVER, "num_inference_steps": 20, "guidance_cutoff": 0.45},
+        "solver20": {"scheduler": SOLVER, "num_inference_steps": 20},
+        "solver15": {"scheduler": SOLVER, "num_inference_steps": 15},
+        # as recipes/sdxl/candidates_fast.yaml
+        "trailing14": {"scheduler": SOLVER, "num_inference_steps": 14, "timestep_spacing": "trailing"},
+        "faster": {"scheduler": SOLVER, "num_inference_steps": 10, "timestep_spacing": "trailing"},
     },
-    "solver10": {"scheduler": SOLVER, "num_inference_steps": 10},
+    "tiny_flow": {
+        "full": {"scheduler": "FlowMatchEulerDiscreteScheduler", "num_inference_steps": 40},  # as recipes/sd35_medium
+        "solver14": {"scheduler": SOLVER, "num_inference_steps": 14},
+        "faster": {"scheduler": SOLVER, "num_inference_steps": 10},  # as recipes/tiny_flow
+    },
 }
 JUDGES = ["hpsv2", "pickscore", "aesthetic", "imagereward", "alignment", "quality", "defects"]
 HELD_OUT, LOWER_IS_BETTER = JUDGES[3:], {"defects"}
-GUIDANCE = 2.0
 
 
-def craft(command: str, recipe: str, **options: object) -> None:
-    argv = [sys.executable, "-m", "craft_trl.cli.main", command, "--config", str(TINY / recipe)]
-    for name, value in options.items():
-        argv += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    subprocess.run(argv, check=True)
+@dataclass(frozen=True)
+class Runs:
+    """
+    The runs of a recipe's settings.
+
+    Args:
+        recipe (`Path`):
+            Folder of the recipes.
+        folder (`Path`):
+            Where pools, datasets and models go.
+    """
+
+    recipe: Path
+    folder: Path
+
+    def craft(self, command: str, recipe: str, **options: object) -> None:
+        """Run a stage by a recipe of the folder."""
+        argv = [sys.executable, "-m", "craft_trl.cli.main", command, "--config", str(self.recipe / recipe)]
+        for name, value in options.items():
+            argv += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+        subprocess.run(argv, check=True)
+
+    def settings(self, name: str) -> dict:
+        """The sampler of a setting."""
+        return SETTINGS[self.recipe.name][name]
+
+    def calls(self, name: str) -> int:
+        """Of the denoiser for one image: two in a step that is guided."""
+        steps = self.settings(name)["num_inference_steps"]
+        return steps + guided_steps(steps, self.settings(name).get("guidance_cutoff"))
+
+    def make(self, name: str, sample: int, num_prompts: int) -> None:
+        """The pool and the dataset of a setting."""
+        options = {"num_prompts": num_prompts, "seed": sample, "output_dir": self.folder / place(name, sample)}
+        options |= self.settings(name)
+        for command in ("expand", "generate", "filter"):
+            self.craft(command, "candidates.yaml", **options)
+
+    def train(self, name: str, sample: int, seeds: list[int]) -> list[str]:
+        """The models of a setting, as the evaluation names them."""
+        here = self.folder / place(name, sample)
+        for seed in seeds:
+            options = {"dataset_name": here / "dataset", "output_dir": here / f"model-{seed}", "seed": seed}
+            self.craft("train", "craft.yaml", **options, held_out_rewards="none", guard_rewards="none")
+        return [f"{place(name, sample)}-{seed}={here}/model-{seed}" for seed in seeds]
+
+    def kept_images(self, name: str, sample: int) -> set[tuple]:
+        """What the filter of a setting kept: groups where it keeps whole ones, else images."""
+        rows = load_from_disk(str(self.folder / place(name, sample) / "dataset"))["train"]
+        columns = ("prompt",) if self.filters_groups else ("prompt", "expanded_prompt")
+        return set(zip(*(rows[column] for column in columns), strict=True))
+
+    @property
+    def filters_groups(self) -> bool:
+        return self.candidates.get("filter_level", "group") == "group"
+
+    @property
+    def candidates(self) -> dict:
+        """The recipe of the candidates."""
+        return yaml.safe_load((self.recipe / "candidates.yaml").read_text())
+
+    def shares_of_time(self, names: list[str], rounds: int, size: int = 16) -> dict[str, float]:
+        """CPU seconds of a batch of each setting as shares of the first one's, the medians of rounds in which all take turns."""
+        common = {
+            name: self.candidates[name]
+            for name in ("guidance_scale", "height", "width", "max_sequence_length")
+            if name in self.candidates
+        }
+        generators = {
+            name: ImageGenerator(
+                str(self.recipe / "pipeline"), SamplingConfig(**common, batch_size=size, **self.settings(name))
+            )
+            for name in names
+        }
+        spent: dict[str, list[float]] = {name: [] for name in names}
+        for number in range(rounds + 1):
+            for name, generator in generators.items():
+                start = time.process_time()
+                generator(["a red heart and a blue ball"] * size, range(size))
+                if number:  # the first encodes the prompt
+                    spent[name].append(time.process_time() - start)
+        return {name: float(np.median(values) / np.median(spent[names[0]])) for name, values in spent.items()}
+
+    def agreement(self, name: str, reference: str, sample: int) -> dict:
+        """Images of a setting's pool, and how what its filter kept agrees with another's of the same sample."""
+        here = self.folder / place(name, sample)
+        groups = load_groups(here / "prompts" / "groups.jsonl")
+        could = len(groups) if self.filters_groups else sum(len(group.keys) - 1 for group in groups)
+        mine, other = self.kept_images(name, sample), self.kept_images(reference, sample)
+        common = len(mine) * len(other) / could
+        images = len(CandidatePool(here / "pool", JUDGES[:3], verify=False))
+        return {
+            "calls": self.calls(name),
+            "images": images,
+            "evaluations": images * self.calls(name),
+            "of": could,
+            "kept": len(mine),
+            "jaccard": len(mine & other) / len(mine | other),
+            "by_chance": common / (len(mine) + len(other) - common),
+        }
 
 
 def place(name: str, sample: int) -> str:
     """Of a setting and a sample of candidates: a folder, and the beginning of its models' names."""
     return f"{name}-c{sample}"
-
-
-def make(folder: Path, name: str, sample: int, num_prompts: int) -> None:
-    """The pool and the dataset of a setting."""
-    options = {"num_prompts": num_prompts, "seed": sample, "output_dir": folder / place(name, sample)}
-    options |= SETTINGS[name]
-    for command in ("expand", "generate", "filter"):
-        craft(command, "candidates.yaml", **options)
-
-
-def train(folder: Path, name: str, sample: int, seeds: list[int]) -> list[str]:
-    """The models of a setting, as the evaluation names them."""
-    here = folder / place(name, sample)
-    for seed in seeds:
-        options = {"dataset_name": here / "dataset", "output_dir": here / f"model-{seed}", "seed": seed}
-        craft("train", "craft.yaml", **options, held_out_rewards="none", guard_rewards="none")
-    return [f"{place(name, sample)}-{seed}={here}/model-{seed}" for seed in seeds]
-
-
-def kept_groups(folder: Path, name: str, sample: int) -> set[str]:
-    return set(load_from_disk(str(folder / place(name, sample) / "dataset"))["train"]["prompt"])
-
-
-def calls(settings: dict) -> int:
-    """Of the UNet for one image: two in a step that is guided."""
-    steps = settings["num_inference_steps"]
-    return steps + guided_steps(steps, settings.get("guidance_cutoff"))
-
-
-def shares_of_time(names: list[str], rounds: int, size: int = 16) -> dict[str, float]:
-    """CPU seconds of a batch of each setting as shares of the first one's, the medians of rounds in which all take turns."""
-    common = {"guidance_scale": GUIDANCE, "height": 64, "width": 64, "batch_size": size}
-    generators = {
-        name: ImageGenerator(str(TINY / "pipeline"), SamplingConfig(**common, **SETTINGS[name])) for name in names
-    }
-    spent: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(rounds + 1):
-        for name, generator in generators.items():
-            start = time.process_time()
-            generator(["a red heart and a blue ball"] * size, range(size))
-            if number:  # the first encodes the prompt
-                spent[name].append(time.process_time() - start)
-    return {name: float(np.median(values) / np.median(spent[names[0]])) for name, values in spent.items()}
-
-
-def agreement(folder: Path, name: str, reference: str, sample: int) -> dict:
-    """Images and groups of a setting's pool and filter, and how its kept groups agree with another's of the same sample."""
-    here = folder / place(name, sample)
-    groups = len(load_groups(here / "prompts" / "groups.jsonl"))
-    mine, other = kept_groups(folder, name, sample), kept_groups(folder, reference, sample)
-    common = len(mine) * len(other) / groups
-    images = len(CandidatePool(here / "pool", JUDGES[:3], verify=False))
-    return {
-        "calls": calls(SETTINGS[name]),
-        "images": images,
-        "evaluations": images * calls(SETTINGS[name]),
-        "groups": groups,
-        "kept": len(mine),
-        "jaccard": len(mine & other) / len(mine | other),
-        "by_chance": common / (len(mine) + len(other) - common),
-    }
 
 
 def effects(folder: Path, names: list[str], samples: list[int], seeds: list[int]) -> list[dict]:
@@ -193,10 +224,10 @@ def verdict(rows: list[dict]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--settings", nargs="+", default=["full", "trailing14"], choices=SETTINGS)
-    parser.add_argument(
-        "--agreement", nargs="*", default=[], choices=SETTINGS, help="settings that are not trained on"
-    )
+    parser.add_argument("--recipe", choices=SETTINGS, default="tiny", help="folder of the recipes; default tiny")
+    known = list(dict.fromkeys(name for settings in SETTINGS.values() for name in settings))
+    parser.add_argument("--settings", nargs="+", choices=known, help="all of the recipe if none are given")
+    parser.add_argument("--agreement", nargs="*", default=[], choices=known, help="settings that are not trained on")
     parser.add_argument(
         "--candidate-seeds", nargs="+", type=int, default=[0, 1], help="of the candidates; default 0 1"
     )
@@ -207,27 +238,30 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, required=True, help="folder for pools, models and images")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     args = parser.parse_args()
-    args.output_dir = args.output_dir.absolute()
+    args.settings = args.settings or list(SETTINGS[args.recipe])
     everything = [*args.settings, *(name for name in args.agreement if name not in args.settings)]
-    models = [f"base={TINY / 'pipeline'}"]
+    if unknown := [name for name in everything if name not in SETTINGS[args.recipe]]:
+        parser.error(f"{args.recipe} has no setting {unknown[0]}, but {', '.join(SETTINGS[args.recipe])}")
+    runs = Runs(RECIPES / args.recipe, args.output_dir.absolute())
+    models = [f"base={runs.recipe / 'pipeline'}"]
     samples = args.candidate_seeds
     for sample in samples:
         for name in args.settings:
-            make(args.output_dir, name, sample, args.num_prompts)
-            models += train(args.output_dir, name, sample, args.seeds)
-    craft(
-        "evaluate", "evaluate.yaml", models=models, prompts=TINY / "prompts" / "tiny-parti.jsonl",
-        num_prompts=args.num_evaluated, run_dir=args.output_dir / place(args.settings[0], samples[0]),
-        output_dir=args.output_dir / "evaluation",
+            runs.make(name, sample, args.num_prompts)
+            models += runs.train(name, sample, args.seeds)
+    runs.craft(
+        "evaluate", "evaluate.yaml", models=models, prompts=RECIPES / "tiny" / "prompts" / "tiny-parti.jsonl",
+        num_prompts=args.num_evaluated, run_dir=runs.folder / place(args.settings[0], samples[0]),
+        output_dir=runs.folder / "evaluation",
     )  # fmt: skip
     for name in everything[len(args.settings) :]:
-        make(args.output_dir, name, samples[0], args.num_prompts)
+        runs.make(name, samples[0], args.num_prompts)
     result = {
         "machine": machine("cpu", ("torch", "diffusers", "transformers")),
-        "settings": {name: SETTINGS[name] for name in everything},
-        "pools": {name: agreement(args.output_dir, name, args.settings[0], samples[0]) for name in everything},
-        "time": shares_of_time(everything, args.rounds),
-        "effects": effects(args.output_dir, args.settings, samples, args.seeds),
+        "settings": {name: runs.settings(name) for name in everything},
+        "pools": {name: runs.agreement(name, args.settings[0], samples[0]) for name in everything},
+        "time": runs.shares_of_time(everything, args.rounds),
+        "effects": effects(runs.folder, args.settings, samples, args.seeds),
     }
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
@@ -241,7 +275,7 @@ def report(result: dict, trained: list[str]) -> None:
     for name, pool in result["pools"].items():
         print(
             f"{name:<10}{pool['calls']:>13}{pool['images']:>13}{pool['evaluations']:>13,}{result['time'][name]:>13.3f}"
-            f"{pool['kept']:>6} of {pool['groups']:<3}{pool['jaccard']:>13.2f}{pool['by_chance']:>13.2f}"
+            f"{pool['kept']:>6} of {pool['of']:<3}{pool['jaccard']:>13.2f}{pool['by_chance']:>13.2f}"
         )
     for name in trained:
         rows = [row for row in result["effects"] if row["setting"] == name]
