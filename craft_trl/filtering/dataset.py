@@ -251,6 +251,7 @@ def build_pairs(
     """
     config = FilterConfig() if config is None else config
     pool = with_votes(pool, config)
+    config.check_rewards(pool.rewards)
     names, limits = split_conditions(config.conditions(pool.rewards))
     bounds = [(limit, pool.rewards.index(limit.reward)) for limit in limits]
     # Of `human` a vetoed image has the least, so that it beats none.

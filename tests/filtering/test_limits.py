@@ -13,12 +13,14 @@
 # limitations under the License.
 
 
+import pytest
 from datasets import Image
 
 from craft_trl.candidates.drawing import generate_candidates
 from craft_trl.candidates.filter_config import FilterConfig
 from craft_trl.candidates.pool import CandidatePool
 from craft_trl.candidates.rejection import needed, passes
+from craft_trl.errors import UsageError
 from craft_trl.filtering.dataset import build_pairs
 from craft_trl.filtering.filter import filter_candidates
 
@@ -59,3 +61,10 @@ def test_what_is_chosen_is_within_the_limits(tmp_path):
         "chosen", Image(decode=False)
     )
     assert len(unlimited) > len(pairs) and any(scores[pair["chosen"]["bytes"]][1] >= 35 for pair in unlimited)
+
+
+def test_pairs_by_a_reward_that_the_pool_has_not(tmp_path):
+    groups = groups_of(2, 2)
+    pool, _ = drawn(tmp_path, groups)
+    with pytest.raises(UsageError, match=r"among the rewards hpsv2, pickscore, aesthetic; got \['pick'\]"):
+        build_pairs(groups, pool, FilterConfig(filter_rewards=["pick"]))
