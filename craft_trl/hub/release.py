@@ -15,7 +15,6 @@
 
 """What of a run goes to the Hub: the files of its model and of its dataset, with their cards."""
 
-import io
 import json
 import shutil
 from collections.abc import Sequence
@@ -27,8 +26,6 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow.parquet as pq
 from datasets import load_from_disk
-from diffusers.utils import make_image_grid
-from PIL import Image
 
 from ..candidates.filter_config import HUMAN, FilterConfig
 from ..candidates.groups import Group, load_groups
@@ -50,13 +47,13 @@ from ..progress import progress_bar
 from ..sources import FACTS, content_hash, looks_like_hub_id, model_hash
 from ..stages import check_writable, fingerprint, read_record, read_timings, write_atomically
 from .cards import dataset_card, flat, model_card
+from .pictures import grid, group_pictures, spaced
 from .upload import Content, model_files, scan, shards
 
 
 # The paper's filters. A pool that was scored with other rewards has its run's own filter instead, as `filtered`.
 FILTERS = {"h": ["hpsv2"], "ha": ["hpsv2", "aesthetic"], "hpa": ["hpsv2", "pickscore", "aesthetic"]}
 STAGES = {"expand": "prompts", "generate": "pool", "filter": "dataset"}  # with their folders
-PICTURE = 192  # pixels of an image in a card's picture
 
 
 @dataclass
@@ -269,32 +266,6 @@ def key(row: dict[str, Any]) -> Key:
     return row["prompt"], row["expanded_prompt"], row["seed"]
 
 
-def group_pictures(groups: Sequence[Group], pool: CandidatePool, rows: Sequence[dict], shown: int = 4) -> list[dict]:
-    """Pictures of groups that were kept and of groups that were dropped, evenly spaced over the prompts."""
-    kept_ids = {row["group_id"] for row in rows if row["keep"]}
-    pictures = []
-    for name, title, chosen in (
-        ("kept", "Kept", [g for g in groups if g.group_id in kept_ids]),
-        ("dropped", "Dropped", [g for g in groups if g.group_id not in kept_ids]),
-    ):
-        chosen = [chosen[i] for i in spaced(len(chosen), shown)]
-        if not chosen:
-            continue
-        columns = min(9, max(len(group.keys) for group in chosen))
-        strips = [[thumbnail(png) for png in pool.images([k for k in g.keys if k in pool][:columns])] for g in chosen]
-        blank = Image.new("RGB", strips[0][0].size, "white")
-        tiles = [image for strip in strips for image in strip + [blank] * (columns - len(strip))]
-        pictures.append(
-            {
-                "path": f"images/{name}.png",
-                "png": png_bytes(make_image_grid(tiles, rows=len(strips), cols=columns)),
-                "title": f"{title} groups, a row each, the original prompt's image first; evenly spaced, not chosen",
-                "prompts": [group.prompt for group in chosen],
-            }
-        )
-    return pictures
-
-
 def model_release(
     model_dir: Path,
     repo_id: str,
@@ -367,15 +338,15 @@ def evaluation(folder: Path, record: dict[str, Any], model_dir: Path) -> tuple[d
     scores = pq.read_table(folder / "scores.parquet", columns=["model", "prompt", "text", "seed"]).to_pylist()
     keys = list(dict.fromkeys((row["prompt"], row["text"], row["seed"]) for row in scores if row["model"] == name))
     chosen = [keys[i] for i in spaced(len(keys), 8)]
-    tiles, pictures = [], {}
+    shown, pictures = [], {}
     for arm in (base, name):
         # As `Evaluation.arms` names the folders of its images.
         images = fingerprint([settings["models"][arm], settings["sampling"], settings["rewards"]])[:12]
         pool = CandidatePool(folder / "images" / images, list(settings["rewards"]), verify=False)
         # A base model that is taken from earlier results has its images elsewhere.
-        tiles += [thumbnail(png) for png in pool.images([key for key in chosen if key in pool])]
-    if len(tiles) == 2 * len(chosen):
-        pictures["images/before_after.png"] = png_bytes(make_image_grid(tiles, rows=2, cols=len(chosen)))
+        shown.append(pool.images([key for key in chosen if key in pool]))
+    if all(len(row) == len(chosen) for row in shown):
+        pictures["images/before_after.png"] = grid(shown, len(chosen))
     said = {
         "model": name,
         "base": base,
@@ -385,22 +356,3 @@ def evaluation(folder: Path, record: dict[str, Any], model_dir: Path) -> tuple[d
         "prompts": [prompt for prompt, _, _ in chosen],
     }
     return said, pictures
-
-
-def spaced(length: int, shown: int) -> list[int]:
-    """Indices evenly spaced over a list."""
-    return np.unique(np.linspace(0, length - 1, min(length, shown)).astype(int)).tolist()
-
-
-def thumbnail(png: bytes) -> Image.Image:
-    """An image no larger than it is to be shown."""
-    image = Image.open(io.BytesIO(png)).convert("RGB")
-    image.thumbnail((PICTURE, PICTURE))
-    return image
-
-
-def png_bytes(image: Image.Image) -> bytes:
-    """An image as a PNG file."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()

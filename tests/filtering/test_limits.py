@@ -66,5 +66,5 @@ def test_what_is_chosen_is_within_the_limits(tmp_path):
 def test_pairs_by_a_reward_that_the_pool_has_not(tmp_path):
     groups = groups_of(2, 2)
     pool, _ = drawn(tmp_path, groups)
-    with pytest.raises(UsageError, match=r"among the rewards hpsv2, pickscore, aesthetic; got \['pick'\]"):
+    with pytest.raises(UsageError, match=r"among the rewards hpsv2, pickscore; got \['pick'\]"):
         build_pairs(groups, pool, FilterConfig(filter_rewards=["pick"]))
