@@ -16,7 +16,7 @@
 """Pictures of a card: rows of images, each no larger than it is to be shown."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from diffusers.utils import make_image_grid
@@ -58,7 +58,7 @@ def spaced(length: int, shown: int) -> list[int]:
     return np.unique(np.linspace(0, length - 1, min(length, shown)).astype(int)).tolist()
 
 
-def grid(rows: Sequence[Sequence[bytes]], columns: int) -> bytes:
+def grid(rows: Iterable[Iterable[bytes]], columns: int) -> bytes:
     """PNG images in rows, white where a row has fewer than `columns`, as one PNG file."""
     strips = [[_thumbnail(png) for png in row] for row in rows]
     blank = Image.new("RGB", strips[0][0].size, "white")

@@ -344,7 +344,7 @@ def evaluation(folder: Path, record: dict[str, Any], model_dir: Path) -> tuple[d
         images = fingerprint([settings["models"][arm], settings["sampling"], settings["rewards"]])[:12]
         pool = CandidatePool(folder / "images" / images, list(settings["rewards"]), verify=False)
         # A base model that is taken from earlier results has its images elsewhere.
-        shown.append(pool.images([key for key in chosen if key in pool]))
+        shown.append([*pool.images([key for key in chosen if key in pool])])
     if all(len(row) == len(chosen) for row in shown):
         pictures["images/before_after.png"] = grid(shown, len(chosen))
     said = {
