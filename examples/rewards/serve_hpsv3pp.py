@@ -100,9 +100,8 @@ class HPSv3PlusPlus:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.iter_step = float(os.environ.get("HPSV3PP_ITER_STEP", "0"))
         with tempfile.TemporaryDirectory() as folder:
-            if (
-                device == "cpu"
-            ):  # transformers 4.57.0 takes bfloat16 without a GPU where a CPU is asked for, and only there
+            if device == "cpu":
+                # transformers 4.57.0 takes bfloat16 without a GPU only where a CPU is asked for.
                 text, config = config.read_text(), Path(folder, config.name)
                 config.write_text(f"{text}\nuse_cpu: true\n")
             self.inferencer = HPSv3RewardInferencer(str(config), str(weights), device=device)
