@@ -1,5 +1,5 @@
 # /// script
-# requires-python = ">=3.10,<3.13"
+# requires-python = "==3.11.*"
 # dependencies = [
 #     "hpsv3==1.0.0",
 #     "transformers==4.45.2",
@@ -10,7 +10,12 @@
 #     "pandas",
 #     "pillow",
 #     "tensorboard",
+#     "torch==2.14.1",
+#     "torchvision==0.29.1",
 # ]
+#
+# [tool.uv]
+# exclude-newer = "2026-11-29T00:00:00Z"
 # ///
 # Copyright 2026 The craft_trl authors. All rights reserved.
 #
@@ -39,9 +44,16 @@ A recipe names it as `hpsv3=http://127.0.0.1:8001`. The weights, 16.5 GB of Mizz
 starts, without a pinned commit: we know of none. The score is the mean that the model predicts, of any size, in words 0 to 10; the
 authors report 8.20 for SDXL. Code MIT, weights Apache-2.0.
 
-Checked in November 2026: the class, its arguments and the two numbers it returns, against the source of the wheel hpsv3 1.0.0, and that
-uv 0.13.9 finds versions for the packages above (Python 3.11). The wheel needs matplotlib and tensorboard, and does not say so. Not
-checked: that all of it installs on a machine with a GPU, the weights, and the scores. There is no parity test.
+The wheel hpsv3 1.0.0 imports matplotlib and tensorboard, and declares neither. `exclude-newer` and the pins above keep uv at the
+versions that were found to work together.
+
+Checked on 2026-11-29 with Python 3.11 and uv 0.13.9, on a CPU: uv finds versions for the packages above, `uv run` installed them,
+all but torch and its libraries, which another environment had at these versions, and this file served scores of hpsv3 1.0.0 itself,
+with transformers 4.45.2, trl 0.12.2, torch 2.14.1 and torchvision 0.29.1. Its model was a Qwen2-VL of 0.17 million random weights in
+place of the 7B: a number for each image, the same alone and in a batch up to rounding. `test_the_packages` in
+tests/examples/test_reward_files.py does it again. Not checked: a GPU, the weights of HPSv3, and the scores. There is no parity test.
+
+Without a GPU it runs in float32, in which the weights of the 7B are 33 GB: hpsv3 1.0.0 fails there in bfloat16.
 """
 
 import os
@@ -61,7 +73,11 @@ class HPSv3:
         from hpsv3 import HPSv3RewardInferencer
 
         self.torch = torch
-        self.inferencer = HPSv3RewardInferencer(device="cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.inferencer = HPSv3RewardInferencer(device=device)
+        if device == "cpu":
+            # hpsv3 1.0.0: bfloat16 meets a head in float32 under an autocast that is CUDA's alone.
+            self.inferencer.model.float()
 
     def __call__(self, images, prompts):
         scores = []

@@ -1,5 +1,5 @@
 # /// script
-# requires-python = ">=3.10,<3.13"
+# requires-python = "==3.11.*"
 # dependencies = [
 #     "transformers==4.57.0",
 #     "huggingface_hub>=0.34,<1",
@@ -20,10 +20,13 @@
 #     "requests",
 #     "safetensors",
 #     "tensorboard",
-#     "torch",
-#     "torchvision",
+#     "torch==2.14.1",
+#     "torchvision==0.29.1",
 #     "tqdm",
 # ]
+#
+# [tool.uv]
+# exclude-newer = "2026-11-29T00:00:00Z"
 # ///
 # Copyright 2026 The craft_trl authors. All rights reserved.
 #
@@ -56,14 +59,24 @@ A recipe names it as `hpsv3pp=http://127.0.0.1:8002`. The score is the mean that
 advise for scoring; HPSV3PP_ITER_STEP sets another, from 0 to 1. The weights are a pickle, which PyTorch 2.6 and later read without
 executing it. The fingerprint of the server is that of this file: it does not know the weights.
 
-Checked in November 2026: the class, its arguments and the two numbers it returns, against the repository at 7bdbebc, and that uv 0.13.9 finds
-versions for the packages above (Python 3.11). Not checked: that all of it installs on a machine with a GPU, the weights, and the
-scores. There is no parity test.
+A score depends on how capable the model seems that drew the image. The package infers that from all images of a batch
+at once, so that the score of an image would depend on those beside it; here it is inferred from each image alone, which is what
+the package does with a batch of one.
+
+Its requirements.txt leaves out tensorboard, which it imports. `exclude-newer` and the pins above keep uv at the versions that
+were found to work together.
+
+Checked on 2026-11-29 with Python 3.11 and uv 0.13.9, on a CPU: uv finds versions for the packages above, `uv run` installed them,
+all but torch and its libraries, which another environment had at these versions, and this file served scores of the repository at
+7bdbebc itself, with transformers 4.57.0, trl 0.24.0, torch 2.14.1 and torchvision 0.29.1. Its model was a Qwen3-VL of 0.32 million
+random weights in place of the 8B: a number for each image, the same alone and in a batch up to rounding. `test_the_packages` in
+tests/examples/test_reward_files.py does it again. Not checked: a GPU, the weights of HPSv3++, and the scores. There is no parity test.
 """
 
 import os
 import runpy
 import sys
+import tempfile
 from pathlib import Path
 
 
@@ -86,7 +99,14 @@ class HPSv3PlusPlus:
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.iter_step = float(os.environ.get("HPSV3PP_ITER_STEP", "0"))
-        self.inferencer = HPSv3RewardInferencer(str(config), str(weights), device=device)
+        with tempfile.TemporaryDirectory() as folder:
+            if device == "cpu":
+                # transformers 4.57.0 takes bfloat16 without a GPU only where a CPU is asked for.
+                text, config = config.read_text(), Path(folder, config.name)
+                config.write_text(f"{text}\nuse_cpu: true\n")
+            self.inferencer = HPSv3RewardInferencer(str(config), str(weights), device=device)
+        # Without it the capability that a score depends on is that of the whole batch (HPSv3-PlusPlus 7bdbebc).
+        self.inferencer.model.per_image_cap = True
 
     def __call__(self, images, prompts):
         scores = []
