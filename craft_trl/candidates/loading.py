@@ -176,7 +176,8 @@ def pipeline_files(source: str, revision: str | None = None) -> HubFiles | None:
             )
         except Asked as asked:
             allowed, ignored = asked.args
-    return HubFiles(source, tuple(allowed), revision, ignored=tuple(ignored))
+    # It names what it would take if it were there too.
+    return HubFiles(source, tuple(allowed), revision, ignored=tuple(ignored), optional=True)
 
 
 def network_files(source: str, revision: str | None = None) -> HubFiles | None:

@@ -136,7 +136,7 @@ def needs(recipes: "RunRecipes") -> list[Need]:
     def add_part(user: str, model: Model) -> None:
         wanted = model.hub_files
         held = [files for files in wanted if any(file.name.endswith(".safetensors") for file in listed(files))]
-        add(user, (held or wanted)[:1])
+        add(user, [*(held or wanted)[:1], model.facts_file])
 
     add_model("model_name_or_path", candidates.model_name_or_path, candidates.model_revision)
     add_model("model_name_or_path", train.model_name_or_path, train.model_revision)
@@ -196,8 +196,7 @@ def listed(files: HubFiles | WebFile) -> list[File]:
         ]
     names = {entry.path for entry in tree}
     if missing := [name for name in files.files if name not in names and not set("*?[") & set(name)]:
-        # Of what diffusers would take if it were there, it asks for names too.
-        if not files.ignored:
+        if not files.optional:
             raise UsageError(f"{files.repo_id} on the Hub has no {missing[0]}.")
     taken = set(filter_repo_objects(names, allow_patterns=list(files.files), ignore_patterns=list(files.ignored)))
     result = []
