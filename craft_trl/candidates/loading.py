@@ -151,8 +151,21 @@ def _own_variant(held: dict[str | None, list[str]]) -> str | None:
     return min(held, key=lambda name: name or "", default=None)
 
 
-def pipeline_files(source: str, revision: str | None = None) -> HubFiles | None:
-    """What [`load_pipeline`] takes of a repository, as diffusers chooses it; `None` for what is here."""
+def pipeline_folder(source: str, revision: str | None = None) -> Path:
+    """Folder of all of a pipeline, with the parts that are not loaded; downloaded if it is on the Hub."""
+    files = find_files(source, revision)
+    if Path(source).is_dir():
+        return files.folder
+    options = {"revision": revision, "variant": files.variant, "use_safetensors": True}
+    with loading(f"All of model {source}, as a tuned one is saved,"):
+        return Path(diffusers.DiffusionPipeline.download(source, **options))
+
+
+def pipeline_files(source: str, revision: str | None = None, whole: bool = False) -> HubFiles | None:
+    """
+    What [`load_pipeline`] takes of a repository, or with `whole` [`pipeline_folder`], as diffusers chooses it; `None` for what
+    is here.
+    """
     if Path(source).exists():
         return None
     files = find_files(source, revision)
@@ -172,7 +185,7 @@ def pipeline_files(source: str, revision: str | None = None) -> HubFiles | None:
                 variant=files.variant,
                 use_safetensors=True,
                 force_download=True,
-                **_left_out(files),
+                **({} if whole else _left_out(files)),
             )
         except Asked as asked:
             allowed, ignored = asked.args

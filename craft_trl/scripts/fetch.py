@@ -129,9 +129,11 @@ def needs(recipes: "RunRecipes") -> list[Need]:
                 f"{user} {source} is a file without a configuration, which diffusers asks the Hub for: put the "
                 "model_index.json and the configuration folders of its pipeline beside it."
             )
+        # Of the model that is tuned as a whole, all is saved.
+        whole = not recipes.train.use_peft and (source, revision) == (train.model_name_or_path, train.model_revision)
         # transformers (5.24) looks for a config.json beside a tokenizer, and without a network takes for an error what it did
         # not find to be missing with one.
-        add(user, [pipeline_files(source, revision)], lambda: load_tokenizers(source, revision))
+        add(user, [pipeline_files(source, revision, whole)], lambda: load_tokenizers(source, revision))
 
     def add_part(user: str, model: Model) -> None:
         wanted = model.hub_files

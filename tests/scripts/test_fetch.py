@@ -30,6 +30,7 @@ import torch
 import transformers
 import yaml
 
+from craft_trl import CraftTrainer
 from craft_trl.candidates.config import CandidatesConfig
 from craft_trl.cli.main import main
 from craft_trl.errors import UsageError
@@ -43,8 +44,10 @@ from craft_trl.sources import FACTS, HubFiles
 
 from ..conftest import ROOT, TINY
 from ..expansion.test_local import random_model  # noqa: F401, a fixture
+from ..helpers import config, make_dataset
 from ..hub_server import WRITER, HubServer, Repo
 from ..models import tuned
+from ..pipelines import make_pipeline
 
 
 @pytest.fixture
@@ -194,7 +197,7 @@ def test_a_whole_run_after_it_without_a_network(run, server, recipes, random_mod
     def craft(*words, **more):
         command = [sys.executable, "-m", "craft_trl.cli.main", *words, *options]
         process = subprocess.run(command, env=environment | more, capture_output=True, text=True, cwd=tmp_path)
-        assert process.returncode == 0, process.stderr
+        assert process.returncode == 0 and "offline mode is enabled" not in process.stderr, process.stderr
         return process.stdout
 
     assert "org/tuned (models)\n" in craft("fetch", str(run))
@@ -236,6 +239,41 @@ def test_a_whole_run_after_it_without_a_network(run, server, recipes, random_mod
     assert rows == rows_here and record["summary"]["verdict"] == record_here["summary"]["verdict"]
     deltas = {row["model"]: row["delta"] for row in rows if row["metric"] == "imagereward" and row["part"] is None}
     assert list(deltas) == ["base", "before", "half", "craft"] and deltas["half"] and deltas["craft"], deltas
+
+
+def test_parts_that_are_saved_and_not_loaded(run, server, recipes, tiny, tmp_path, capsys, monkeypatch):
+    """A safety checker is not loaded, and it is part of what a training of all parameters writes."""
+    make_pipeline("sd", "epsilon", tiny).save_pretrained(tmp_path / "sd")
+    index = json.loads((tmp_path / "sd" / "model_index.json").read_text())
+    index |= {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}
+    parts = {"model_index.json": json.dumps(index), "safety_checker/config.json": "{}"}
+    publish(server, "org/sd", tmp_path / "sd", **parts, **{"safety_checker/model.safetensors": "weights"})
+    recipes("candidates", model_name_or_path="org/sd", vae_name_or_path="DELETE")
+    recipes("craft", model_name_or_path="org/sd")
+    recipes("evaluate", models=["base=org/sd", "craft=runs/tiny/model"], vae_name_or_path="DELETE")
+    assert main(["fetch", str(run), "--use_peft", "true"]) == 0
+    assert "safety_checker/model" not in capsys.readouterr().out
+
+    def trainer(name):
+        return CraftTrainer("org/sd", config(tmp_path, name, max_steps=1), make_dataset())
+
+    def offline(value):
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", value)
+
+    # Before the training rather than after it, and in a line.
+    offline(True)
+    with pytest.raises(UsageError, match=r"^All of model org/sd, .*\(safety_checker/model.safetensors\)") as error:
+        trainer("early")
+    assert "\n" not in str(error.value)
+    offline(False)
+    assert main(["fetch", str(run)]) == 0
+    assert "  safety_checker/model.safetensors, to be downloaded\n" in capsys.readouterr().out
+    server.stop()
+    offline(True)
+    training = trainer("out")
+    training.train()
+    training.save_model()
+    assert (tmp_path / "out" / "safety_checker" / "model.safetensors").read_text() == "weights"
 
 
 def test_what_is_wrong(server, tmp_path, capsys, monkeypatch):
