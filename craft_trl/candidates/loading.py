@@ -23,6 +23,7 @@ from unittest.mock import patch
 import diffusers  # its classes are imported when they are named: all of them take seconds, and a typo should not
 import torch
 from diffusers.configuration_utils import FrozenDict
+from huggingface_hub import constants
 
 from ..errors import UsageError
 from ..families import get_family
@@ -132,6 +133,10 @@ def load_network(
     variant = files.variant if component else _own_variant(held)
     variant = variant if variant in held else None
     options = {"subfolder": component} if component else {}
+    if (
+        constants.HF_HUB_OFFLINE
+    ):  # diffusers (0.42) asks the Hub for the names of shards all the same. Delete when it does not.
+        options["local_files_only"] = True
     with loading(f"Model {source}"):
         network = network_class.from_pretrained(
             source, dtype=dtype, revision=revision, variant=variant, use_safetensors=True, **options

@@ -279,7 +279,7 @@ def main(recipes: "RunRecipes", args: FetchArguments) -> None:
 
     if constants.HF_HUB_OFFLINE:
         raise UsageError("craft fetch asks the Hub, and HF_HUB_OFFLINE is set: run it where there is a network.")
-    found = [(need, listed(need.files)) for need in needs(recipes)]
+    found = [(need, part) for need in needs(recipes) if (part := listed(need.files))]
     for line in rows(found):
         say(line)
     files = [file for _, part in found for file in part]

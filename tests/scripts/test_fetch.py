@@ -40,13 +40,13 @@ from craft_trl.prompts.loading import hub_files
 from craft_trl.rewards import RewardSpec
 from craft_trl.rewards.weights import CLIP_L, HPSV2, MASK2FORMER
 from craft_trl.scripts.fetch import Need, fetch, listed
-from craft_trl.sources import FACTS, HubFiles
+from craft_trl.sources import FACTS, HubFiles, model_hash
 
 from ..conftest import ROOT, TINY
 from ..expansion.test_local import random_model  # noqa: F401, a fixture
 from ..helpers import config, make_dataset
 from ..hub_server import WRITER, HubServer, Repo
-from ..models import tuned
+from ..models import linked, sharded, tuned
 from ..pipelines import make_pipeline
 
 
@@ -172,7 +172,7 @@ def always(answer, source, folder):
         embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
         embedding[:, 0], embedding[token, 0], embedding[token, 1] = 1, 0, 1
         head[token, 0] = head[end, 1] = 100
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size="100KB")
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -180,12 +180,16 @@ def always(answer, source, folder):
 def test_a_whole_run_after_it_without_a_network(run, server, recipes, random_model, tmp_path):  # noqa: F811
     """
     `craft fetch` and, with the server gone, every stage of `craft run`, in processes of their own as users start them, whose
-    cache was empty. The figures are those of the same run on the files themselves.
+    cache was empty. The base and the language model are in shards. The figures are those of the same run on the files themselves.
     """
     language_model = always('{"variants": ["high quality, sharp", "best quality"]}', random_model, tmp_path / "lm")
     publish(server, "org/lm", language_model)
+    pipeline = linked(TINY / "pipeline", tmp_path / "pipeline")
+    sharded(pipeline, "unet", "diffusion_pytorch_model")
+    publish(server, "org/tiny", pipeline)
     facts = {"base_hash": f"org/tiny@{server.repos['model', 'org/tiny'].sha}"}
     publish(server, "org/tuned", tuned(TINY / "pipeline", tmp_path / "tuned"), **{FACTS: json.dumps(facts)})
+    (tmp_path / "tuned" / FACTS).write_text(json.dumps({"base_hash": model_hash(str(pipeline))}))
     base, adapter, trained = yaml.safe_load((run / "evaluate.yaml").read_text())["models"]
     recipes("evaluate", models=[base, adapter, "half=strength:0.5:org/tuned", trained])
     options = ["--filter_level", "image", "--filter_rewards", "aesthetic", "--max_steps", "1", "--warmup_steps", "0"]
@@ -207,7 +211,7 @@ def test_a_whole_run_after_it_without_a_network(run, server, recipes, random_mod
 
     places = {
         "org/prompts:": f"{TINY}/prompts/tiny-", "org/plain": TINY / "prompts" / "tiny-hpd-train.jsonl",
-        "org/tiny": TINY / "pipeline", "org/vae": TINY / "pipeline" / "vae", "org/hps": TINY / "rewards" / "hps",
+        "org/tiny": pipeline, "org/vae": TINY / "pipeline" / "vae", "org/hps": TINY / "rewards" / "hps",
         "org/pick": TINY / "rewards" / "pick", "org/aesthetic": TINY / "rewards" / "aesthetic",
         "org/ir": TINY / "evaluators" / "imagereward", "org/lm": language_model, "org/tuned": tmp_path / "tuned",
         "org/lora": ROOT / "tests" / "data" / "run_before_rooms" / "run" / "model",
@@ -223,11 +227,9 @@ def test_a_whole_run_after_it_without_a_network(run, server, recipes, random_mod
     fetched, here = tmp_path / "runs" / "tiny", tmp_path / "runs" / "here"
     compared = [file.relative_to(here) for file in here.rglob("*") if file.suffix in (".safetensors", ".arrow")]
     compared += [file.relative_to(here) for file in here.glob("pool/*.parquet")]
-    weights = Path("unet", "diffusion_pytorch_model.safetensors")
-    assert len(compared) > 5 and "model" / weights in compared
+    assert len(compared) > 5 and Path("model", "unet", "diffusion_pytorch_model.safetensors") in compared
     for file in [*compared, Path("prompts", "groups.jsonl"), Path("evaluation", "scores.parquet")]:
         assert (fetched / file).read_bytes() == (here / file).read_bytes(), file
-    assert (fetched / "model" / weights).read_bytes() != (TINY / "pipeline" / weights).read_bytes()
     read = [
         [json.loads((folder / "evaluation" / name).read_text()) for name in ("results.json", "stage.json")]
         for folder in (fetched, here)
