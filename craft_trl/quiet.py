@@ -30,6 +30,19 @@ def quiet_logs(level: int = logging.WARNING) -> Iterator[None]:
         logging.disable(before)
 
 
+def quiet_offline() -> None:
+    """
+    Keep huggingface_hub (2.4) and diffusers (0.42) from saying, of each model and again and again, that HF_HUB_OFFLINE keeps them
+    from the Hub and how to unset it: it was set to go without.
+    """
+    for name in ("huggingface_hub.hf_api", "diffusers.pipelines.pipeline_utils"):
+        logging.getLogger(name).addFilter(_says_more)
+
+
+def _says_more(record: logging.LogRecord) -> bool:
+    return "offline mode is enabled" not in record.getMessage()
+
+
 @contextlib.contextmanager
 def quiet_casts() -> Iterator[None]:
     """

@@ -51,6 +51,8 @@ class HubFiles:
             `"model"` or `"dataset"`.
         ignored (`tuple[str, ...]`, *optional*):
             Patterns of those that are not taken.
+        optional (`bool`, *optional*, defaults to `False`):
+            Whether files that are named may be missing.
     """
 
     repo_id: str
@@ -58,6 +60,7 @@ class HubFiles:
     revision: str | None = None
     repo_type: str = "model"
     ignored: tuple[str, ...] = ()
+    optional: bool = False
 
 
 def looks_like_hub_id(source: str) -> bool:

@@ -54,6 +54,7 @@ LONGEST = (
     "bakeoff/test_bakeoff.py",
     "benchmarks/test_gpu.py",
     "hub/test_hub.py",
+    "scripts/test_fetch.py",
     "scripts/test_killed.py",
     "recipes/test_tiny_build.py",
     "distributed/test_same_evaluation.py",

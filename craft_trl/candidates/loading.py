@@ -23,6 +23,7 @@ from unittest.mock import patch
 import diffusers  # its classes are imported when they are named: all of them take seconds, and a typo should not
 import torch
 from diffusers.configuration_utils import FrozenDict
+from huggingface_hub import constants
 
 from ..errors import UsageError
 from ..families import get_family
@@ -132,6 +133,10 @@ def load_network(
     variant = files.variant if component else _own_variant(held)
     variant = variant if variant in held else None
     options = {"subfolder": component} if component else {}
+    if (
+        constants.HF_HUB_OFFLINE
+    ):  # diffusers (0.42) asks the Hub for the names of shards all the same. Delete when it does not.
+        options["local_files_only"] = True
     with loading(f"Model {source}"):
         network = network_class.from_pretrained(
             source, dtype=dtype, revision=revision, variant=variant, use_safetensors=True, **options
@@ -151,8 +156,21 @@ def _own_variant(held: dict[str | None, list[str]]) -> str | None:
     return min(held, key=lambda name: name or "", default=None)
 
 
-def pipeline_files(source: str, revision: str | None = None) -> HubFiles | None:
-    """What [`load_pipeline`] takes of a repository, as diffusers chooses it; `None` for what is here."""
+def pipeline_folder(source: str, revision: str | None = None) -> Path:
+    """Folder of all of a pipeline, with the parts that are not loaded; downloaded if it is on the Hub."""
+    files = find_files(source, revision)
+    if Path(source).is_dir():
+        return files.folder
+    options = {"revision": revision, "variant": files.variant, "use_safetensors": True}
+    with loading(f"All of model {source}, as a tuned one is saved,"):
+        return Path(diffusers.DiffusionPipeline.download(source, **options))
+
+
+def pipeline_files(source: str, revision: str | None = None, whole: bool = False) -> HubFiles | None:
+    """
+    What [`load_pipeline`] takes of a repository, or with `whole` [`pipeline_folder`], as diffusers chooses it; `None` for what
+    is here.
+    """
     if Path(source).exists():
         return None
     files = find_files(source, revision)
@@ -172,11 +190,12 @@ def pipeline_files(source: str, revision: str | None = None) -> HubFiles | None:
                 variant=files.variant,
                 use_safetensors=True,
                 force_download=True,
-                **_left_out(files),
+                **({} if whole else _left_out(files)),
             )
         except Asked as asked:
             allowed, ignored = asked.args
-    return HubFiles(source, tuple(allowed), revision, ignored=tuple(ignored))
+    # It names what it would take if it were there too.
+    return HubFiles(source, tuple(allowed), revision, ignored=tuple(ignored), optional=True)
 
 
 def network_files(source: str, revision: str | None = None) -> HubFiles | None:

@@ -97,8 +97,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # In a log file, every refresh of a progress bar is a line. Set before tqdm is imported.
         os.environ.setdefault("TQDM_MININTERVAL", "15")
     from ..errors import exit_code
+    from ..quiet import quiet_offline
     from ..scripts.launch import run_script, start
 
+    quiet_offline()
     if command == "run":
         return exit_code(lambda: _run(rest))
     if command in ("plan", "fetch"):

@@ -17,7 +17,6 @@
 import logging
 import re
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +29,7 @@ import transformers
 from diffusers import DiffusionPipeline
 from diffusers.models.model_loading_utils import load_state_dict
 from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from peft import get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -143,8 +143,16 @@ class Model(ModelSpec):
         """Raise a [`UsageError`] if the model says that it was trained from another one than the base."""
         source: str | Path = self.source
         if not Path(source).exists():
-            with suppress(Exception):  # the Hub, the network and the cache have errors of their own each
+            try:
                 source = hf_hub_download(self.repository[0], FACTS)
+            except RemoteEntryNotFoundError:  # it says nothing
+                pass
+            except Exception as error:  # the Hub, the network and the cache have errors of their own each
+                if self.kind == "pipeline":
+                    raise UsageError(
+                        f"Model {self.name}: the {FACTS} of {self.source}, which says what it was trained from, cannot be had from the "
+                        f"Hub: {first_line(error)}"
+                    ) from error
         remedy = None
         if self.kind == "pipeline":
             part = f"{self.family.denoiser}:{self.source}/{self.family.denoiser}"

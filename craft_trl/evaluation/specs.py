@@ -23,7 +23,7 @@ from ..errors import UsageError
 from ..families import DENOISERS
 from ..families.strength import parse_strength
 from ..parser import suggest
-from ..sources import ADAPTER, HubFiles, looks_like_hub_id
+from ..sources import ADAPTER, FACTS, HubFiles, looks_like_hub_id
 
 
 KINDS = (*DENOISERS, "lora", "results")
@@ -99,6 +99,13 @@ class ModelSpec:
         prefix = f"{inside}/" if inside else ""
         patterns = (f"{prefix}*.json", f"{prefix}*.safetensors")
         return [HubFiles(repo_id, patterns, ignored=ignored) for ignored in (("*.fp16.*",), ())]
+
+    @property
+    def facts_file(self) -> HubFiles | None:
+        """What is read of a model that is on the Hub, where it is one of another strength: what it was trained from."""
+        if self.strength == 1 or Path(self.source).exists():
+            return None
+        return HubFiles(self.repository[0], (FACTS,), optional=True)
 
     @classmethod
     def parse_all(

@@ -129,14 +129,16 @@ def needs(recipes: "RunRecipes") -> list[Need]:
                 f"{user} {source} is a file without a configuration, which diffusers asks the Hub for: put the "
                 "model_index.json and the configuration folders of its pipeline beside it."
             )
+        # Of the model that is tuned as a whole, all is saved.
+        whole = not recipes.train.use_peft and (source, revision) == (train.model_name_or_path, train.model_revision)
         # transformers (5.24) looks for a config.json beside a tokenizer, and without a network takes for an error what it did
         # not find to be missing with one.
-        add(user, [pipeline_files(source, revision)], lambda: load_tokenizers(source, revision))
+        add(user, [pipeline_files(source, revision, whole)], lambda: load_tokenizers(source, revision))
 
     def add_part(user: str, model: Model) -> None:
         wanted = model.hub_files
         held = [files for files in wanted if any(file.name.endswith(".safetensors") for file in listed(files))]
-        add(user, (held or wanted)[:1])
+        add(user, [*(held or wanted)[:1], model.facts_file])
 
     add_model("model_name_or_path", candidates.model_name_or_path, candidates.model_revision)
     add_model("model_name_or_path", train.model_name_or_path, train.model_revision)
@@ -196,8 +198,7 @@ def listed(files: HubFiles | WebFile) -> list[File]:
         ]
     names = {entry.path for entry in tree}
     if missing := [name for name in files.files if name not in names and not set("*?[") & set(name)]:
-        # Of what diffusers would take if it were there, it asks for names too.
-        if not files.ignored:
+        if not files.optional:
             raise UsageError(f"{files.repo_id} on the Hub has no {missing[0]}.")
     taken = set(filter_repo_objects(names, allow_patterns=list(files.files), ignore_patterns=list(files.ignored)))
     result = []
@@ -278,7 +279,7 @@ def main(recipes: "RunRecipes", args: FetchArguments) -> None:
 
     if constants.HF_HUB_OFFLINE:
         raise UsageError("craft fetch asks the Hub, and HF_HUB_OFFLINE is set: run it where there is a network.")
-    found = [(need, listed(need.files)) for need in needs(recipes)]
+    found = [(need, part) for need in needs(recipes) if (part := listed(need.files))]
     for line in rows(found):
         say(line)
     files = [file for _, part in found for file in part]

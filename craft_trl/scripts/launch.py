@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import UsageError, exit_code
 from ..parser import CraftParser, check_recipe, describe_unexpected, without
-from ..quiet import quiet_logs
+from ..quiet import quiet_logs, quiet_offline
 from ..stages import Stage, stopwatch
 
 
@@ -300,6 +300,7 @@ def run_script(main: Callable, make_parser: Callable[[], CraftParser], argv: lis
         `int`: exit code, see [`exit_code`].
     """
     argv = sys.argv[1:] if argv is None else argv
+    quiet_offline()
 
     def work() -> None:
         parser = make_parser()

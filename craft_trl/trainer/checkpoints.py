@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.tensor.experimental import implicit_replication
 
-from ..candidates.loading import load_pipeline
+from ..candidates.loading import load_pipeline, pipeline_folder
 from ..errors import UsageError
 from ..families.adapters import lora_loader, set_layers
 from ..families.files import find_files
@@ -47,10 +47,7 @@ PEFT_PREFIX = "base_model.model."
 def copy_frozen(trainer: "DiffusionTrainer", folder: Path) -> None:
     """Copy the parts that were not trained as they are in the source: nothing is loaded and no weight changes."""
     files = find_files(trainer.source, trainer.revision)
-    source = files.folder
-    if not Path(trainer.source).is_dir():
-        options = {"revision": trainer.revision, "variant": files.variant, "use_safetensors": True}
-        source = Path(DiffusionPipeline.download(trainer.source, **options))
+    source = pipeline_folder(trainer.source, trainer.revision)
     dtype = str(next(trainer.model.parameters()).dtype).removeprefix("torch.")
     for name, value in trainer.model_index.items():
         if not isinstance(value, (list, tuple)) or not (source / name).is_dir() or name == trainer.family.denoiser:

@@ -36,7 +36,7 @@ from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 from trl.trainer.base_trainer import _BaseTrainer
 
-from ..candidates.loading import load_pipeline
+from ..candidates.loading import load_pipeline, pipeline_folder
 from ..compilation import compile_blocks
 from ..devices import on_main_process
 from ..errors import UsageError
@@ -134,6 +134,8 @@ class DiffusionTrainer(_BaseTrainer):
         self.family = get_family(self.model_index["_class_name"])
         image = TrainingImages(train_dataset)[0]  # all have its size
         check_size(find_files(model, revision), image.height, image.width)
+        if peft_config is None and args.should_save:
+            pipeline_folder(model, revision)  # of which the parts that are not trained are copied at the end
         denoiser = load_denoiser(model, revision)
         self.bf16_module = is_bfloat16_module(args)
         trained = prepare_denoiser(denoiser, self.family, args, peft_config)

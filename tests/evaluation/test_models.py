@@ -313,6 +313,12 @@ class TestStrength:
         assert torch.equal(
             model.load().unet.conv_in.weight, spec(tiny, f"strength:0.5:{trained}").load().unet.conv_in.weight
         )
+        # What is not in the cache need not be missing on the Hub.
+        (root / "snapshots" / COMMIT / "training.json").unlink()
+        with pytest.raises(
+            UsageError, match="the training.json of org/craft, which says .*, cannot be had from the Hub: "
+        ):
+            spec(tiny, "strength:0.5:org/craft").check()
 
     def test_a_model_of_another_base(self, tiny, trained, tmp_path):
         other = tuned(trained, tmp_path / "other")

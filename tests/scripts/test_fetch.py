@@ -13,7 +13,7 @@
 # limitations under the License.
 
 
-"""`craft fetch`: against a Hub on loopback, after which the run's checks and models need no network."""
+"""`craft fetch`: against a Hub on loopback, after which a whole run needs no network."""
 
 import hashlib
 import json
@@ -26,9 +26,11 @@ import datasets
 import huggingface_hub
 import huggingface_hub.constants
 import pytest
+import torch
 import transformers
 import yaml
 
+from craft_trl import CraftTrainer
 from craft_trl.candidates.config import CandidatesConfig
 from craft_trl.cli.main import main
 from craft_trl.errors import UsageError
@@ -38,11 +40,14 @@ from craft_trl.prompts.loading import hub_files
 from craft_trl.rewards import RewardSpec
 from craft_trl.rewards.weights import CLIP_L, HPSV2, MASK2FORMER
 from craft_trl.scripts.fetch import Need, fetch, listed
-from craft_trl.sources import HubFiles
+from craft_trl.sources import FACTS, HubFiles, model_hash
 
 from ..conftest import ROOT, TINY
 from ..expansion.test_local import random_model  # noqa: F401, a fixture
+from ..helpers import config, make_dataset
 from ..hub_server import WRITER, HubServer, Repo
+from ..models import linked, sharded, tuned
+from ..pipelines import make_pipeline
 
 
 @pytest.fixture
@@ -111,7 +116,7 @@ def names(paths):
     }
 
 
-def test_a_dry_run_lists_and_a_fetch_is_enough(run, server, tmp_path, capsys):
+def test_a_dry_run_lists_and_a_fetch_downloads(run, server, capsys):
     assert main(["fetch", str(run), "--dry_run"]) == 0
     said = capsys.readouterr().out
     weights = TINY / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"
@@ -153,29 +158,124 @@ def test_a_dry_run_lists_and_a_fetch_is_enough(run, server, tmp_path, capsys):
     assert main(["fetch", str(run)]) == 0
     assert "0 of them were downloaded now, 0.000 MB" in capsys.readouterr().out and len(downloaded(server)) == before
 
-    # Without a network, in another process: all that a run checks before its first stage, and all that it loads.
+
+def always(answer, source, folder):
+    """A language model that gives this answer to everything: its next token depends on the last one alone."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    tokenizer.add_tokens(answer)
+    model = transformers.LlamaForCausalLM.from_pretrained(source)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    token, end = tokenizer.convert_tokens_to_ids([answer, "<end>"])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.fill_("norm" in name)
+        embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+        embedding[:, 0], embedding[token, 0], embedding[token, 1] = 1, 0, 1
+        head[token, 0] = head[end, 1] = 100
+    model.save_pretrained(folder, max_shard_size="100KB")
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_whole_run_after_it_without_a_network(run, server, recipes, random_model, tmp_path):  # noqa: F811
+    """
+    `craft fetch` and, with the server gone, every stage of `craft run`, in processes of their own as users start them, whose
+    cache was empty. The base and the language model are in shards. The figures are those of the same run on the files themselves.
+    """
+    language_model = always('{"variants": ["high quality, sharp", "best quality"]}', random_model, tmp_path / "lm")
+    publish(server, "org/lm", language_model)
+    pipeline = linked(TINY / "pipeline", tmp_path / "pipeline")
+    sharded(pipeline, "unet", "diffusion_pytorch_model")
+    publish(server, "org/tiny", pipeline)
+    facts = {"base_hash": f"org/tiny@{server.repos['model', 'org/tiny'].sha}"}
+    publish(server, "org/tuned", tuned(TINY / "pipeline", tmp_path / "tuned"), **{FACTS: json.dumps(facts)})
+    (tmp_path / "tuned" / FACTS).write_text(json.dumps({"base_hash": model_hash(str(pipeline))}))
+    base, adapter, trained = yaml.safe_load((run / "evaluate.yaml").read_text())["models"]
+    recipes("evaluate", models=[base, adapter, "half=strength:0.5:org/tuned", trained])
+    options = ["--filter_level", "image", "--filter_rewards", "aesthetic", "--max_steps", "1", "--warmup_steps", "0"]
+    options += ["--learning_rate", "1e-3", "--guard_num_inference_steps", "1"]
+
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment |= {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": server.url}
+
+    def craft(*words, **more):
+        command = [sys.executable, "-m", "craft_trl.cli.main", *words, *options]
+        process = subprocess.run(command, env=environment | more, capture_output=True, text=True, cwd=tmp_path)
+        assert process.returncode == 0 and "offline mode is enabled" not in process.stderr, process.stderr
+        return process.stdout
+
+    assert "org/tuned (models)\n" in craft("fetch", str(run))
+    server.stop()  # its address is still the Hub's: a request would fail
+    said = craft("run", str(run), HF_HUB_OFFLINE="1")
+    assert "Verdict: craft " in said
+
+    places = {
+        "org/prompts:": f"{TINY}/prompts/tiny-", "org/plain": TINY / "prompts" / "tiny-hpd-train.jsonl",
+        "org/tiny": pipeline, "org/vae": TINY / "pipeline" / "vae", "org/hps": TINY / "rewards" / "hps",
+        "org/pick": TINY / "rewards" / "pick", "org/aesthetic": TINY / "rewards" / "aesthetic",
+        "org/ir": TINY / "evaluators" / "imagereward", "org/lm": language_model, "org/tuned": tmp_path / "tuned",
+        "org/lora": ROOT / "tests" / "data" / "run_before_rooms" / "run" / "model",
+    }  # fmt: skip
+    for recipe in run.glob("*.yaml"):
+        text = recipe.read_text()
+        for name, place in places.items():
+            text = text.replace(name, str(place))
+        assert "org/" not in text
+        recipe.write_text(text)
+    assert main(["run", str(run), "--output_dir", "runs/here", *options]) == 0
+
+    fetched, here = tmp_path / "runs" / "tiny", tmp_path / "runs" / "here"
+    compared = [file.relative_to(here) for file in here.rglob("*") if file.suffix in (".safetensors", ".arrow")]
+    compared += [file.relative_to(here) for file in here.glob("pool/*.parquet")]
+    assert len(compared) > 5 and Path("model", "unet", "diffusion_pytorch_model.safetensors") in compared
+    for file in [*compared, Path("prompts", "groups.jsonl"), Path("evaluation", "scores.parquet")]:
+        assert (fetched / file).read_bytes() == (here / file).read_bytes(), file
+    read = [
+        [json.loads((folder / "evaluation" / name).read_text()) for name in ("results.json", "stage.json")]
+        for folder in (fetched, here)
+    ]
+    for rows, _ in read:
+        for row in rows:
+            del row["settings"], row["scorer"]  # where each model is
+    (rows, record), (rows_here, record_here) = read
+    assert rows == rows_here and record["summary"]["verdict"] == record_here["summary"]["verdict"]
+    deltas = {row["model"]: row["delta"] for row in rows if row["metric"] == "imagereward" and row["part"] is None}
+    assert list(deltas) == ["base", "before", "half", "craft"] and deltas["half"] and deltas["craft"], deltas
+
+
+def test_parts_that_are_saved_and_not_loaded(run, server, recipes, tiny, tmp_path, capsys, monkeypatch):
+    """A safety checker is not loaded, and it is part of what a training of all parameters writes."""
+    make_pipeline("sd", "epsilon", tiny).save_pretrained(tmp_path / "sd")
+    index = json.loads((tmp_path / "sd" / "model_index.json").read_text())
+    index |= {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}
+    parts = {"model_index.json": json.dumps(index), "safety_checker/config.json": "{}"}
+    publish(server, "org/sd", tmp_path / "sd", **parts, **{"safety_checker/model.safetensors": "weights"})
+    recipes("candidates", model_name_or_path="org/sd", vae_name_or_path="DELETE")
+    recipes("craft", model_name_or_path="org/sd")
+    recipes("evaluate", models=["base=org/sd", "craft=runs/tiny/model"], vae_name_or_path="DELETE")
+    assert main(["fetch", str(run), "--use_peft", "true"]) == 0
+    assert "safety_checker/model" not in capsys.readouterr().out
+
+    def trainer(name):
+        return CraftTrainer("org/sd", config(tmp_path, name, max_steps=1), make_dataset())
+
+    def offline(value):
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", value)
+
+    # Before the training rather than after it, and in a line.
+    offline(True)
+    with pytest.raises(UsageError, match=r"^All of model org/sd, .*\(safety_checker/model.safetensors\)") as error:
+        trainer("early")
+    assert "\n" not in str(error.value)
+    offline(False)
+    assert main(["fetch", str(run)]) == 0
+    assert "  safety_checker/model.safetensors, to be downloaded\n" in capsys.readouterr().out
     server.stop()
-    code = """
-import json, sys
-from pathlib import Path
-from craft_trl.planning.recipes import RunRecipes
-from craft_trl.scripts import run
-from craft_trl.candidates.loading import load_network, load_pipeline
-from craft_trl.rewards import parse_rewards
-recipes = RunRecipes.load(Path(sys.argv[1]))
-prompts, _, expander = run.check(recipes)
-expander._load()
-pipeline = load_pipeline("org/tiny")
-load_network(type(pipeline.vae), "org/vae")
-rewards = [spec.load() for spec in parse_rewards([*recipes.candidates.rewards, *recipes.train.held_out_rewards])]
-print(json.dumps([len(prompts), len(rewards), type(pipeline).__name__]))
-"""
-    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    environment |= {"HF_DATASETS_CACHE": str(tmp_path / "datasets"), "HF_ENDPOINT": server.url}
-    command = [sys.executable, "-c", code, str(run)]
-    process = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
-    assert process.returncode == 0, process.stderr
-    assert json.loads(process.stdout.splitlines()[-1]) == [6, 4, "StableDiffusionXLPipeline"]
+    offline(True)
+    training = trainer("out")
+    training.train()
+    training.save_model()
+    assert (tmp_path / "out" / "safety_checker" / "model.safetensors").read_text() == "weights"
 
 
 def test_what_is_wrong(server, tmp_path, capsys, monkeypatch):

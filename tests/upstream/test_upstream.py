@@ -34,11 +34,15 @@ import transformers.integrations.deepspeed as hf_deepspeed
 from accelerate.utils import DeepSpeedPlugin
 from diffusers import ModelMixin, UNet2DConditionModel
 from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_to_kohya
+from huggingface_hub import constants
+from huggingface_hub.errors import OfflineModeIsEnabled
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from transformers import CLIPTextConfig, CLIPTextModel, Trainer, TrainingArguments
 from transformers.trainer import _is_peft_model
 from transformers.utils import find_labels
 from trl.trainer.base_trainer import _BaseTrainer
+
+from craft_trl.candidates.loading import load_network
 
 from ..families import random_pipelines
 
@@ -207,6 +211,19 @@ def test_diffusers_loads_in_float32(unet, tmp_path):
     unet.half().save_pretrained(tmp_path / "unet")
     assert UNet2DConditionModel.from_pretrained(tmp_path / "unet").dtype == torch.float32
     assert diffusers.__version__ < "1"
+
+
+def test_diffusers_asks_for_the_names_of_shards_offline(unet, tmp_path, monkeypatch):
+    """`load_network`: it has to be told that there is no network, though HF_HUB_OFFLINE says so."""
+    for name, value in {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": True}.items():
+        monkeypatch.setattr(constants, name, value)
+    commit = "0" * 40
+    unet.save_pretrained(tmp_path / "models--org--unet" / "snapshots" / commit, max_shard_size="50KB")
+    (tmp_path / "models--org--unet" / "refs").mkdir()
+    (tmp_path / "models--org--unet" / "refs" / "main").write_text(commit)
+    with pytest.raises(OfflineModeIsEnabled):
+        UNet2DConditionModel.from_pretrained("org/unet")
+    load_network(UNet2DConditionModel, "org/unet")
 
 
 def _run(code: str) -> str:
