@@ -133,9 +133,8 @@ def load_network(
     variant = files.variant if component else _own_variant(held)
     variant = variant if variant in held else None
     options = {"subfolder": component} if component else {}
-    if (
-        constants.HF_HUB_OFFLINE
-    ):  # diffusers (0.42) asks the Hub for the names of shards all the same. Delete when it does not.
+    # diffusers (0.42) asks the Hub for the names of shards all the same. Delete when it does not.
+    if constants.HF_HUB_OFFLINE:
         options["local_files_only"] = True
     with loading(f"Model {source}"):
         network = network_class.from_pretrained(
