@@ -27,7 +27,6 @@ import torch
 from datasets import Dataset
 from diffusers import DiffusionPipeline
 from diffusers.training_utils import EMAModel
-from huggingface_hub import HfApi
 from peft import PeftConfig, PeftModel
 from safetensors import safe_open
 from torch import nn
@@ -39,15 +38,12 @@ from trl.trainer.base_trainer import _BaseTrainer
 from ..candidates.loading import load_pipeline, pipeline_folder
 from ..compilation import compile_blocks
 from ..devices import on_main_process
-from ..errors import UsageError
 from ..families import get_family
 from ..families.checks import check_model
 from ..families.files import find_files
 from ..families.uses import check_size
 from ..filtering.dataset import validate
 from ..filtering.images import TrainingImages
-from ..hub.release import model_release
-from ..hub.upload import check_repository, upload
 from ..noise import NoiseProcess, noise_process
 from ..sources import model_hash
 from ..stages import fingerprint
@@ -65,15 +61,15 @@ from .checkpoints import (
 )
 from .denoiser import load_denoiser, prepare_denoiser
 from .diffusion_config import DiffusionConfig
-from .facts import write_card
 from .fsdp import FSDP_WEIGHTS, check_shards, configure_fsdp, shard_on_cpu
 from .precision import compute_in_bfloat16, encoding_dtypes, is_bfloat16_module
+from .publishing import PublishingMixin
 from .training_options import check_available
 from .training_samples import StepBatches, TrainingSamples, check_shared_memory, encode_dataset, needed_micro_batches
 from .zero import configure_deepspeed, zero_init_disabled
 
 
-class DiffusionTrainer(_BaseTrainer):
+class DiffusionTrainer(PublishingMixin, _BaseTrainer):
     """
     Trainer for the denoiser of a diffusers pipeline.
 
@@ -378,28 +374,3 @@ class DiffusionTrainer(_BaseTrainer):
             load_adapter(model, Path(resume_from_checkpoint), self.family.denoiser)
         else:
             load_weights(model, Path(resume_from_checkpoint) / self.family.denoiser)
-
-    def create_model_card(
-        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
-    ) -> None:
-        """Write the model card, `README.md`, into the output folder, and what it is made from for `craft push`."""
-        # TRL's card is for language models: its library, pipeline tag and example would all be wrong.
-        if self.is_world_process_zero():
-            write_card(self, model_name, dataset_name, tags)
-
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        # The Trainer makes the repository before there is anything to put into it. Only see that it could be made.
-        args = self.args
-        if not args.hub_model_id:
-            raise UsageError("push_to_hub needs the repository: hub_model_id: org/name.")
-        self.hub_model_id = args.hub_model_id
-        if self.is_world_process_zero():
-            check_repository(HfApi(token=token), args.hub_model_id, "model", args.hub_private_repo)
-
-    def push_to_hub(self, commit_message: str | None = "End of training", **kwargs) -> None:
-        """Upload the saved model with its card. `craft push` does it with the results of an evaluation."""
-        # The Trainer uploads its whole output folder: encoded data, records, paths of this machine.
-        args = self.args
-        if self.is_world_process_zero():
-            files = model_release(Path(args.output_dir), args.hub_model_id)
-            upload(HfApi(), args.hub_model_id, "model", args.hub_private_repo, files, commit_message)
