@@ -80,6 +80,12 @@ class Bakeoff:
         generate.check(self.candidates)
         if self.draws_trees:
             check_trees(self.candidates)
+        self.devices: list[dict[str, str]] = []
+        if several:
+            from ..devices import check_devices, single_devices
+
+            check_devices(several)
+            self.devices = single_devices()
         for arm in config.arms:
             train_args, training_args, launch_args = self.training(arm, config.seeds[0])
             if several and launch_args.given:
@@ -99,10 +105,6 @@ class Bakeoff:
         judged = Evaluation(_parse(evaluate, config.evaluation, self.evaluation_argv)[0])
         if "held_out" not in judged.roles.values():
             raise UsageError(f"{config.evaluation}: held_out_rewards is missing, and they decide a comparison.")
-        if several:
-            from ..devices import check_devices
-
-            check_devices(several)
         check_writable(self.folder)
 
     @property

@@ -194,8 +194,9 @@ def _refuse(message: str) -> NoReturn:
 
 
 def threads_of(num_processes: int) -> str:
-    """How many threads each of so many processes has on this machine."""
-    return str(max(1, (os.cpu_count() or 1) // num_processes))
+    """How many threads each of so many processes has on this machine, as `OMP_NUM_THREADS`."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return str(max(1, (cores or 1) // num_processes))
 
 
 def run_in_processes(
@@ -221,7 +222,8 @@ def run_in_processes(
     """
     context = multiprocessing.get_context("spawn")
     waiting, places = deque(enumerate(arguments)), deque(range(at_once or len(arguments)))
-    threads = threads_of(max(1, len(places)))
+    # With more threads than cores they get into each other's way.
+    threads = {"OMP_NUM_THREADS": threads_of(len(places))} if len(places) > 1 else {}
     running: dict[BaseProcess, tuple[int, int]] = {}
     failed: dict[int, int] = {}
     # Ctrl-C reaches every process of a terminal. The others are started with it blocked, and this one ends them.
@@ -258,10 +260,10 @@ def describe_end(code: int) -> str:
     return f"by signal {-code}" if code < 0 else f"with exit code {code}"
 
 
-def _in_process(place: int, threads: str, work: Callable, arguments: tuple) -> None:
+def _in_process(place: int, threads: Mapping[str, str], work: Callable, arguments: tuple) -> None:
     # Not LOCAL_RANK, by which accelerate would take it for one of several that are launched together, and look for the others.
     os.environ["CRAFT_TRL_PLACE"] = str(place)
-    os.environ.setdefault("OMP_NUM_THREADS", threads)
+    os.environ.update({**threads, **os.environ})
     # Ends in order: what has been drawn is still written.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     threading.Thread(target=_end_with_parent, daemon=True).start()

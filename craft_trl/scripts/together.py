@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 def train_together(bakeoff: "Bakeoff") -> None:
     """Do the trainings that are not done, `num_processes` of them at a time, each with a log beside its model."""
-    from ..devices import single_devices
-
     jobs = [(arm, seed) for arm in bakeoff.config.arms for seed in bakeoff.config.seeds]
     left = [job for job in jobs if not bakeoff.is_trained(*job)]
     if len(left) < len(jobs):
@@ -54,8 +52,7 @@ def train_together(bakeoff: "Bakeoff") -> None:
         else:
             say(f"{which} trained ({time.monotonic() - begun[number]:.0f} s)")
 
-    devices = single_devices()
-    shares = [(job[0], bakeoff.training_argv(*job), log, devices) for job, log in zip(left, logs, strict=True)]
+    shares = [(job[0], bakeoff.training_argv(*job), log, bakeoff.devices) for job, log in zip(left, logs, strict=True)]
     if failed := run_in_processes(_train_here, shares, bakeoff.config.num_processes, tell):
         say(f"[bakeoff] {len(failed)} of {len(jobs)} trainings failed. Run the same command again to go on from here.")
         raise SystemExit(2 if 2 in failed.values() else 1)
