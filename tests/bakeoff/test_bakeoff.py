@@ -50,6 +50,7 @@ from craft_trl.scripts.bakeoff import Bakeoff, make_parser
 from craft_trl.scripts.dpo import make_parser as dpo_parser
 
 from ..conftest import ROOT, TINY
+from ..processes import FORKSERVER
 
 
 PAGE = (ROOT / "docs" / "source" / "baselines.md").read_text()
@@ -394,8 +395,10 @@ class TestBakeoff:
         assert main(["bakeoff", recipe(**settings | {"num_images_per_prompt": 1})]) == 2
         assert "frontier needs num_images_per_prompt of 2 or more" in capsys.readouterr().err
 
-    def test_in_two_processes(self, recipe, tmp_path, capsys):
+    def test_in_two_processes(self, recipe, tmp_path, capsys, monkeypatch):
         """One training is killed, the other one goes on; the same command then does that one alone, and all is as by one process."""
+        # It has imported the libraries, for which each process takes seconds else.
+        monkeypatch.setattr(multiprocessing, "get_context", lambda method: FORKSERVER)
         settings = {"max_steps": 3, "num_test_prompts": 8}  # two batches, one for each process
         assert main(["bakeoff", recipe(**settings)]) == 0
         one, two = tmp_path / "runs" / "tiny_bakeoff", tmp_path / "runs" / "two"
