@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 DEVICE = "CRAFT_TRL_DEVICE"
+PLACE = "CRAFT_TRL_PLACE"  # set by `run_in_processes`
+# Which devices there are for a process, if it is set before it uses the first one.
+VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "xpu": "ZE_AFFINITY_MASK"}
 T = TypeVar("T")
 
 
@@ -55,11 +58,38 @@ def accelerator() -> str | None:
 
 
 def default_device() -> torch.device:
-    """The GPU if there is one, else the CPU. Processes of one machine, told apart by `LOCAL_RANK`, share the GPUs out."""
+    """
+    The GPU if there is one, else the CPU. Processes of one machine, told apart by `LOCAL_RANK`, or by `CRAFT_TRL_PLACE` if they work
+    apart, share the GPUs out.
+    """
     kind = accelerator()
     if kind is None:
         return torch.device("cpu")
-    return torch.device(kind, int(os.environ.get("LOCAL_RANK", 0)) % torch.accelerator.device_count())
+    number = int(os.environ.get("LOCAL_RANK") or os.environ.get(PLACE) or 0)
+    return torch.device(kind, number % torch.accelerator.device_count())
+
+
+def check_devices(num_processes: int) -> None:
+    """Raise a [`UsageError`] unless each of so many processes can have a GPU of its own, if there are any."""
+    kind = accelerator()
+    if kind is not None and num_processes > (count := torch.accelerator.device_count()):
+        raise UsageError(f"num_processes is {num_processes}, but this machine has {count} {kind} devices.")
+
+
+def single_devices() -> list[dict[str, str]]:
+    """
+    For each GPU of this machine the variables that show a process this one alone, for libraries that take the first they see; nothing
+    where there is none.
+    """
+    kind = accelerator()
+    if kind is None:
+        return []
+    if kind not in VISIBLE:
+        raise UsageError(f"num_processes must be 1 on {kind} devices: trainings are not spread over them.")
+    seen = os.environ.get(VISIBLE[kind])
+    count = torch.accelerator.device_count()
+    names = seen.split(",") if seen else map(str, range(count))
+    return [{VISIBLE[kind]: name.strip()} for name in names][:count]
 
 
 def process_state() -> "PartialState":

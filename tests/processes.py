@@ -32,11 +32,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RANK = Path(__file__).parent / "distributed" / "rank.py"
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.preload"])
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(["tests.preload"])
 
 
-class Program(_CONTEXT.Process):
+class Program(FORKSERVER.Process):
     """
     A program that has been started.
 

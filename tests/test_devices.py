@@ -66,6 +66,41 @@ class TestDevice:
         assert str(devices.default_device()) == device
         assert devices.accelerator() == (None if device == "cpu" else kind)
 
+    def test_of_a_process_that_works_apart(self, machine, monkeypatch):
+        machine("cuda")
+        monkeypatch.setenv(devices.PLACE, "1")
+        assert str(devices.default_device()) == "cuda:1"
+        monkeypatch.setenv("LOCAL_RANK", "0")
+        assert str(devices.default_device()) == "cuda:0"
+
+    @pytest.mark.parametrize(
+        ("kind", "visible", "expected"),
+        [
+            (None, None, []),
+            ("cuda", None, [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]),
+            ("cuda", "5, GPU-8f1c", [{"CUDA_VISIBLE_DEVICES": "5"}, {"CUDA_VISIBLE_DEVICES": "GPU-8f1c"}]),
+            ("xpu", "", [{"ZE_AFFINITY_MASK": "0"}, {"ZE_AFFINITY_MASK": "1"}]),
+        ],
+    )
+    def test_one_by_one(self, machine, monkeypatch, kind, visible, expected):
+        machine(kind)
+        for name in devices.VISIBLE.values():
+            monkeypatch.delenv(name, raising=False)
+            if visible is not None:
+                monkeypatch.setenv(name, visible)
+        assert devices.single_devices() == expected
+
+    def test_more_processes_than_devices(self, machine, monkeypatch):
+        machine("cuda")
+        devices.check_devices(2)
+        with pytest.raises(UsageError, match="^num_processes is 3, but this machine has 2 cuda devices.$"):
+            devices.check_devices(3)
+        machine("hpu")
+        with pytest.raises(UsageError, match="num_processes must be 1 on hpu devices"):
+            devices.single_devices()
+        machine(None)
+        devices.check_devices(3)
+
     @pytest.mark.parametrize(("kind", "known"), [(None, "auto, cpu"), ("cuda", "auto, cpu, cuda")])
     def test_what_is_not_there(self, machine, monkeypatch, kind, known):
         machine(kind)

@@ -19,7 +19,7 @@ from typing import Annotated
 
 from ..candidates.tree_config import TreeConfig
 from ..errors import UsageError
-from ..ranges import Count, Positive, Range
+from ..ranges import Count, Positive, Processes, Range
 from .arms import BASELINES, METHODS
 
 
@@ -58,6 +58,9 @@ class BakeoffConfig(TreeConfig):
             Learning rates of single arms instead of the recipe's, as `ARM=RATE`.
         beta (`float`, *optional*, defaults to `5000.0`):
             Strength of the tie to the reference model, of the arms that `craft dpo` trains.
+        num_processes (`int`, *optional*, defaults to `1`):
+            Processes on this machine, each with a GPU of its own: they share out the images of the pool and of the evaluation, and so
+            many trainings run at a time. The results do not depend on it.
         output_dir (`str`):
             Where to write the pool, the models, `bakeoff.json` and `bakeoff.html`.
 
@@ -86,6 +89,10 @@ class BakeoffConfig(TreeConfig):
         default_factory=list, metadata={"help": "Learning rates of single arms, as ARM=RATE."}
     )
     beta: Positive = field(default=5000.0, metadata={"help": "Diffusion-DPO's tie to the reference model."})
+    num_processes: Processes = field(
+        default=1,
+        metadata={"help": "Processes on this machine, which share out GPUs and images, and trainings at a time."},
+    )
     output_dir: str = field(
         default=None, metadata={"help": "Where to write the pool, the models, bakeoff.json and bakeoff.html."}
     )

@@ -44,6 +44,7 @@ def generate_candidates(
     turns: Turns | None = None,
     show_progress: bool = True,
     task: tuple[int, int] | None = None,
+    description: str = "Candidates",
 ) -> None:
     """
     Make, score and store every image of the groups that the filter will ask for.
@@ -84,6 +85,8 @@ def generate_candidates(
         task (`tuple[int, int]`, *optional*):
             Number of this task, from 0, and how many there are: of the groups, every so many-th is this task's, and nothing
             is claimed. Defaults to sharing all groups with whoever claims them.
+        description (`str`, *optional*, defaults to `"Candidates"`):
+            What the progress bar says.
     """
     if target_groups is not None and reject_on is None:
         raise ValueError("target_groups counts the groups that pass on the rewards of reject_on: give both.")
@@ -92,7 +95,7 @@ def generate_candidates(
     ahead: dict[Key, Image.Image] = {}
     with (
         Storing(pool, rewards, batch_size, turns) as storing,
-        progress_bar(total=len(work.waiting), unit="group", desc="Candidates", disable=not show_progress) as bar,
+        progress_bar(total=len(work.waiting), unit="group", desc=description, disable=not show_progress) as bar,
     ):
         try:
             while True:

@@ -298,6 +298,16 @@ class Evaluation:
         """
         return [arm.keys[i : i + self.config.batch_size] for i in range(0, len(arm.keys), self.config.batch_size)]
 
+    def tasks_left(self, tasks: int) -> set[int]:
+        """Of so many tasks those that have something to do yet."""
+        left = set()
+        for arm in (*self.arms(), *self.frontier_arms()):
+            if arm.spec.kind != "results":
+                pool = CandidatePool(arm.folder, list(self.specs), verify=False)
+                batches = enumerate(self.batches(arm))
+                left |= {i % tasks for i, batch in batches if any(key not in pool for key in batch)}
+        return left
+
     def _share(self, arm: Arm, there: Container[Key]) -> list[Key]:
         """The images of a model that this process is to make, beside those that are there."""
         state = self.state

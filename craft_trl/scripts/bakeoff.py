@@ -19,6 +19,7 @@ Baselines against each other: one pool of candidates, one budget of training, on
 ```bash
 craft bakeoff recipes/tiny/bakeoff.yaml
 craft bakeoff recipes/tiny/bakeoff.yaml --arms sft craft --seeds 0 --output_dir runs/two_arms
+craft bakeoff recipes/tiny/bakeoff.yaml --num_processes 2
 ```
 """
 
@@ -42,15 +43,14 @@ from ..candidates.tree_config import check_trees
 from ..conditions import split_conditions
 from ..errors import UsageError
 from ..parser import CraftParser, check_recipe
-from ..rewards import parse_rewards
 from ..stages import Stage, check_writable, fingerprint, read_record, read_timings, stopwatch, write_atomically
 from . import dpo, evaluate, expand, generate, scored, spo, train, transitions
-from .launch import launch, run_stage, say
+from .launch import describe_end, launch, run_stage, say
+from .together import judge_together, train_together
 
 
 if TYPE_CHECKING:
     from ..evaluation.evaluate import Evaluation
-    from ..trainer.diffusion_config import DiffusionConfig
 
 
 class Bakeoff:
@@ -65,7 +65,10 @@ class Bakeoff:
     def __init__(self, config: BakeoffConfig):
         self.config = config
         self.folder = Path(config.output_dir)
-        candidates = _given(num_prompts=config.num_prompts, output_dir=config.output_dir, generate_all="true")
+        several = config.num_processes if config.num_processes > 1 else None  # else as the recipe has it
+        candidates = _given(
+            num_prompts=config.num_prompts, output_dir=config.output_dir, generate_all="true", num_processes=several
+        )
         self.candidates: CandidatesConfig = _parse(expand, config.candidates, candidates)[0]
         check_methods(config.arms, self.candidates.reward_names)
         if limits := split_conditions(self.candidates.conditions(self.candidates.reward_names))[1]:
@@ -77,8 +80,19 @@ class Bakeoff:
         generate.check(self.candidates)
         if self.draws_trees:
             check_trees(self.candidates)
+        self.devices: list[dict[str, str]] = []
+        if several:
+            from ..devices import check_devices, single_devices
+
+            check_devices(several)
+            self.devices = single_devices()
         for arm in config.arms:
             train_args, training_args, launch_args = self.training(arm, config.seeds[0])
+            if several and launch_args.given:
+                raise UsageError(
+                    f"num_processes is {several}, but each training of {config.training} is launched on processes of its own: leave "
+                    "one of the two out."
+                )
             train.check(train_args, launch_args, training_args, on_one_machine="craft bakeoff")
         self.evaluation_argv = _given(
             num_prompts=config.num_test_prompts,
@@ -142,14 +156,23 @@ class Bakeoff:
             sizes += _given(learning_rate=METHODS[arm].rate * recipe.learning_rate)
         return [*argv, *sizes]
 
-    def train(self, arm: str, seed: int) -> "DiffusionConfig":
-        """Train an arm, here or as the recipe has it launched, and return the settings."""
+    def train(self, arm: str, seed: int) -> None:
+        """Train an arm, here or as the recipe has it launched."""
         script, (train_args, training_args, launch_args) = _script(arm), self.training(arm, seed)
         if launch_args.given:
             launch(script.__name__, self.training_argv(arm, seed), launch_args)
         else:
             script.main(train_args, training_args, launch_args)
-        return training_args
+
+    def is_trained(self, arm: str, seed: int) -> bool:
+        """Whether a training is done, on the arm's training set as it is now."""
+        record = read_record(self.folder_of(arm, seed))
+        if record is None or not record["finished"]:
+            return False
+        train_args, training_args, _ = self.training(arm, seed)
+        settings = train.settings_of(train_args, training_args, train.load_training_data(train_args))
+        settings |= {key: value for key, value in record["settings"].items() if key == "trainer"}  # an arm has one
+        return Stage("train", self.folder_of(arm, seed), settings).finished
 
     def evaluation(self) -> "Evaluation":
         """The evaluation of the base model and of every arm's models."""
@@ -202,29 +225,18 @@ def main(config: BakeoffConfig) -> None:
         groups, seed_groups, pool, bakeoff.candidates, trees=trees, min_preference=config.min_preference
     )
 
+    if config.num_processes > 1:
+        for arm in config.arms:
+            dataset_stage(bakeoff, arm, material)
+        train_together(bakeoff)
     arms = {}
     for arm in config.arms:
-        say(f"[bakeoff] {arm}: {METHODS[arm].title}")
-        dataset_stage(bakeoff, arm, material)
-        seconds, passes = [], []
-        for seed in config.seeds:
-            training_args = bakeoff.train(arm, seed)
-            release_memory()
-            timings = read_timings(bakeoff.folder_of(arm, seed).parent)
-            seconds.append(timings.get("train", {}).get("seconds", 0.0))
-            trained = read_record(bakeoff.folder_of(arm, seed))["summary"]
-            passes.append([trained.get(name) for name in ("passes", "passes_without_gradient")])
-        made = read_record(bakeoff.folder / "arms" / arm / "dataset")["summary"]
-        arms[arm] = {
-            "title": METHODS[arm].title,
-            "rows": made.get("samples", made["rows"]),
-            "unit": METHODS[arm].unit,
-            "learning_rate": training_args.learning_rate,
-            "batch": training_args.global_batch_size,
-            "steps": training_args.max_steps,
-            "seconds": seconds,
-            "passes": passes,
-        }
+        if config.num_processes == 1:
+            dataset_stage(bakeoff, arm, material)
+            for seed in config.seeds:
+                bakeoff.train(arm, seed)
+                release_memory()
+        arms[arm] = describe_training(bakeoff, arm)
         if METHODS[arm].unit == "transitions":
             arms[arm]["tree_passes"] = tree_passes(trees)
             say(f"[bakeoff] {arm}: {transitions.describe(trees, arms[arm]['rows'], config)}")
@@ -233,6 +245,8 @@ def main(config: BakeoffConfig) -> None:
     evaluation.check_models()
     if config.frontier:
         say(f"[bakeoff] {price(evaluation)}")
+    if config.num_processes > 1:
+        judge_together(evaluation, config.num_processes)
     results, scores = evaluation.run(default_device(), evaluate.judges_one_by_one(evaluation))
     rows, said = judge(config, results, scores)
     content = {"verdict": said, "arms": arms, "rows": rows, "seeds": config.seeds, "settings": evaluation.settings()}
@@ -250,24 +264,25 @@ def main(config: BakeoffConfig) -> None:
 
 def draw_seeds(config: CandidatesConfig, seed_groups: Sequence[Group]) -> CandidatePool:
     """Add the images of [`make_seed_groups`] to the pool, and return it."""
-    stage, specs = generate.make_stage(config), parse_rewards(config.rewards)
-    pool = CandidatePool(stage.folder, [spec.name for spec in specs])
-    keys = [key for group in seed_groups for key in group.keys]
-    if any(key not in pool for key in keys):
-        from ..candidates.drawing import fill_pool
-        from ..candidates.turns import load_stage
-        from ..evaluation.models import load_drawing
-        from ..planning.placement import offloads
-
+    stage = generate.make_stage(config)
+    pool, failed = CandidatePool(stage.folder, config.reward_names), {}
+    if generate.unfinished(pool, seed_groups, config):
         with stopwatch(stage):
-            offload = offloads(config, config.model_name_or_path, config.model_revision, specs)
-            generator, rewards, turns = load_stage(config, specs, offload, load_drawing(config))
-            fill_pool(pool, keys, generator, rewards, config.batch_size, "Seeds", turns)
+            failed = generate.draw_all(config, seed_groups, pool, "Seeds")
+        pool.refresh()
+    for number, code in failed.items():
+        say(f"[bakeoff] process {number} ended {describe_end(code)}")
+    if left := generate.unfinished(pool, seed_groups, config):
+        say(
+            f"[bakeoff] images of {left} prompts from other seeds are left. Run the same command again to go on from here."
+        )
+        raise SystemExit(2 if 2 in failed.values() else 1)
     return pool
 
 
 def dataset_stage(bakeoff: Bakeoff, arm: str, material: Material) -> None:
     """Write an arm's training set."""
+    say(f"[bakeoff] {arm}: {METHODS[arm].title}")
     keys = [group.keys for group in (*material.groups, *material.seed_groups)]
     config = bakeoff.candidates
     settings = {
@@ -292,6 +307,24 @@ def dataset_stage(bakeoff: Bakeoff, arm: str, material: Material) -> None:
             return {"rows": len(dataset), "samples": len(set(dataset["group_id"])) if lists else len(dataset)}
 
     run_stage(stage, work, lambda summary: f"{summary['rows']} rows in {stage.folder}")
+
+
+def describe_training(bakeoff: Bakeoff, arm: str) -> dict:
+    """What an arm was trained on, how, and what that took, for `bakeoff.json`."""
+    models = [bakeoff.folder_of(arm, seed) for seed in bakeoff.config.seeds]
+    made = read_record(bakeoff.folder / "arms" / arm / "dataset")["summary"]
+    trained = [read_record(model)["summary"] for model in models]
+    training_args = bakeoff.training(arm, bakeoff.config.seeds[-1])[1]
+    return {
+        "title": METHODS[arm].title,
+        "rows": made.get("samples", made["rows"]),
+        "unit": METHODS[arm].unit,
+        "learning_rate": training_args.learning_rate,
+        "batch": training_args.global_batch_size,
+        "steps": training_args.max_steps,
+        "seconds": [read_timings(model.parent).get("train", {}).get("seconds", 0.0) for model in models],
+        "passes": [[summary.get(name) for name in ("passes", "passes_without_gradient")] for summary in trained],
+    }
 
 
 def judge(config: BakeoffConfig, results: Sequence[dict], scores: dict) -> tuple[list[dict], dict]:

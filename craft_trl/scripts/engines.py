@@ -35,7 +35,7 @@ from ..candidates.executors import ExecutorArguments
 from ..errors import UsageError
 from ..parser import suggest
 from ..sources import first_line
-from .launch import run_in_processes, say
+from .launch import describe_end, run_in_processes, say
 from .tasks import TAKEN, Worker
 
 
@@ -67,8 +67,7 @@ class Here(LocalPipelineExecutor):
             return
         failed = run_in_processes(self.work, [(worker,) for worker in range(self.world_size)])
         for worker, code in failed.items():
-            how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
-            say(f"[{self.pipeline[0].script}] worker {worker} ended {how}")
+            say(f"[{self.pipeline[0].script}] worker {worker} ended {describe_end(code)}")
         if 2 in failed.values():
             raise SystemExit(2)
 

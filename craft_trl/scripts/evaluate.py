@@ -167,7 +167,6 @@ def make_stage(evaluation: "Evaluation") -> Stage:
 
 def draw_in_tasks(evaluation: "Evaluation", args: EvaluateArguments, stage: Stage) -> bool:
     """Fetch what tasks have made, and have them make the rest if there is an executor; whether they are done."""
-    from ..candidates.pool import CandidatePool
     from ..candidates.shared import SharedFolder, fetch
 
     config = evaluation.config
@@ -186,14 +185,9 @@ def draw_in_tasks(evaluation: "Evaluation", args: EvaluateArguments, stage: Stag
     arms = [arm for arm in (*evaluation.arms(), *evaluation.frontier_arms()) if arm.spec.kind != "results"]
 
     def left() -> set[int]:
-        ranks = set()
-        for arm in arms:
-            if args.shared_dir is not None:
-                fetch(folder / arm.folder.name, arm.folder)
-            pool = CandidatePool(arm.folder, list(evaluation.specs), verify=False)
-            batches = enumerate(evaluation.batches(arm))
-            ranks |= {i % (args.tasks or 1) for i, batch in batches if any(key not in pool for key in batch)}
-        return ranks
+        for arm in arms if args.shared_dir is not None else ():
+            fetch(folder / arm.folder.name, arm.folder)
+        return evaluation.tasks_left(args.tasks or 1)
 
     if args.executor is None:
         return left() is not None  # fetched: the rest is made here

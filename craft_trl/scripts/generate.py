@@ -53,7 +53,7 @@ from ..parser import CraftParser
 from ..rewards import parse_rewards
 from ..sources import model_hash
 from ..stages import RECORD, Stage, check_writable, fingerprint, stopwatch
-from .launch import is_main_process, run_in_processes, run_script
+from .launch import describe_end, is_main_process, run_in_processes, run_script
 
 
 if TYPE_CHECKING:
@@ -165,19 +165,15 @@ def main(
                 if not draw_in_tasks(config, args, stage, groups, pool):
                     return unfinished(pool, groups, config)
                 remove_leftovers(stage.folder)  # no task is at work any more
-            elif config.num_processes == 1:
-                draw(config, groups, pool, load_models(config, is_main_process()), is_main_process())
             else:
-                # When one is killed the others do its work too.
-                shares = [(config, groups, number == 0) for number in range(config.num_processes)]
-                failed = run_in_processes(_draw_here, shares)
+                failed = draw_all(config, groups, pool)
         pool.refresh()
         made = f"{len(pool) - before} images made and scored"
         _say(f"{made}, {len(pool)} in {stage.folder} ({watch.seconds:.0f} s)")
     else:
         _say(f"done before: {len(pool)} images in {stage.folder}")
     for number, code in failed.items():
-        _say(f"process {number} ended " + (f"by signal {-code}" if code < 0 else f"with exit code {code}"))
+        _say(f"process {number} ended {describe_end(code)}")
     left = unfinished(pool, groups, config)
     if not left and args.smoke:
         _say(outcome(config, groups, pool))
@@ -345,6 +341,18 @@ def load_models(config: CandidatesConfig, show_progress: bool) -> "Models":
     return load_stage(config, specs, offload, load_drawing(config))
 
 
+def draw_all(
+    config: CandidatesConfig, groups: Sequence[Group], pool: CandidatePool, description: str = "Candidates"
+) -> dict[int, int]:
+    """Draw and score what a pool has not, here or in `num_processes`; the exit codes of those that failed."""
+    if config.num_processes == 1:
+        draw(config, groups, pool, load_models(config, is_main_process()), is_main_process(), None, description)
+        return {}
+    # When one is killed the others do its work too.
+    shares = [(config, groups, number == 0, description) for number in range(config.num_processes)]
+    return run_in_processes(_draw_here, shares)
+
+
 def draw(
     config: CandidatesConfig,
     groups: Sequence[Group],
@@ -352,31 +360,23 @@ def draw(
     models: "Models",
     show_progress: bool,
     task: tuple[int, int] | None = None,
+    description: str = "Candidates",
 ) -> None:
     """Do this process's share of the work."""
     from ..candidates.drawing import generate_candidates
 
     generator, rewards, turns = models
     generate_candidates(
-        pool,
-        groups,
-        generator,
-        rewards,
-        config.batch_size,
-        config.reject_on,
-        config.target_groups,
-        draw_ahead=True,
-        turns=turns,
-        show_progress=show_progress,
-        task=task,
-    )
+        pool, groups, generator, rewards, config.batch_size, config.reject_on, config.target_groups, draw_ahead=True, turns=turns,
+        show_progress=show_progress, task=task, description=description,
+    )  # fmt: skip
     pool.remember()
 
 
-def _draw_here(config: CandidatesConfig, groups: Sequence[Group], show_progress: bool) -> None:
+def _draw_here(config: CandidatesConfig, groups: Sequence[Group], show_progress: bool, description: str) -> None:
     """As one of `num_processes`. The process that started it has read the shards whole."""
     pool = CandidatePool(Path(config.output_dir) / "pool", config.reward_names, verify=False)
-    draw(config, groups, pool, load_models(config, show_progress), show_progress)
+    draw(config, groups, pool, load_models(config, show_progress), show_progress, None, description)
 
 
 def _say(message: str) -> None:

@@ -23,6 +23,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -73,17 +74,15 @@ def launch_here(module: str, argv: Sequence[str], num_processes: int) -> None:
     Run a script in several processes on this machine, as `torchrun` does, and wait for it. Not by `accelerate launch`, which
     starts a single process on a machine without a GPU (accelerate 1.15).
     """
-    import torch
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    from ..devices import accelerator
+    from ..devices import check_devices
 
-    if accelerator() is not None and num_processes > (count := torch.accelerator.device_count()):
-        raise UsageError(f"num_processes is {num_processes}, but this machine has {count} {accelerator()} devices.")
+    check_devices(num_processes)
     # Else it is 1, with a warning.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", threads_of(num_processes))
     config = LaunchConfig(
         1, 1, num_processes, run_id=f"craft_trl-{os.getpid()}", rdzv_backend="c10d", rdzv_endpoint="localhost:0",
         max_restarts=0, local_addr="127.0.0.1",
@@ -194,30 +193,59 @@ def _refuse(message: str) -> NoReturn:
     raise UsageError(message[0].upper() + message[1:].rstrip(".") + ".")
 
 
-def run_in_processes(work: Callable, arguments: Sequence[tuple]) -> dict[int, int]:
+def threads_of(num_processes: int) -> str:
+    """How many threads each of so many processes has on this machine, as `OMP_NUM_THREADS`."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return str(max(1, (cores or 1) // num_processes))
+
+
+def run_in_processes(
+    work: Callable,
+    arguments: Sequence[tuple],
+    at_once: int | None = None,
+    tell: Callable[[int, int | None], None] = lambda number, code: None,
+) -> dict[int, int]:
     """
     Call `work` with each of these arguments, each in a process of its own, and return the exit codes of those that failed.
 
     Not through `accelerate launch`: when one process is killed, say for its memory, it ends all others. Here they go on.
+
+    Args:
+        work (`Callable`):
+            A function that pickle finds by its name.
+        arguments (`Sequence[tuple]`):
+            What it is called with.
+        at_once (`int`, *optional*):
+            Processes at a time, which share out the devices: the next one begins when one has ended. Defaults to all.
+        tell (`Callable[[int, int | None], None]`, *optional*):
+            Called with a number among `arguments` and `None` when its process begins, and with its exit code when it has ended.
     """
     context = multiprocessing.get_context("spawn")
-    running: dict[BaseProcess, int] = {}
+    waiting, places = deque(enumerate(arguments)), deque(range(at_once or len(arguments)))
+    # With more threads than cores they get into each other's way.
+    threads = {"OMP_NUM_THREADS": threads_of(len(places))} if len(places) > 1 else {}
+    running: dict[BaseProcess, tuple[int, int]] = {}
     failed: dict[int, int] = {}
     # Ctrl-C reaches every process of a terminal. The others are started with it blocked, and this one ends them.
     try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        for number, given in enumerate(arguments):
-            process = context.Process(target=_in_process, args=(number, work, given), daemon=True)
-            process.start()
-            running[process] = number
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        while running:
+        while waiting or running:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            while waiting and places:
+                (number, given), place = waiting.popleft(), places.popleft()
+                # No daemon, which might not start what makes samples for a training.
+                process = context.Process(target=_in_process, args=(place, threads, work, given), daemon=False)
+                process.start()
+                running[process] = number, place
+                tell(number, None)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             ended = wait([process.sentinel for process in running])
             for process in [process for process in running if process.sentinel in ended]:
                 process.join()
-                number = running.pop(process)
+                number, place = running.pop(process)
+                places.append(place)
                 if process.exitcode:
                     failed[number] = process.exitcode
+                tell(number, process.exitcode)
     finally:
         for process in running:
             process.terminate()
@@ -227,8 +255,15 @@ def run_in_processes(work: Callable, arguments: Sequence[tuple]) -> dict[int, in
     return failed
 
 
-def _in_process(number: int, work: Callable, arguments: tuple) -> None:
-    os.environ["LOCAL_RANK"] = str(number)
+def describe_end(code: int) -> str:
+    """How a process ended."""
+    return f"by signal {-code}" if code < 0 else f"with exit code {code}"
+
+
+def _in_process(place: int, threads: Mapping[str, str], work: Callable, arguments: tuple) -> None:
+    # Not LOCAL_RANK, by which accelerate would take it for one of several that are launched together, and look for the others.
+    os.environ["CRAFT_TRL_PLACE"] = str(place)
+    os.environ.update({**threads, **os.environ})
     # Ends in order: what has been drawn is still written.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     threading.Thread(target=_end_with_parent, daemon=True).start()

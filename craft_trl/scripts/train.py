@@ -85,6 +85,30 @@ def learning_settings(args: "CraftConfig") -> dict:
     return {**settings, **{name: getattr(args, name) for name in always}}
 
 
+def settings_of(train_args: TrainArguments, training_args: "DiffusionConfig", dataset: "Dataset") -> dict:
+    """What decides what is learnt, but for the loss."""
+    settings = {
+        "model": model_hash(train_args.model_name_or_path, train_args.model_revision),
+        "dataset": dataset._fingerprint,
+        "training": learning_settings(training_args),
+    }
+    if train_args.held_out_rewards:
+        settings["guard"] = train_args.guard_settings()
+    if train_args.use_peft:
+        rank = train_args.lora_r
+        settings["lora"] = [rank, train_args.lora_alpha or rank, sorted(lora_targets(train_args))]
+    return settings
+
+
+def lora_targets(train_args: TrainArguments) -> list[str]:
+    """Modules that get an adapter."""
+    from ..trainer.denoiser import pipeline_class_of  # here: it imports PyTorch
+
+    if train_args.lora_target_modules:
+        return train_args.lora_target_modules
+    return get_family(pipeline_class_of(train_args.model_name_or_path, train_args.model_revision)).lora_target_modules
+
+
 def load_training_data(args: TrainArguments) -> "Dataset":
     """Training split of a folder or a Hub dataset."""
     from ..filtering.collection import load_split
@@ -217,30 +241,17 @@ def main(
     from ..trainer.callbacks import LossProgressCallback
     from ..trainer.checkpoints import has_training_state, last_complete_checkpoint
     from ..trainer.craft_trainer import CraftTrainer
-    from ..trainer.denoiser import lora_config, pipeline_class_of
+    from ..trainer.denoiser import lora_config
     from ..trainer.guard import Guard
 
     trainer_class = trainer_class or CraftTrainer
     dataset = load_training_data(train_args)
     if message := describe_signs(training_args, dataset):
         say(f"[train] {message}")
+    settings = settings_of(train_args, training_args, dataset)
     peft_config = None
     if train_args.use_peft:
-        target_modules = train_args.lora_target_modules
-        if not target_modules:
-            family = get_family(pipeline_class_of(train_args.model_name_or_path, train_args.model_revision))
-            target_modules = family.lora_target_modules
-        peft_config = lora_config(target_modules, train_args.lora_r, train_args.lora_alpha)
-
-    settings = {
-        "model": model_hash(train_args.model_name_or_path, train_args.model_revision),
-        "dataset": dataset._fingerprint,
-        "training": learning_settings(training_args),
-    }
-    if train_args.held_out_rewards:
-        settings["guard"] = train_args.guard_settings()
-    if peft_config is not None:
-        settings["lora"] = [peft_config.r, peft_config.lora_alpha, sorted(target_modules)]
+        peft_config = lora_config(lora_targets(train_args), train_args.lora_r, train_args.lora_alpha)
     if trainer_class is not CraftTrainer:
         settings["trainer"] = trainer_class._name
     check_origin(Path(train_args.dataset_name), settings["model"], training_args)

@@ -15,11 +15,16 @@
 """The comparison of baselines: what each arm is trained on, what is made of the scores, and a small one from end to end."""
 
 import json
+import multiprocessing
 import re
 import shlex
+import shutil
+import threading
+import time
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from datasets import load_from_disk
 from PIL import Image
@@ -45,6 +50,7 @@ from craft_trl.scripts.bakeoff import Bakeoff, make_parser
 from craft_trl.scripts.dpo import make_parser as dpo_parser
 
 from ..conftest import ROOT, TINY
+from ..processes import FORKSERVER
 
 
 PAGE = (ROOT / "docs" / "source" / "baselines.md").read_text()
@@ -389,6 +395,60 @@ class TestBakeoff:
         assert main(["bakeoff", recipe(**settings | {"num_images_per_prompt": 1})]) == 2
         assert "frontier needs num_images_per_prompt of 2 or more" in capsys.readouterr().err
 
+    def test_in_two_processes(self, recipe, tmp_path, capsys, monkeypatch):
+        """One training is killed, the other one goes on; the same command then does that one alone, and all is as by one process."""
+        # It has imported the libraries, for which each process takes seconds else.
+        monkeypatch.setattr(multiprocessing, "get_context", lambda method: FORKSERVER)
+        settings = {"max_steps": 3, "num_test_prompts": 8}  # two batches, one for each process
+        assert main(["bakeoff", recipe(**settings)]) == 0
+        one, two = tmp_path / "runs" / "tiny_bakeoff", tmp_path / "runs" / "two"
+        for name in ("prompts", "pool"):
+            shutil.copytree(one / name, two / name)
+        for shard in (two / "pool").glob("shard-*.parquet"):
+            if int(shard.name.split("-")[1]) >= 18:  # images from other seeds
+                shard.unlink()
+        capsys.readouterr()
+
+        def kill_one():
+            while len(list(two.glob("arms/*/seed-0/train.log"))) < 2:
+                time.sleep(0.001)
+            multiprocessing.active_children()[0].kill()
+
+        threading.Thread(target=kill_one, daemon=True).start()
+        command = ["bakeoff", recipe(**settings), "--output_dir", "runs/two", "--num_processes", "2"]
+        with pytest.raises(SystemExit) as ended:
+            main(command)
+        out = capsys.readouterr().out
+        said = r"\[bakeoff\] (\w+), seed 0: the training ended by signal 9, see runs/two/arms/(\w+)/seed-0/train.log\n"
+        ((killed, folder),) = re.findall(said, out)
+        (other,) = {"best_of_n", "diffusion_dpo"} - {killed}
+        assert folder == killed and re.search(rf"\[bakeoff\] {other}, seed 0: trained \(\d+ s\)\n", out)
+        assert "[train] 3 steps on" in (two / "arms" / other / "seed-0" / "train.log").read_text()
+        assert ended.value.code == 1 and "[train]" not in out and out.endswith(
+            "[bakeoff] 1 of 2 trainings failed. Run the same command again to go on from here.\n"
+        )  # fmt: skip
+        done = {path: path.stat().st_mtime_ns for path in two.rglob("model_index.json")}
+
+        assert main(command) == 0
+        out = capsys.readouterr().out
+        assert "[bakeoff] 1 of 2 trainings were done before\n" in out and f"[bakeoff] {killed}, seed 0: trained" in out
+        assert len(done) == 1 and all(path.stat().st_mtime_ns == stamp for path, stamp in done.items())
+        assert re.search(r"\[bakeoff\] images of 3 models drawn and judged \(\d+ s\)\n", out)
+        assert "Images of base" in (two / "evaluation" / "process-1.log").read_text()
+        pools = [CandidatePool(folder / "pool", REWARDS) for folder in (one, two)]
+        rows = [{key: pool.scores[key].tobytes() for key in pool.scores} for pool in pools]
+        assert rows[0] == rows[1] and len(rows[0]) == 30
+        assert list(pools[0].images(rows[0])) == list(pools[1].images(rows[0]))
+        for arm in ("best_of_n", "diffusion_dpo"):
+            datasets = [load_from_disk(str(folder / "arms" / arm / "dataset")) for folder in (one, two)]
+            assert datasets[0].to_dict() == datasets[1].to_dict()
+        contents = [json.loads((folder / "bakeoff.json").read_text()) for folder in (one, two)]
+        # The last bits of weights depend on the number of threads alone, which is 1 here.
+        assert all(contents[0][name] == contents[1][name] for name in ("verdict", "rows", "settings"))
+        assert any(row["delta"] for row in contents[0]["rows"])
+        again = Bakeoff(make_parser().parse_args_and_config(["--config", *command[1:], "--max_steps", "4"])[0])
+        assert not again.is_trained(killed, 0)
+
     def test_options_of_an_arm(self, recipe):
         arms = ["craft", "proximal", "expanded_prompts", "min_snr", "half_rate", "double_rate"]
         bakeoff = Bakeoff(make_parser().parse_args_and_config(["--config", recipe(arms=arms)])[0])
@@ -433,6 +493,8 @@ class TestBakeoff:
             ({"candidates": "DELETE"}, "candidates is missing: give it in the recipe or as --candidates"),
             ({"global_batch_size": 3}, "global_batch_size must be even, got 3: a pair is two images"),
             ({"num_prompts": 5000}, "num_prompts must be from 1 to 2000"),
+            ({"num_processes": 0}, "num_processes must be at least 1, got 0"),
+            ({"num_processes": "two"}, "num_processes must be a whole number, got 'two'"),
             ({"num_test_prompts": 0}, "num_test_prompts must be at least 1, got 0"),
             ({"num_test_prompts": 9999}, "num_prompts must be from 1 to"),
             ({"arm": ["craft"]}, "unknown key 'arm'. Did you mean arms"),
@@ -445,6 +507,13 @@ class TestBakeoff:
         err = capsys.readouterr().err
         assert err.startswith("craft: error: ") and err.count("\n") == 1 and message in err, err
         assert not (tmp_path / "runs").exists()
+
+    def test_more_processes_than_devices(self, recipe, tmp_path, capsys, monkeypatch):
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+        monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+        assert main(["bakeoff", recipe(num_processes=3)]) == 2 and not (tmp_path / "runs").exists()
+        assert "num_processes is 3, but this machine has 2 cuda devices." in capsys.readouterr().err
 
     def test_limits_of_the_filter(self, recipe, recipes, tmp_path, capsys):
         """The arms would do without them."""
@@ -542,6 +611,11 @@ class TestBakeoff:
         assert module == "craft_trl.scripts.dpo" and launch_args.accelerate_config == str(tmp_path / "own.yaml")
         train_args, args, _ = dpo_parser().parse_args_and_config(argv)
         assert train_args.held_out_rewards is None and args.global_batch_size == 2
+        assert main(["bakeoff", recipe(num_processes=2)]) == 2 and not (tmp_path / "runs").exists()
+        assert (
+            f"num_processes is 2, but each training of {recipes.folder}/craft.yaml is launched on processes of its own: leave one of "
+            "the two out."
+        ) in capsys.readouterr().err
         recipes("craft", accelerate_config="zero9")
         assert main(["bakeoff", recipe()]) == 2 and "accelerate_config 'zero9' is neither" in capsys.readouterr().err
         recipes("craft", accelerate_config="cpu", global_batch_size="DELETE")
