@@ -23,8 +23,9 @@ training of each with each of `--seeds`, and one evaluation of all models by jud
 `tiny-parti`, which no setting of the recipes was chosen on. The evaluation draws all models alike, as the recipe says.
 
 Calls of the denoiser are counted, for one image. Seconds are measured in turns within this process, as shares of the first setting's.
-The agreement is the share of groups, or of images where the recipe filters images, that both keep among those that either keeps (Jaccard), beside what two sets of these sizes have by
-chance. `--candidate-seeds` are samples of prompts and noise that the candidates are drawn from: which groups a filter keeps is chance too.
+The agreement is the share of groups, or of images where the recipe filters images, that both keep among those that either keeps
+(Jaccard), beside what two sets of these sizes have by chance. `--candidate-seeds` are samples of prompts and noise that the
+candidates are drawn from: which groups a filter keeps is chance too.
 A setting's effect is that of its models over the base model, the mean of all seeds; the difference of two settings has a 95 % interval
 over prompts, samples of candidates and trainings. `--agreement` names settings of which only the agreement is looked at.
 
