@@ -169,18 +169,21 @@ def as_craft(title: str, train_images: str = "kept", **changes) -> Method:
     )
 
 
-# What the ablations among the baselines leave open: one thing of CRAFT changed in each.
+PROXIMAL = {"negative_advantages": "proximal", "proximal_tau": "0.5"}
+# What the ablations among the baselines leave open: one thing of CRAFT changed in each. The first changes all of it: what fine-tuning
+# does where nothing is chosen, which is in every other arm too.
 ABLATIONS = {
+    "own_images": Method("the base model's images of the original prompts, no choice, no weights", Material.originals),
     "no_filter": as_craft("without a filter: all images above the mean of their group", "all"),
     "proximal": as_craft(
         "with the worse images of the kept groups, and a bounded loss for these",
         "kept_groups",
-        options={"negative_advantages": "proximal"},
+        options=PROXIMAL,
     ),
     "proximal_all": as_craft(
         "with all images of all groups, and a bounded loss for the worse ones",
         "all",
-        options={"negative_advantages": "proximal"},
+        options=PROXIMAL,
     ),
     "expanded_prompts": as_craft("trained on the expanded prompts", options={"train_prompt": "expanded"}),
     "min_snr": as_craft("with Min-SNR weights of the noise levels, gamma 5", options={"snr_gamma": "5"}),

@@ -83,6 +83,11 @@ class Material:
         rows = [row | {"advantage": 1.0} for row in rows if not vetoed_itself(row["drop_reason"])]
         return self.dataset(rows)
 
+    def originals(self) -> "Dataset":
+        """The base model's own image of every original prompt, good or bad, of weight 1."""
+        rows = [row for row in filter_candidates(self.groups, self.pool, self.config) if row["variant"] == 0]
+        return self.dataset([row | {"advantage": 1.0} for row in rows if not vetoed_itself(row["drop_reason"])])
+
     def best_of_n(self) -> "Dataset":
         """Of each prompt's images from different seeds the one with the largest sum of scaled rewards, of weight 1."""
         best: dict[int, dict] = {}

@@ -85,7 +85,7 @@ class TestMethods:
         kept = {name: d["expanded_prompt"][:] for name, d in datasets.items() if "expanded_prompt" in d.column_names}
         assert kept == {
             "sft": [f"{p}{j}" for p in "abcd" for j in (1, 2)],
-            "best_of_n": ["a", "b", "c", "d"],
+            **dict.fromkeys(("best_of_n", "own_images"), ["a", "b", "c", "d"]),
             "sft_filtered": ["a1", "a2"],
             "image_filter": ["a1", "a2", "b1", "c1", "d1"],
             "h": ["a1", "a2", "b1", "b2", "c1", "c2"],
@@ -109,6 +109,7 @@ class TestMethods:
         assert datasets["craft"]["advantage"][1] == pytest.approx(np.sqrt(1.5), abs=1e-3)
         # a: the third seed leads by aesthetic; b: the second by all; c: none is better than the original; d: the third.
         assert datasets["best_of_n"]["seed"][:] == [2_000_007, 1_000_008, 9, 2_000_010]
+        assert datasets["own_images"]["seed"][:] == [7, 8, 9, 10] and set(datasets["own_images"]["advantage"]) == {1.0}
         assert datasets["diffusion_dpo"]["prompt"][:] == ["a", "b", "c", "d"]
         assert datasets["sdpo"].to_dict() == datasets["diffusion_dpo"].to_dict()
         assert datasets["inpo"].to_dict() == datasets["diffusion_dpo"].to_dict()
@@ -455,6 +456,7 @@ class TestBakeoff:
         args = {arm: bakeoff.training(arm, 0)[1] for arm in arms}
         assert [args[arm].learning_rate for arm in arms] == [1e-4] * 4 + [5e-5, 2e-4]
         assert [args[arm].negative_advantages for arm in arms] == ["zero", "proximal", *["zero"] * 4]
+        assert args["proximal"].proximal_tau == 0.5
         assert (args["expanded_prompts"].train_prompt, args["craft"].train_prompt) == ("expanded", "original")
         assert (args["min_snr"].snr_gamma, args["craft"].snr_gamma) == (5.0, None)
         named = Bakeoff(make_parser().parse_args_and_config(["--config", recipe(arms=arms, learning_rates=["half_rate=3e-4"])])[0])  # fmt: skip
