@@ -470,8 +470,8 @@ class TestBakeoff:
             args = bakeoff.training(arm, 0)[1]
             assert args.max_steps * args.global_batch_size * (2 if arm == "diffusion_dpo" else 1) == 200 * 128
         evaluation = bakeoff.evaluation()
-        assert len(evaluation.prompts) == 400 and len(evaluation.models) == 1 + 4 * 3
-        assert sum(evaluation.image_counts()) == 14 * 800 + 400 * 16 + 2 * 800
+        assert len(evaluation.prompts) == 400 and len(evaluation.models) == 1 + 5 * 3
+        assert sum(evaluation.image_counts()) == 17 * 800 + 400 * 16 + 2 * 800
 
     def test_commands_of_the_page(self, monkeypatch):
         monkeypatch.chdir(ROOT)
