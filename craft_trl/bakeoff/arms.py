@@ -169,7 +169,7 @@ def as_craft(title: str, train_images: str = "kept", **changes) -> Method:
     )
 
 
-PROXIMAL = {"negative_advantages": "proximal", "proximal_tau": "0.5"}
+PROXIMAL = {"negative_advantages": "proximal", "proximal_tau": "0.2"}
 # What the ablations among the baselines leave open: one thing of CRAFT changed in each. The first changes all of it: what fine-tuning
 # does where nothing is chosen, which is in every other arm too.
 ABLATIONS = {

@@ -456,7 +456,7 @@ class TestBakeoff:
         args = {arm: bakeoff.training(arm, 0)[1] for arm in arms}
         assert [args[arm].learning_rate for arm in arms] == [1e-4] * 4 + [5e-5, 2e-4]
         assert [args[arm].negative_advantages for arm in arms] == ["zero", "proximal", *["zero"] * 4]
-        assert args["proximal"].proximal_tau == 0.5
+        assert args["proximal"].proximal_tau == 0.2
         assert (args["expanded_prompts"].train_prompt, args["craft"].train_prompt) == ("expanded", "original")
         assert (args["min_snr"].snr_gamma, args["craft"].snr_gamma) == (5.0, None)
         named = Bakeoff(make_parser().parse_args_and_config(["--config", recipe(arms=arms, learning_rates=["half_rate=3e-4"])])[0])  # fmt: skip
