@@ -229,10 +229,11 @@ def test_ray_worker_is_killed(run, reference, monkeypatch):
     left = []
 
     def kill():  # before it has imported much, which would take most of the time of this test
-        workers = [
+        named = [
             process for process in psutil.Process().children(True) if process.name().startswith("ray::RankWorker")
         ]
-        worker = min(workers, key=lambda process: process.pid)
+        # The process that one starts for its work has its name too.
+        worker = next(process for process in named if process.parent() not in named)
         left.extend([worker, *worker.children(True)])
         worker.kill()
 
