@@ -128,14 +128,31 @@ def groups(rng: random.Random, folder: Path) -> list[str]:
 
 def vetoes(rng: random.Random, folder: Path) -> list[str]:
     """A file of vetoes that are none."""
-    rows = [json.loads(line) for line in (folder / "runs/tiny/prompts/groups.jsonl").read_text().splitlines()]
-    keys = [{"prompt": row["prompt"], "expanded_prompt": row["prompt"], "seed": row["seeds"][0]} for row in rows]
-    (folder / "veto.jsonl").write_text("".join(json.dumps(key) + "\n" for key in keys))
-    if rng.random() < 0.1:
-        (folder / "veto.jsonl").unlink()
-    else:
-        damage_lines(rng, folder / "veto.jsonl")
+    _about_images(rng, folder / "veto.jsonl", [{}])
     return [rng.choice(["filter", "sheet"]), "--config", "recipes/candidates.yaml", "--veto", "veto.jsonl"]
+
+
+def votes(rng: random.Random, folder: Path) -> list[str]:
+    """A file of votes that are none, or that say two things of an image or a prompt; or a reward made of votes that are not given."""
+    words = [{"vote": rng.choice(["keep", "veto", "best", "Best", "", None, 2, ["keep"]])} for _ in range(3)]
+    _about_images(rng, folder / "votes.jsonl", words)
+    given = ["--votes", "votes.jsonl"] if rng.random() < 0.9 else []
+    given += rng.choice(
+        [[], ["--filter_rewards", "human"], ["--reward_weights", "human=2"], ["--veto", "votes.jsonl"]]
+    )
+    return [rng.choice(["filter", "sheet"]), "--config", "recipes/candidates.yaml", *given]
+
+
+def _about_images(rng: random.Random, path: Path, columns: list[dict]) -> None:
+    """Write lines about the original of each group, with one of `columns` in each, and damage some; or none at all."""
+    lines = (path.parent / "runs/tiny/prompts/groups.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in rng.choices(lines, k=len(lines))]
+    keys = [{"prompt": row["prompt"], "expanded_prompt": row["prompt"], "seed": row["seeds"][0]} for row in rows]
+    path.write_text("".join(json.dumps(key | rng.choice(columns)) + "\n" for key in keys))
+    if rng.random() < 0.1:
+        path.unlink()
+    elif columns == [{}] or rng.random() < 0.5:  # vetoes of what is in the pool are right: only damage spoils them
+        damage_lines(rng, path)
 
 
 def pool(rng: random.Random, folder: Path) -> list[str]:
@@ -317,6 +334,19 @@ def servers(rng: random.Random, folder: Path) -> list[str]:
 
 KINDS: dict[str, Kind] = {
     kind.__name__: kind
-    for kind in (recipe_text, recipe_value, numbers, options, groups, vetoes, pool, records, dataset, rewards, models)
+    for kind in (
+        recipe_text,
+        recipe_value,
+        numbers,
+        options,
+        groups,
+        vetoes,
+        votes,
+        pool,
+        records,
+        dataset,
+        rewards,
+        models,
+    )
     + (prompts, servers, pipelines, train_value)
 }
