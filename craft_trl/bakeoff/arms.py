@@ -169,6 +169,8 @@ def as_craft(title: str, train_images: str = "kept", **changes) -> Method:
     )
 
 
+# What an arm says of negative advantages, whatever the recipe of the training says.
+NO_NEGATIVES = {"negative_advantages": "zero", "proximal_tau": "1"}
 PROXIMAL = {"negative_advantages": "proximal", "proximal_tau": "0.2"}
 # What the ablations among the baselines leave open: one thing of CRAFT changed in each. The first changes all of it: what fine-tuning
 # does where nothing is chosen, which is in every other arm too.

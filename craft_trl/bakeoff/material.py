@@ -65,7 +65,7 @@ class Material:
     def kept(self, **changes) -> "Dataset":
         """Images that the recipe's filter keeps, with changes to it; their weight is the advantage."""
         config = FilterConfig(**{name: getattr(self.config, name) for name in FilterConfig.__dataclass_fields__})
-        config = replace(config, **changes)
+        config = replace(config, **{"train_images": "kept"} | changes)
         rows = list(train_rows(filter_candidates(self.groups, self.pool, config), self.pool, config))
         if not rows:
             raise NothingToDoError(explain_nothing(self.groups, self.pool, config))

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..bakeoff.arms import METHODS, Material, check_methods, describe_passes, make_seed_groups
+from ..bakeoff.arms import METHODS, NO_NEGATIVES, Material, check_methods, describe_passes, make_seed_groups
 from ..bakeoff.comparison import HELD_OUT, compare_arms, verdict
 from ..bakeoff.config import BakeoffConfig
 from ..candidates.config import CandidatesConfig
@@ -133,7 +133,7 @@ class Bakeoff:
             max_steps=config.max_steps,
             learning_rate=config.rates.get(arm),
             beta=config.beta if script is dpo else None,
-            **METHODS[arm].options,
+            **((NO_NEGATIVES if script is train else {}) | METHODS[arm].options),
         )
         _, recipe, launch = script.make_parser().parse_args_and_config(argv)
         stated = config.global_batch_size or check_recipe(Path(config.training)).get("global_batch_size")

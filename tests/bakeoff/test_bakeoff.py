@@ -21,6 +21,7 @@ import shlex
 import shutil
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -102,6 +103,8 @@ class TestMethods:
             "tgo": [p + j for p in "abcd" for j in ("", "1", "2")],
             **dict.fromkeys(("nft_offline", "awm_offline"), [p for p in "abcd" for _ in range(3)]),
         }
+        everything = replace(material, config=FilterConfig(train_images="all"))  # where the recipe has it
+        assert METHODS["craft"].build(everything)["expanded_prompt"][:] == ["a1", "a2"]
         np.testing.assert_allclose(datasets["proximal"]["advantage"][:], [-np.sqrt(1.5), 0, np.sqrt(1.5)], atol=1e-3)
         assert set(datasets["sft"]["advantage"]) == {1.0} == set(datasets["best_of_n"]["advantage"])
         assert datasets["sft_filtered"]["advantage"][:] == [1.0, 1.0]
@@ -461,6 +464,15 @@ class TestBakeoff:
         assert (args["min_snr"].snr_gamma, args["craft"].snr_gamma) == (5.0, None)
         named = Bakeoff(make_parser().parse_args_and_config(["--config", recipe(arms=arms, learning_rates=["half_rate=3e-4"])])[0])  # fmt: skip
         assert named.training("half_rate", 0)[1].learning_rate == 3e-4
+
+    def test_an_arm_is_what_it_says_whatever_the_recipes_say(self, recipe, recipes):
+        """By a recipe that learns from worse images too: of the arms only those whose name says so do."""
+        recipes("craft", negative_advantages="proximal", proximal_tau=0.3)
+        arms = ["sft", "craft", "proximal_all"]
+        bakeoff = Bakeoff(make_parser().parse_args_and_config(["--config", recipe(arms=arms)])[0])
+        args = {arm: bakeoff.training(arm, 0)[1] for arm in arms}
+        assert [args[arm].negative_advantages for arm in arms] == ["zero", "zero", "proximal"]
+        assert args["proximal_all"].proximal_tau == 0.2
 
     def test_the_recipe_at_full_size(self, monkeypatch):
         """What is planned of recipes/tiny_full/bakeoff.yaml: its budget, its judges' images and its price."""
