@@ -42,6 +42,7 @@ from ..candidates.pool import CandidatePool
 from ..candidates.tree_config import check_trees
 from ..conditions import split_conditions
 from ..errors import UsageError
+from ..evaluation.config import EvaluateArguments
 from ..parser import CraftParser, check_recipe
 from ..stages import Stage, check_writable, fingerprint, read_record, read_timings, stopwatch, write_atomically
 from . import dpo, evaluate, expand, generate, scored, spo, train, transitions
@@ -102,7 +103,14 @@ class Bakeoff:
         )
         from ..evaluation.evaluate import Evaluation
 
-        judged = Evaluation(_parse(evaluate, config.evaluation, self.evaluation_argv)[0])
+        settings, places = _parse(evaluate, config.evaluation, self.evaluation_argv)
+        nothing = vars(EvaluateArguments())
+        if where := [name for name, value in vars(places).items() if value not in (nothing[name], 1)]:
+            raise UsageError(
+                f"{config.evaluation}: {where[0]} says where an evaluation is done. A bake-off does its own here, in as many "
+                "processes as its own num_processes says: leave it out."
+            )
+        judged = Evaluation(settings)
         if "held_out" not in judged.roles.values():
             raise UsageError(f"{config.evaluation}: held_out_rewards is missing, and they decide a comparison.")
         check_writable(self.folder)

@@ -636,6 +636,21 @@ class TestBakeoff:
         assert main(["bakeoff", recipe(global_batch_size="DELETE")]) == 2
         assert "global_batch_size is missing: name it here or in" in capsys.readouterr().err
 
+    @pytest.mark.parametrize(
+        "where",
+        [{"num_processes": 2}, {"executor": "local"}, {"shared_dir": "s3://bucket/run"}, {"tasks": 2, "task": 0}],
+    )
+    def test_where_an_evaluation_is_done_is_not_its_recipes_to_say(self, recipe, recipes, capsys, where):
+        recipes("evaluate", num_processes=1)
+        Bakeoff(make_parser().parse_args_and_config(["--config", recipe()])[0])
+        recipes("evaluate", **{"num_processes": "DELETE"} | where)
+        assert main(["bakeoff", recipe()]) == 2
+        name = next(iter(where))
+        assert (
+            f"{recipes.folder}/evaluate.yaml: {name} says where an evaluation is done. A bake-off does its own here"
+            in capsys.readouterr().err
+        )
+
     def test_the_packaged_recipe(self, monkeypatch, tmp_path):
         (config,) = make_parser().parse_args_and_config(["--config", str(TINY / "bakeoff.yaml")])
         assert config.arms == list(BASELINES) and config.seeds == [0, 1, 2]
