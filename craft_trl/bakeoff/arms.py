@@ -19,6 +19,7 @@ Baselines against each other: what each is trained on, and how.
 Every arm is a dataset from the same pool and a trainer; the budget of training is the same for all.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -52,8 +53,6 @@ class Method:
             What a sample is: images, pairs, lists of a group's images, or pairs of transitions.
         options (`Mapping[str, str]`, *optional*):
             Options of its training.
-        rate (`float`, *optional*, defaults to `1.0`):
-            Factor of the recipe's learning rate.
     """
 
     title: str
@@ -62,7 +61,6 @@ class Method:
     rewards: tuple[str, ...] = ()
     unit: str = "images"
     options: Mapping[str, str] = field(default_factory=dict)
-    rate: float = 1.0
 
     def images_of(self, group: int) -> int:
         """
@@ -189,10 +187,18 @@ ABLATIONS = {
     ),
     "expanded_prompts": as_craft("trained on the expanded prompts", options={"train_prompt": "expanded"}),
     "min_snr": as_craft("with Min-SNR weights of the noise levels, gamma 5", options={"snr_gamma": "5"}),
-    "half_rate": as_craft("at half the learning rate", rate=0.5),
-    "double_rate": as_craft("at twice the learning rate", rate=2.0),
 }
 METHODS = {**BASELINES, **ABLATIONS, **RIVALS}
+
+
+def method_of(arm: str) -> Method:
+    """The method of an arm, whether or not it has a learning rate of its own, as `inpo@2e-5` has."""
+    return METHODS[arm.partition("@")[0]]
+
+
+def rate_of(arm: str) -> str | None:
+    """The learning rate of an arm, if it has one of its own."""
+    return arm.partition("@")[2] or None
 
 
 def make_seed_groups(groups: Sequence[Group]) -> list[Group]:
@@ -211,15 +217,29 @@ def make_seed_groups(groups: Sequence[Group]) -> list[Group]:
     ]
 
 
-def check_methods(names: Sequence[str], rewards: Sequence[str]) -> None:
+def check_arms(arms: Sequence[str], rewards: Sequence[str]) -> None:
     """Raise a [`UsageError`] unless the arms are known, different, and the pool has the rewards they filter by."""
-    for name in names:
+    known = ", ".join(METHODS)
+    for arm in arms:
+        name, at, rate = arm.partition("@")
         if name not in METHODS:
-            raise UsageError(f"arms: there is no {name!r}. Known are {', '.join(METHODS)}.")
+            raise UsageError(
+                f"arms: there is no {name!r}. Known are {known}, each as it is or with its learning rate as NAME@RATE."
+            )
+        if at and not _is_positive(rate):
+            raise UsageError(f"arms: the learning rate of {arm!r} must be a number above 0, as in {name}@2e-5.")
         if missing := set(METHODS[name].rewards) - set(rewards):
             raise UsageError(f"arms: {name} filters by {min(missing)}, and the rewards are {', '.join(rewards)}.")
-    if len(set(names)) != len(names) or len(names) < 2:
-        raise UsageError(f"arms must be at least two different ones of {', '.join(METHODS)}; got {', '.join(names)}.")
+    different = {(name, float(rate) if at else None) for name, at, rate in (arm.partition("@") for arm in arms)}
+    if len(different) != len(arms) or len(arms) < 2:
+        raise UsageError(f"arms must be at least two different ones of {known}; got {', '.join(arms)}.")
+
+
+def _is_positive(text: str) -> bool:
+    try:
+        return 0 < float(text) < math.inf
+    except ValueError:
+        return False
 
 
 def describe_passes(passes: Sequence[Sequence[int | None]]) -> str:

@@ -20,7 +20,7 @@ from typing import Annotated
 from ..candidates.tree_config import TreeConfig
 from ..errors import UsageError
 from ..ranges import Count, Positive, Processes, Range
-from .arms import BASELINES, METHODS
+from .arms import BASELINES
 
 
 @dataclass
@@ -32,12 +32,13 @@ class BakeoffConfig(TreeConfig):
         candidates (`str`):
             Recipe of the candidates. Every image is drawn, with no early rejection: milder filters need them.
         training (`str`):
-            Recipe of the training; its learning rate and schedule are those of all arms.
+            Recipe of the training; its schedule, and its learning rate unless an arm has its own, are those of all arms.
         evaluation (`str`):
             Recipe of the evaluation; its held-out rewards decide.
         arms (`list[str]`, *optional*):
-            What to compare, see [`bakeoff.METHODS`]. Defaults to CRAFT, its ablations and its baselines,
-            [`bakeoff.BASELINES`]; other methods are named.
+            What to compare, see [`bakeoff.METHODS`]: names, or `NAME@RATE` for an arm at a learning rate of its own, such as
+            `inpo@2e-5`; the others have the training recipe's. Defaults to CRAFT, its ablations and its baselines,
+            [`bakeoff.BASELINES`].
         seeds (`list[int]`, *optional*, defaults to `[0, 1, 2]`):
             Training seeds of each arm.
         num_prompts (`int`, *optional*):
@@ -54,8 +55,6 @@ class BakeoffConfig(TreeConfig):
         global_batch_size (`int`, *optional*):
             Images per step of every arm; of arms on pairs, half as many pairs, and on lists as many whole lists as have no more
             images. Defaults to that of the recipe.
-        learning_rates (`list[str]`, *optional*):
-            Learning rates of single arms instead of the recipe's, as `ARM=RATE`.
         beta (`float`, *optional*, defaults to `5000.0`):
             Strength of the tie to the reference model, of the arms that `craft dpo` trains.
         num_processes (`int`, *optional*, defaults to `1`):
@@ -72,7 +71,7 @@ class BakeoffConfig(TreeConfig):
     evaluation: str = field(default=None, metadata={"help": "Recipe of the evaluation."})
     arms: list[str] = field(
         default_factory=lambda: list(BASELINES),
-        metadata={"help": "What to compare. Defaults to CRAFT, its ablations and baselines."},
+        metadata={"help": "What to compare, as NAME or NAME@RATE. Defaults to CRAFT, its ablations and baselines."},
     )
     seeds: list[Annotated[int, Range(0, 2**32 - 1)]] = field(
         default_factory=lambda: [0, 1, 2], metadata={"help": "Training seeds of each arm."}
@@ -85,9 +84,6 @@ class BakeoffConfig(TreeConfig):
     )
     max_steps: Count | None = field(default=None, metadata={"help": "Optimizer steps of every arm."})
     global_batch_size: Count | None = field(default=None, metadata={"help": "Samples per step of every arm."})
-    learning_rates: list[str] = field(
-        default_factory=list, metadata={"help": "Learning rates of single arms, as ARM=RATE."}
-    )
     beta: Positive = field(default=5000.0, metadata={"help": "Diffusion-DPO's tie to the reference model."})
     num_processes: Processes = field(
         default=1,
@@ -109,23 +105,7 @@ class BakeoffConfig(TreeConfig):
                 "frontier needs num_images_per_prompt of 2 or more: variety is between images of a prompt."
             )
         drawn = {name: getattr(self, name) for name in TreeConfig.__dataclass_fields__}
-        if "spo_offline" not in self.arms and (given := [n for n in drawn if drawn[n] != getattr(TreeConfig, n)]):
+        if not any(arm.partition("@")[0] == "spo_offline" for arm in self.arms) and (
+            given := [n for n in drawn if drawn[n] != getattr(TreeConfig, n)]
+        ):
             raise UsageError(f"{given[0]} is of the arm spo_offline, which is not among the arms: leave it out.")
-        for item in self.learning_rates:
-            arm, _, rate = item.partition("=")
-            if arm not in METHODS or not _is_number(rate):
-                raise UsageError(f"learning_rates must be ARM=RATE with an arm of {', '.join(METHODS)}; got {item!r}.")
-        if len(self.rates) < len(self.learning_rates):
-            raise UsageError(f"learning_rates must name each arm once, got {' '.join(self.learning_rates)}.")
-
-    @property
-    def rates(self) -> dict[str, str]:
-        """Learning rate by arm, of those that have one of their own."""
-        return dict(item.split("=") for item in self.learning_rates)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return float(text) > 0
-    except ValueError:
-        return False

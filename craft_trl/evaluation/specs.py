@@ -115,7 +115,7 @@ class ModelSpec:
         specs: dict[str, ModelSpec] = {}
         for text in [*texts[:-1], *at_strengths(texts, strengths), *texts[-1:]]:
             name, equals, source = text.partition("=")
-            if not (equals and source and re.fullmatch(r"\w[\w.-]*", name)):
+            if not (equals and source and re.fullmatch(r"\w[\w.@-]*", name)):
                 raise UsageError(f"models must be NAME=FOLDER or NAME=HUB_ID, got {text!r}.")
             strength, kind = 1.0, "pipeline"
             if match := re.fullmatch(r"strength:([^:]*):(.+)", source):

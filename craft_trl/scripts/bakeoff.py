@@ -33,7 +33,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..bakeoff.arms import METHODS, NO_NEGATIVES, Material, check_methods, describe_passes, make_seed_groups
+from ..bakeoff.arms import (
+    NO_NEGATIVES,
+    Material,
+    check_arms,
+    describe_passes,
+    make_seed_groups,
+    method_of,
+    rate_of,
+)
 from ..bakeoff.comparison import HELD_OUT, compare_arms, verdict
 from ..bakeoff.config import BakeoffConfig
 from ..candidates.config import CandidatesConfig
@@ -71,7 +79,7 @@ class Bakeoff:
             num_prompts=config.num_prompts, output_dir=config.output_dir, generate_all="true", num_processes=several
         )
         self.candidates: CandidatesConfig = _parse(expand, config.candidates, candidates)[0]
-        check_methods(config.arms, self.candidates.reward_names)
+        check_arms(config.arms, self.candidates.reward_names)
         if limits := split_conditions(self.candidates.conditions(self.candidates.reward_names))[1]:
             raise UsageError(
                 f"{config.candidates}: filter_rewards has the limit {limits[0]}, but the arms of a bake-off have filters of "
@@ -118,7 +126,7 @@ class Bakeoff:
     @property
     def draws_trees(self) -> bool:
         """Whether an arm learns from trees of transitions."""
-        return any(METHODS[arm].unit == "transitions" for arm in self.config.arms)
+        return any(method_of(arm).unit == "transitions" for arm in self.config.arms)
 
     def folder_of(self, arm: str, seed: int) -> Path:
         """Where an arm's model of one training seed goes."""
@@ -139,9 +147,9 @@ class Bakeoff:
             output_dir=str(self.folder_of(arm, seed)),
             seed=seed,
             max_steps=config.max_steps,
-            learning_rate=config.rates.get(arm),
+            learning_rate=rate_of(arm),
             beta=config.beta if script is dpo else None,
-            **((NO_NEGATIVES if script is train else {}) | METHODS[arm].options),
+            **((NO_NEGATIVES if script is train else {}) | method_of(arm).options),
         )
         _, recipe, launch = script.make_parser().parse_args_and_config(argv)
         stated = config.global_batch_size or check_recipe(Path(config.training)).get("global_batch_size")
@@ -151,17 +159,15 @@ class Bakeoff:
             )
         size = config.global_batch_size or recipe.global_batch_size
         micro = recipe.per_device_train_batch_size
-        if METHODS[arm].unit == "pairs" and size % 2:
+        if method_of(arm).unit == "pairs" and size % 2:
             raise UsageError(f"global_batch_size must be even, got {size}: a pair is two images.")
-        images = METHODS[arm].images_of(1 + self.candidates.num_variants)
+        images = method_of(arm).images_of(1 + self.candidates.num_variants)
         if size < images:
             raise UsageError(
                 f"global_batch_size must be at least {images}, got {size}: {arm} trains on lists of so many."
             )
         size, micro = size // images, max(1, micro // images)
         sizes = _given(global_batch_size=size, per_device_train_batch_size=micro, gradient_accumulation_steps=1)
-        if METHODS[arm].rate != 1 and arm not in config.rates:
-            sizes += _given(learning_rate=METHODS[arm].rate * recipe.learning_rate)
         return [*argv, *sizes]
 
     def train(self, arm: str, seed: int) -> None:
@@ -196,7 +202,7 @@ class Bakeoff:
 
 def _script(arm: str) -> ModuleType:
     """The script that trains an arm."""
-    return {"train": train, "dpo": dpo, "scored": scored, "spo": spo}[METHODS[arm].script]
+    return {"train": train, "dpo": dpo, "scored": scored, "spo": spo}[method_of(arm).script]
 
 
 def _given(**values) -> list[str]:
@@ -245,7 +251,7 @@ def main(config: BakeoffConfig) -> None:
                 bakeoff.train(arm, seed)
                 release_memory()
         arms[arm] = describe_training(bakeoff, arm)
-        if METHODS[arm].unit == "transitions":
+        if method_of(arm).unit == "transitions":
             arms[arm]["tree_passes"] = tree_passes(trees)
             say(f"[bakeoff] {arm}: {transitions.describe(trees, arms[arm]['rows'], config)}")
 
@@ -290,7 +296,7 @@ def draw_seeds(config: CandidatesConfig, seed_groups: Sequence[Group]) -> Candid
 
 def dataset_stage(bakeoff: Bakeoff, arm: str, material: Material) -> None:
     """Write an arm's training set."""
-    say(f"[bakeoff] {arm}: {METHODS[arm].title}")
+    say(f"[bakeoff] {arm}: {method_of(arm).title}")
     keys = [group.keys for group in (*material.groups, *material.seed_groups)]
     config = bakeoff.candidates
     settings = {
@@ -301,17 +307,17 @@ def dataset_stage(bakeoff: Bakeoff, arm: str, material: Material) -> None:
         "reward_weights": config.reward_weights,
         "advantage_eps": config.advantage_eps,
     }
-    if METHODS[arm].unit == "transitions":
+    if method_of(arm).unit == "transitions":
         settings["trees"] = fingerprint([path.name for path in material.trees])
         settings["min_preference"] = material.min_preference
     stage = Stage("arm", bakeoff.folder / "arms" / arm / "dataset", settings)
 
     def work() -> dict:
         with TemporaryDirectory(dir=stage.folder.parent) as scratch:
-            dataset = METHODS[arm].build(dataclasses.replace(material, scratch=Path(scratch)))
+            dataset = method_of(arm).build(dataclasses.replace(material, scratch=Path(scratch)))
             dataset.save_to_disk(str(stage.folder))
             # Of pairs and lists as rows of images, those of a group are one.
-            lists = METHODS[arm].unit in ("pairs", "lists")
+            lists = method_of(arm).unit in ("pairs", "lists")
             return {"rows": len(dataset), "samples": len(set(dataset["group_id"])) if lists else len(dataset)}
 
     run_stage(stage, work, lambda summary: f"{summary['rows']} rows in {stage.folder}")
@@ -324,9 +330,9 @@ def describe_training(bakeoff: Bakeoff, arm: str) -> dict:
     trained = [read_record(model)["summary"] for model in models]
     training_args = bakeoff.training(arm, bakeoff.config.seeds[-1])[1]
     return {
-        "title": METHODS[arm].title,
+        "title": method_of(arm).title,
         "rows": made.get("samples", made["rows"]),
-        "unit": METHODS[arm].unit,
+        "unit": method_of(arm).unit,
         "learning_rate": training_args.learning_rate,
         "batch": training_args.global_batch_size,
         "steps": training_args.max_steps,

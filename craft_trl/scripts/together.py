@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..bakeoff.arms import METHODS
+from ..bakeoff.arms import method_of
 from . import evaluate
 from .launch import describe_end, run_in_processes, say
 
@@ -63,7 +63,7 @@ def _train_here(arm: str, argv: Sequence[str], log: Path, devices: Sequence[Mapp
     if devices:
         os.environ.update(devices[int(os.environ.pop("CRAFT_TRL_PLACE"))])
     _say_into(log)
-    script = importlib.import_module(f".{METHODS[arm].script}", __package__)
+    script = importlib.import_module(f".{method_of(arm).script}", __package__)
     script.main(*script.make_parser().parse_args_and_config(argv))
 
 

@@ -35,7 +35,7 @@ from craft_trl.bakeoff.arms import (
     METHODS,
     RIVALS,
     Material,
-    check_methods,
+    check_arms,
     describe_passes,
     make_seed_groups,
 )
@@ -95,7 +95,7 @@ class TestMethods:
             "no_filter": [f"{p}{j}" for p in "abcd" for j in ("", 1, 2)],
             "proximal": ["a", "a1", "a2"],
             "proximal_all": [f"{p}{j}" for p in "abcd" for j in ("", 1, 2)],
-            **dict.fromkeys(("expanded_prompts", "min_snr", "half_rate", "double_rate"), ["a1", "a2"]),
+            **dict.fromkeys(("expanded_prompts", "min_snr"), ["a1", "a2"]),
             **dict.fromkeys(
                 ("diffusion_lpo", "dgpo_offline", "lair"), [p + j for p in "abcd" for j in ("", "1", "2")]
             ),
@@ -173,7 +173,7 @@ class TestMethods:
             METHODS["lair"].build(Material(groups[:1], groups[:1], pool, FilterConfig()))
 
     def test_check(self):
-        check_methods(list(METHODS), REWARDS)
+        check_arms(list(METHODS), REWARDS)
         for names, rewards, message in (
             (["craft", "ppo"], REWARDS, "there is no 'ppo'. Known are sft, best_of_n"),
             (["craft", "ha"], ["hpsv2"], "ha filters by aesthetic, and the rewards are hpsv2"),
@@ -181,7 +181,7 @@ class TestMethods:
             (["craft", "craft"], REWARDS, "at least two different ones"),
         ):
             with pytest.raises(UsageError, match=message):
-                check_methods(names, rewards)
+                check_arms(names, rewards)
 
 
 class TestStatistics:
@@ -297,18 +297,18 @@ def recipe(recipes):
 
 class TestBakeoff:
     def test_from_end_to_end_and_arm_by_arm(self, recipe, tmp_path, capsys):
-        assert main(["bakeoff", recipe()]) == 0
+        assert main(["bakeoff", recipe(arms=["best_of_n", "diffusion_dpo@2e-5"])]) == 0
         out = capsys.readouterr().out
         folder = tmp_path / "runs" / "tiny_bakeoff"
         assert "held-out score" in out and f"Report: {folder.relative_to(tmp_path)}/bakeoff.html" in out
         content = json.loads((folder / "bakeoff.json").read_text())
-        assert set(content["arms"]) == {"best_of_n", "diffusion_dpo"} == set(content["verdict"]["ranking"])
+        assert set(content["arms"]) == {"best_of_n", "diffusion_dpo@2e-5"} == set(content["verdict"]["ranking"])
         # The budget: the same steps, and as many images per step.
         assert {
             arm: (a["steps"], a["batch"], a["unit"], a["learning_rate"]) for arm, a in content["arms"].items()
         } == {
             "best_of_n": (1, 4, "images", 1e-4),
-            "diffusion_dpo": (1, 2, "pairs", 2e-5),
+            "diffusion_dpo@2e-5": (1, 2, "pairs", 2e-5),
         }
         seeds = load_from_disk(str(folder / "arms/best_of_n/dataset"))
         assert len(seeds) == 6 and seeds["prompt"][:] == seeds["expanded_prompt"][:]
@@ -330,13 +330,13 @@ class TestBakeoff:
         # What its training took stands beside each result: of pairs every image passes through the reference model as well.
         assert {arm: a["passes"] for arm, a in content["arms"].items()} == {
             "best_of_n": [[4, 0]],
-            "diffusion_dpo": [[4, 4]],
+            "diffusion_dpo@2e-5": [[4, 4]],
         }
-        assert ">4 + 4<" in report and re.search(r"diffusion_dpo  .*  4 \+ 4 +\d+\n", out)
+        assert ">4 + 4<" in report and re.search(r"diffusion_dpo@2e-5  .*  4 \+ 4 +\d+\n", out)
 
         # More arms, those of other methods among them: only they are done.
         models = {path: path.stat().st_mtime_ns for path in folder.rglob("model_index.json")}
-        arms = ["best_of_n", "sft", "diffusion_lpo", "nft_offline", "smpo", "spo_offline", "diffusion_dpo"]
+        arms = ["best_of_n", "sft", "diffusion_lpo", "nft_offline", "smpo", "spo_offline", "diffusion_dpo@2e-5"]
         trees = {"tree_steps": 4, "first_branch": 2, "num_branches": 2, "min_preference": 0.0}
         assert main(["bakeoff", recipe(arms=arms, **trees)]) == 0
         out = capsys.readouterr().out
@@ -454,7 +454,7 @@ class TestBakeoff:
         assert not again.is_trained(killed, 0)
 
     def test_options_of_an_arm(self, recipe):
-        arms = ["craft", "proximal", "expanded_prompts", "min_snr", "half_rate", "double_rate"]
+        arms = ["craft", "proximal", "expanded_prompts", "min_snr", "craft@5e-5", "craft@2e-4"]
         bakeoff = Bakeoff(make_parser().parse_args_and_config(["--config", recipe(arms=arms)])[0])
         args = {arm: bakeoff.training(arm, 0)[1] for arm in arms}
         assert [args[arm].learning_rate for arm in arms] == [1e-4] * 4 + [5e-5, 2e-4]
@@ -462,8 +462,6 @@ class TestBakeoff:
         assert args["proximal"].proximal_tau == 0.2
         assert (args["expanded_prompts"].train_prompt, args["craft"].train_prompt) == ("expanded", "original")
         assert (args["min_snr"].snr_gamma, args["craft"].snr_gamma) == (5.0, None)
-        named = Bakeoff(make_parser().parse_args_and_config(["--config", recipe(arms=arms, learning_rates=["half_rate=3e-4"])])[0])  # fmt: skip
-        assert named.training("half_rate", 0)[1].learning_rate == 3e-4
 
     def test_an_arm_is_what_it_says_whatever_the_recipes_say(self, recipe, recipes):
         """By a recipe that learns from worse images too: of the arms only those whose name says so do."""
@@ -480,7 +478,7 @@ class TestBakeoff:
         bakeoff = Bakeoff(make_parser().parse_args_and_config(["--config", "recipes/tiny_full/bakeoff.yaml"])[0])
         for arm in bakeoff.config.arms:
             args = bakeoff.training(arm, 0)[1]
-            assert args.max_steps * args.global_batch_size * (2 if arm == "diffusion_dpo" else 1) == 200 * 128
+            assert args.max_steps * args.global_batch_size * (2 if arm.startswith("diffusion_dpo") else 1) == 200 * 128
         evaluation = bakeoff.evaluation()
         assert len(evaluation.prompts) == 400 and len(evaluation.models) == 1 + 5 * 3
         assert sum(evaluation.image_counts()) == 17 * 800 + 400 * 16 + 2 * 800
@@ -500,9 +498,14 @@ class TestBakeoff:
             ({"seeds": [1, 1]}, "seeds must be different numbers from 0 on, at least one; got [1, 1]"),
             ({"seeds": [-1]}, "seeds must be different numbers from 0 on, at least one; got [-1]"),
             ({"global_batch_size": 0}, "global_batch_size must be at least 1, got 0"),
-            ({"learning_rates": ["sft=1e-4", "sft=2e-4"]}, "must name each arm once, got sft=1e-4 sft=2e-4"),
-            ({"learning_rates": ["craft=fast"]}, "learning_rates must be ARM=RATE with an arm of"),
-            ({"learning_rates": ["dpo=1e-5"]}, "learning_rates must be ARM=RATE with an arm of"),
+            ({"arms": ["sft@1e-4", "sft@1.0e-4"]}, "at least two different ones of sft"),
+            (
+                {"arms": ["sft", "craft@fast"]},
+                "arms: the learning rate of 'craft@fast' must be a number above 0, as in craft@2e-5",
+            ),
+            ({"arms": ["sft", "craft@"]}, "arms: the learning rate of 'craft@' must be a number above 0"),
+            ({"arms": ["sft", "craft@-1"]}, "arms: the learning rate of 'craft@-1' must be a number above 0"),
+            ({"arms": ["sft", "dpo@1e-5"]}, "arms: there is no 'dpo'. Known are sft"),
             ({"training": "./none.yaml"}, "Cannot read the recipe"),
             ({"candidates": "DELETE"}, "candidates is missing: give it in the recipe or as --candidates"),
             ({"global_batch_size": 3}, "global_batch_size must be even, got 3: a pair is two images"),
@@ -653,13 +656,15 @@ class TestBakeoff:
 
     def test_the_packaged_recipe(self, monkeypatch, tmp_path):
         (config,) = make_parser().parse_args_and_config(["--config", str(TINY / "bakeoff.yaml")])
-        assert config.arms == list(BASELINES) and config.seeds == [0, 1, 2]
+        dpo = "diffusion_dpo@2.0e-5"
+        assert config.arms == [*list(BASELINES)[:-1], dpo] and list(BASELINES)[-1] == "diffusion_dpo"
+        assert config.seeds == [0, 1, 2]
         bakeoff = Bakeoff(config)
         budgets = set()
         for arm in config.arms:
             _, args, _ = bakeoff.training(arm, 1)
-            images = args.global_batch_size * (2 if arm == "diffusion_dpo" else 1)
+            images = args.global_batch_size * (2 if arm == dpo else 1)
             budgets.add((args.max_steps, images, args.lr_scheduler_type, args.warmup_steps, args.seed))
-            assert args.learning_rate == (2e-5 if arm == "diffusion_dpo" else 1e-4)
+            assert args.learning_rate == (2e-5 if arm == dpo else 1e-4)
         assert len(budgets) == 1
         assert len(bakeoff.evaluation().config.models) == 1 + 8 * 3
