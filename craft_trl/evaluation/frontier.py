@@ -23,6 +23,7 @@ of that it has is its **kept variety**.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from math import comb
 
 import numpy as np
@@ -147,6 +148,20 @@ def kept_variety(
         gains as much, between two where it lies between them; and `beyond`, whether no k of the curve does. Then `best_of` is the
         last one, whose variety more choice would only lower, and `kept` is a lower bound.
     """
+    row, _ = _kept(gain, variety, curve_gains, curve_varieties, base_variety, num_bootstrap, seed)
+    return row
+
+
+def _kept(
+    gain: np.ndarray,
+    variety: np.ndarray,
+    curve_gains: np.ndarray,
+    curve_varieties: np.ndarray,
+    base_variety: np.ndarray | None,
+    num_bootstrap: int,
+    seed: int = 0,
+) -> tuple[dict[str, float | bool], np.ndarray]:
+    """[`kept_variety`], and it in each resample, which are the same prompts for every model of as many."""
     base_variety = curve_varieties[0] if base_variety is None else base_variety
     given = (gain, variety, base_variety, curve_gains, curve_varieties)
     arrays = [np.asarray(array, dtype=np.float64) for array in given]
@@ -167,14 +182,16 @@ def kept_variety(
     for start in range(0, num_bootstrap, size):
         draws = rng.multinomial(num_prompts, np.full(num_prompts, 1 / num_prompts), min(size, num_bootstrap - start))
         resampled.append(shares(draws / num_prompts)[0])
-    low, high = np.percentile(np.concatenate(resampled), [2.5, 97.5])
-    return {
+    resampled = np.concatenate(resampled)
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    row = {
         "kept": float(kept),
         "ci_low": float(low),
         "ci_high": float(high),
         "best_of": float(position + 1),
         "beyond": bool(beyond),
     }
+    return row, resampled
 
 
 # --- all of it ---
@@ -246,15 +263,17 @@ class Frontier:
 
     def results(self, num_bootstrap: int = 2000) -> dict:
         """
-        JSON values: `points`, each of a `way`, with `name`, `label`, gains by score and variety by kind; and `kept`, a row
-        for each point but the base and the best of k, score and kind of variety, see [`kept_variety`].
+        JSON values: `points`, each of a `way`, with `name`, `label`, gains by score and variety by kind; `kept`, a row
+        for each point but the base and the best of k, score and kind of variety, see [`kept_variety`]; and `differences`, a row for each
+        two models and kind, of how much more the one keeps at the first of the scores, paired by prompt. There is none
+        for a model that gains more than the best of k, of which only the least that it keeps is known.
         """
         points = [
             {"way": "best of k", "name": f"best of {k + 1}", "label": str(k + 1)}
             | {name: float(array[k].mean()) for name, array in self.curve.items()}
             for k in range(len(next(iter(self.curve.values()))))
         ]
-        kept, base = [], self.of_arm(next(iter(self.arms)))
+        kept, resampled, base = [], {}, self.of_arm(next(iter(self.arms)))
         for arm in self.arms:
             own = self.of_arm(arm)
             means = {name: float(values.mean()) for name, values in own.items()}
@@ -268,8 +287,17 @@ class Frontier:
             for score in self.scores:
                 for kind in self.distances:
                     curve = self.curve[score], self.curve[kind]
-                    row = kept_variety(own[score], own[kind], *curve, base[kind], num_bootstrap)
+                    row, resamples = _kept(own[score], own[kind], *curve, base[kind], num_bootstrap)
                     kept.append({"name": arm, "way": self.ways[arm], "score": score, "variety": kind} | row)
+                    if self.ways[arm] == "model" and score == next(iter(self.scores)) and not row["beyond"]:
+                        resampled.setdefault(kind, {})[arm] = row["kept"], resamples
+        differences = []
+        for kind, models in resampled.items():
+            for one, other in combinations(models, 2):
+                (mine, my_resamples), (theirs, their_resamples) = models[one], models[other]
+                low, high = np.percentile(my_resamples - their_resamples, [2.5, 97.5])
+                difference = {"difference": mine - theirs, "ci_low": float(low), "ci_high": float(high)}
+                differences.append({"name": one, "against": other, "variety": kind} | difference)
         return {
             "images": next(iter(self.draws.values())).shape[1],
             "score": next(iter(self.scores)),
@@ -277,18 +305,43 @@ class Frontier:
             "variety": [*self.distances],
             "points": points,
             "kept": kept,
+            "differences": differences,
         }
 
 
 def in_words(results: Mapping, names: Sequence[str]) -> list[str]:
-    """A sentence for each of these models: the one number, its interval, and what it is the share of."""
+    """
+    A sentence for each of these models: the one number, its interval, and what it is the share of. And one about the model that keeps
+    most, beside each of the others.
+    """
+    rows = [
+        row
+        for row in results["kept"]
+        if row["name"] in names and row["score"] == results["score"] and row["variety"] == results["variety"][0]
+    ]
     said = []
-    for row in results["kept"]:
-        if row["name"] in names and row["score"] == results["score"] and row["variety"] == results["variety"][0]:
-            least, k = ("at least ", f"{row['best_of']:.0f}") if row["beyond"] else ("", f"{row['best_of']:.1f}")
-            end = "and gains more" if row["beyond"] else "at the same gain"
-            said.append(
-                f"{row['name']} keeps {least}{row['kept']:.0%} [{row['ci_low']:.0%}, {row['ci_high']:.0%}] of the variety of the "
-                f"best of {k} images of the base, {end}."
-            )
+    for row in rows:
+        least, k = ("at least ", f"{row['best_of']:.0f}") if row["beyond"] else ("", f"{row['best_of']:.1f}")
+        end = "and gains more" if row["beyond"] else "at the same gain"
+        said.append(
+            f"{row['name']} keeps {least}{row['kept']:.0%} [{row['ci_low']:.0%}, {row['ci_high']:.0%}] of the variety of the "
+            f"best of {k} images of the base, {end}."
+        )
+    told = [row for row in rows if not row["beyond"]]
+    if len(told) > 1:
+        most = max(told, key=lambda row: row["kept"])["name"]
+        pairs = [row for row in results["differences"] if row["variety"] == results["variety"][0]]
+        more = [
+            _more(row, most)
+            for row in pairs
+            if most in (row["name"], row["against"]) and {row["name"], row["against"]} <= {*names}
+        ]
+        said.append(f"{most} keeps most, in points of that share: {', '.join(more)}.")
     return said
+
+
+def _more(row: Mapping, model: str) -> str:
+    """How much more of its variety one model of the row keeps than the other one, in points."""
+    sign, other = (100, row["against"]) if row["name"] == model else (-100, row["name"])
+    low, high = sorted((sign * row["ci_low"], sign * row["ci_high"]))
+    return f"{sign * row['difference']:+.0f} [{low:+.0f}, {high:+.0f}] beside {other}"

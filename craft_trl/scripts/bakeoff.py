@@ -300,7 +300,7 @@ def dataset_stage(bakeoff: Bakeoff, arm: str, material: Material) -> None:
     keys = [group.keys for group in (*material.groups, *material.seed_groups)]
     config = bakeoff.candidates
     settings = {
-        "arm": arm,
+        "arm": arm.partition("@")[0],  # whatever its learning rate
         "pool": read_record(bakeoff.folder / "pool")["fingerprint"],
         "keys": keys,
         "scale_rewards": config.scale_rewards,

@@ -224,6 +224,38 @@ class TestFrontier:
         ]
         json.dumps(results, allow_nan=False)
 
+    def test_models_beside_each_other(self):
+        """Paired by prompt: what moves both alike is in no difference; a model beyond the curve, another arm's way, is in none."""
+        rng = np.random.default_rng(0)
+        draws = {"r": rng.normal(size=(50, 8))}
+        distances = {"x": np.broadcast_to(np.ones((8, 8)) - np.eye(8), (50, 8, 8))}
+        wide = rng.uniform(0.5, 1.5, size=(50, 1))
+        base = {"r": np.zeros((50, 1)), "x": np.ones((50, 1))}
+        arms = {name: {"r": np.full((50, 1), 0.5), "x": share * wide} for name, share in (("a", 0.5), ("b", 0.8))}
+        far = {"r": np.full((50, 1), 9.0), "x": wide}
+        made = Frontier(
+            draws=draws,
+            distances=distances,
+            arms={"base": base, **arms, "far": far, "base at guidance 3": arms["a"]},
+            ways={"base": "base", **dict.fromkeys(("a", "b", "far"), "model"), "base at guidance 3": "guidance"},
+            labels=dict.fromkeys(("base", "a", "b", "far", "base at guidance 3"), ""),
+            roles={"r": "training"},
+        )
+        results = made.results(500)
+        kept = {row["name"]: row for row in results["kept"] if row["score"] == "training_score"}
+        (row,) = results["differences"]
+        assert (row["name"], row["against"], row["variety"]) == ("a", "b", "x")
+        assert row["difference"] == pytest.approx(kept["a"]["kept"] - kept["b"]["kept"])
+        assert row["difference"] == pytest.approx(-0.375 * kept["b"]["kept"])
+        # As far as both move together: the interval is that of one of them, times their difference.
+        assert row["ci_low"] == pytest.approx(-0.375 * kept["b"]["ci_high"], rel=1e-6)
+        assert row["ci_high"] == pytest.approx(-0.375 * kept["b"]["ci_low"], rel=1e-6)
+        low, high = (-100 * row[name] for name in ("ci_high", "ci_low"))
+        assert in_words(results, ["a", "b", "far"])[-1] == (
+            f"b keeps most, in points of that share: {-100 * row['difference']:+.0f} [{low:+.0f}, {high:+.0f}] beside a."
+        )
+        assert len(in_words(results, ["a", "far"])) == 2  # of one alone there is nothing to say
+
     def test_training_rewards_alone(self, made):
         alone = Frontier(**{**vars(made), "roles": {"r": "training"}})
         assert alone.results(2)["score"] == "training_score"
