@@ -222,6 +222,7 @@ def main(config: BakeoffConfig) -> None:
     from ..candidates.trees import tree_passes
     from ..devices import default_device, release_memory
     from ..evaluation.alternatives import price
+    from ..evaluation.figure import frontier_svg
     from ..evaluation.frontier import in_words
 
     expand.main(bakeoff.candidates)
@@ -267,6 +268,7 @@ def main(config: BakeoffConfig) -> None:
     if evaluation.frontier is not None:
         frontier = of_arms(evaluation.frontier, config.arms, config.seeds)
         content["frontier"] = frontier.results(evaluation.config.num_bootstrap)
+        write_atomically(bakeoff.folder / "frontier.svg", frontier_svg(content["frontier"]))
     write_atomically(bakeoff.folder / "bakeoff.json", json.dumps(content, indent=1) + "\n")
     report = bakeoff.folder / "bakeoff.html"
     write_bakeoff_report(content, evaluation, config.arms, config.seeds, report)

@@ -45,6 +45,7 @@ from craft_trl.candidates.groups import make_groups
 from craft_trl.candidates.pool import CandidatePool
 from craft_trl.cli.main import main
 from craft_trl.errors import NothingToDoError, UsageError
+from craft_trl.evaluation.figure import frontier_svg
 from craft_trl.evaluation.statistics import paired_p
 from craft_trl.filtering.votes import key_line as veto_line
 from craft_trl.scripts.bakeoff import Bakeoff, make_parser
@@ -383,6 +384,7 @@ class TestBakeoff:
         assert "\nsft keeps " in out and "\nbest_of_n keeps " in out
         folder = tmp_path / "runs" / "tiny_bakeoff"
         frontier = json.loads((folder / "bakeoff.json").read_text())["frontier"]
+        assert frontier_svg(frontier) == (folder / "frontier.svg").read_text()
         points = {point["name"]: point for point in frontier["points"]}
         assert [*points] == [*(f"best of {k}" for k in range(1, 9)), "base", "sft", "best_of_n", "base at guidance 3", "base at guidance 5"]  # fmt: skip
         assert [points[name]["way"] for name in ("base", "sft", "base at guidance 3")] == ["base", "model", "guidance"]

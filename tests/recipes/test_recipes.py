@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from craft_trl.bakeoff.arms import PROXIMAL
 from craft_trl.errors import UsageError
 from craft_trl.planning.recipes import RunRecipes
 from craft_trl.scripts import bakeoff, evaluate, expand, train
@@ -183,6 +184,19 @@ def test_memory_profiles_train_the_same(name):
     if "accelerate_config" in profile:
         launch = yaml.safe_load(find_accelerate_config(profile["accelerate_config"]).read_text())
         assert launch["deepspeed_config"]["offload_optimizer_device"] == "cpu"
+
+
+def test_proximal_differs_by_its_loss():
+    """`craft_proximal.yaml` trains as the paper's recipe does but for the loss, and on all images, none of which is left undrawn."""
+    folder = ROOT / "recipes/sdxl"
+    full, best, images = (
+        yaml.safe_load((folder / name).read_text())
+        for name in ("craft.yaml", "craft_proximal.yaml", "candidates_proximal.yaml")
+    )
+    changed = {"negative_advantages": "proximal", "proximal_tau": 0.2, "per_device_train_batch_size": 2}
+    assert best == full | changed
+    assert images["train_images"] == "all" and images["generate_all"] is True
+    assert best["proximal_tau"] == float(PROXIMAL["proximal_tau"])  # the arm of the bake-off that speaks for it
 
 
 @pytest.mark.parametrize("path", [p for p in RECIPES if p.parent.name == "sdxl"], ids=recipe_id)
