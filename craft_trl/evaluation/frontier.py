@@ -328,7 +328,7 @@ def in_words(results: Mapping, names: Sequence[str]) -> list[str]:
             f"best of {k} images of the base, {end}."
         )
     told = [row for row in rows if not row["beyond"]]
-    if len(told) > 1:
+    if len(told) > 1 and "differences" in results:  # a file of before has none
         most = max(told, key=lambda row: row["kept"])["name"]
         pairs = [row for row in results["differences"] if row["variety"] == results["variety"][0]]
         more = [

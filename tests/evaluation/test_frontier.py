@@ -255,6 +255,8 @@ class TestFrontier:
             f"b keeps most, in points of that share: {-100 * row['difference']:+.0f} [{low:+.0f}, {high:+.0f}] beside a."
         )
         assert len(in_words(results, ["a", "far"])) == 2  # of one alone there is nothing to say
+        earlier = {name: value for name, value in results.items() if name != "differences"}
+        assert in_words(earlier, ["a", "b", "far"]) == in_words(results, ["a", "b", "far"])[:-1]
 
     def test_training_rewards_alone(self, made):
         alone = Frontier(**{**vars(made), "roles": {"r": "training"}})
