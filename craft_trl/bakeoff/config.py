@@ -61,7 +61,7 @@ class BakeoffConfig(TreeConfig):
             Processes on this machine, each with a GPU of its own: they share out the images of the pool and of the evaluation, and so
             many trainings run at a time. The results do not depend on it.
         output_dir (`str`):
-            Where to write the pool, the models, `bakeoff.json` and `bakeoff.html`.
+            Where to write the pool, the models, `bakeoff.json`, `bakeoff.html` and, with `frontier`, `frontier.svg`.
 
         The parameters of the trees of `spo_offline` are those of [`TreeConfig`].
     """
