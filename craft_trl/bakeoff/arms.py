@@ -135,7 +135,11 @@ RIVALS = {
         options={"smoothing": "10", "inversion_steps": "10", "renoise": "true"},
     ),
     "spo_offline": Method(
-        "SPO on pairs of denoising steps, drawn once", Material.transitions, "spo", unit="transitions"
+        "SPO on pairs of denoising steps, drawn once",
+        Material.transitions,
+        "spo",
+        unit="transitions",
+        options={"proportion_empty_prompts": "0"},  # its texts are those of the transitions, whatever the recipe says
     ),
     "tgo": Method(
         "threshold-guided optimization on all images with their scores",
@@ -196,6 +200,11 @@ def method_of(arm: str) -> Method:
     return METHODS[arm.partition("@")[0]]
 
 
+def parts_of(arm: str) -> list[str]:
+    """Of an arm such as `craft+proximal_all` the arms whose models it is the mean of; of another one itself."""
+    return arm.split("+")
+
+
 def rate_of(arm: str) -> str | None:
     """The learning rate of an arm, if it has one of its own."""
     return arm.partition("@")[2] or None
@@ -221,18 +230,29 @@ def check_arms(arms: Sequence[str], rewards: Sequence[str]) -> None:
     """Raise a [`UsageError`] unless the arms are known, different, and the pool has the rewards they filter by."""
     known = ", ".join(METHODS)
     for arm in arms:
-        name, at, rate = arm.partition("@")
-        if name not in METHODS:
-            raise UsageError(
-                f"arms: there is no {name!r}. Known are {known}, each as it is or with its learning rate as NAME@RATE."
-            )
-        if at and not _is_positive(rate):
-            raise UsageError(f"arms: the learning rate of {arm!r} must be a number above 0, as in {name}@2e-5.")
-        if missing := set(METHODS[name].rewards) - set(rewards):
-            raise UsageError(f"arms: {name} filters by {min(missing)}, and the rewards are {', '.join(rewards)}.")
-    different = {(name, float(rate) if at else None) for name, at, rate in (arm.partition("@") for arm in arms)}
-    if len(different) != len(arms) or len(arms) < 2:
+        for part in parts_of(arm):
+            name, at, rate = part.partition("@")
+            if name not in METHODS:
+                raise UsageError(
+                    f"arms: there is no {name!r}. Known are {known}, each as it is or with its learning rate as NAME@RATE, and means of "
+                    "two or more that are arms as well, as NAME+NAME."
+                )
+            if at and not _is_positive(rate):
+                raise UsageError(f"arms: the learning rate of {part!r} must be a number above 0, as in {name}@2e-5.")
+            if missing := set(METHODS[name].rewards) - set(rewards):
+                raise UsageError(f"arms: {name} filters by {min(missing)}, and the rewards are {', '.join(rewards)}.")
+            if part not in arms:
+                raise UsageError(f"arms: {arm} is a mean of models, and {part} is not among the arms: name it too.")
+        if len(set(parts_of(arm))) < len(parts_of(arm)):
+            raise UsageError(f"arms: {arm} has the same one twice.")
+    if len({_meaning(arm) for arm in arms}) != len(arms) or len(arms) < 2:
         raise UsageError(f"arms must be at least two different ones of {known}; got {', '.join(arms)}.")
+
+
+def _meaning(arm: str) -> frozenset[tuple[str, float | None]]:
+    """The methods and rates of an arm, the same for all its spellings."""
+    named = (part.partition("@") for part in parts_of(arm))
+    return frozenset((name, float(rate) if at else None) for name, at, rate in named)
 
 
 def _is_positive(text: str) -> bool:

@@ -37,7 +37,8 @@ class BakeoffConfig(TreeConfig):
             Recipe of the evaluation; its held-out rewards decide.
         arms (`list[str]`, *optional*):
             What to compare, see [`bakeoff.METHODS`]: names, or `NAME@RATE` for an arm at a learning rate of its own, such as
-            `inpo@2e-5`; the others have the training recipe's. Defaults to CRAFT, its ablations and its baselines,
+            `inpo@2e-5`; the others have the training recipe's. `NAME+NAME` is the mean of the models of two or more of the arms, of
+            the same training seed each. Defaults to CRAFT, its ablations and its baselines,
             [`bakeoff.BASELINES`].
         seeds (`list[int]`, *optional*, defaults to `[0, 1, 2]`):
             Training seeds of each arm.
@@ -71,7 +72,9 @@ class BakeoffConfig(TreeConfig):
     evaluation: str = field(default=None, metadata={"help": "Recipe of the evaluation."})
     arms: list[str] = field(
         default_factory=lambda: list(BASELINES),
-        metadata={"help": "What to compare, as NAME or NAME@RATE. Defaults to CRAFT, its ablations and baselines."},
+        metadata={
+            "help": "What to compare, as NAME, NAME@RATE or, of arms, NAME+NAME. Defaults to CRAFT, its ablations and baselines."
+        },
     )
     seeds: list[Annotated[int, Range(0, 2**32 - 1)]] = field(
         default_factory=lambda: [0, 1, 2], metadata={"help": "Training seeds of each arm."}

@@ -115,8 +115,12 @@ class ModelSpec:
         specs: dict[str, ModelSpec] = {}
         for text in [*texts[:-1], *at_strengths(texts, strengths), *texts[-1:]]:
             name, equals, source = text.partition("=")
-            if not (equals and source and re.fullmatch(r"\w[\w.@-]*", name)):
+            if not (equals and source and re.fullmatch(r"\w[\w.@+-]*", name)):
                 raise UsageError(f"models must be NAME=FOLDER or NAME=HUB_ID, got {text!r}.")
+            if name.endswith("+expansion"):
+                raise UsageError(
+                    f"models: {name} is what the base with expanded prompts is called: choose another name."
+                )
             strength, kind = 1.0, "pipeline"
             if match := re.fullmatch(r"strength:([^:]*):(.+)", source):
                 strength, source = parse_strength(match[1], f"models: the strength in {text!r}"), match[2]

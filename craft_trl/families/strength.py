@@ -15,11 +15,12 @@
 """
 How strong a tuned model is: a point on the line from the model that its training began with, at 0, to itself, at 1, and on.
 
-Of a full model the line is one of the denoiser's weights, of an adapter one of its scale, which is the same line.
+Of a full model the line is one of the denoiser's weights, of an adapter one of its scale, which is the same line. Several full models
+from one base have a mean, which is such a model too.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -131,6 +132,42 @@ class Tensors(Mapping):
 
     def __len__(self) -> int:
         return len(self.handle_of)
+
+
+class Average(Mapping):
+    """
+    The mean of models that were trained from one base, tensor by tensor ([arXiv 2203.05482](https://huggingface.co/papers/2203.05482)).
+    It is computed in float32 when it is asked for.
+
+    Args:
+        models (`Sequence[Mapping[str, torch.Tensor]]`):
+            Tensors by name of each model.
+        what (`str`):
+            How the message of an error begins.
+    """
+
+    def __init__(self, models: Sequence[Mapping[str, "torch.Tensor"]], what: str):
+        self.models, self.what = models, what
+        for model in models[1:]:
+            if different := set(models[0]) ^ set(model):
+                raise self.error(min(different))
+
+    def __getitem__(self, name: str) -> "torch.Tensor":
+        first, *others = (model[name] for model in self.models)
+        if any(other.shape != first.shape for other in others):
+            raise self.error(name)
+        if not first.is_floating_point():
+            return first
+        return sum((other.float() for other in others), first.float()) / len(self.models)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.models[0])
+
+    def __len__(self) -> int:
+        return len(self.models[0])
+
+    def error(self, name: str) -> UsageError:
+        return UsageError(f"{self.what}: {name} is not in all of them, in one shape, so that they have no mean.")
 
 
 def between(base: "torch.Tensor", tuned: "torch.Tensor", strength: float) -> "torch.Tensor":

@@ -40,6 +40,7 @@ from ..bakeoff.arms import (
     describe_passes,
     make_seed_groups,
     method_of,
+    parts_of,
     rate_of,
 )
 from ..bakeoff.comparison import HELD_OUT, compare_arms, verdict
@@ -52,6 +53,7 @@ from ..conditions import split_conditions
 from ..errors import UsageError
 from ..evaluation.config import EvaluateArguments
 from ..parser import CraftParser, check_recipe
+from ..sources import model_hash
 from ..stages import Stage, check_writable, fingerprint, read_record, read_timings, stopwatch, write_atomically
 from . import dpo, evaluate, expand, generate, scored, spo, train, transitions
 from .launch import describe_end, launch, run_stage, say
@@ -80,6 +82,7 @@ class Bakeoff:
         )
         self.candidates: CandidatesConfig = _parse(expand, config.candidates, candidates)[0]
         check_arms(config.arms, self.candidates.reward_names)
+        self.trained = [arm for arm in config.arms if parts_of(arm) == [arm]]  # the others are means of these
         if limits := split_conditions(self.candidates.conditions(self.candidates.reward_names))[1]:
             raise UsageError(
                 f"{config.candidates}: filter_rewards has the limit {limits[0]}, but the arms of a bake-off have filters of "
@@ -95,7 +98,7 @@ class Bakeoff:
 
             check_devices(several)
             self.devices = single_devices()
-        for arm in config.arms:
+        for arm in self.trained:
             train_args, training_args, launch_args = self.training(arm, config.seeds[0])
             if several and launch_args.given:
                 raise UsageError(
@@ -126,7 +129,7 @@ class Bakeoff:
     @property
     def draws_trees(self) -> bool:
         """Whether an arm learns from trees of transitions."""
-        return any(method_of(arm).unit == "transitions" for arm in self.config.arms)
+        return any(method_of(arm).unit == "transitions" for arm in self.trained)
 
     def folder_of(self, arm: str, seed: int) -> Path:
         """Where an arm's model of one training seed goes."""
@@ -241,11 +244,11 @@ def main(config: BakeoffConfig) -> None:
     )
 
     if config.num_processes > 1:
-        for arm in config.arms:
+        for arm in bakeoff.trained:
             dataset_stage(bakeoff, arm, material)
         train_together(bakeoff)
     arms = {}
-    for arm in config.arms:
+    for arm in bakeoff.trained:
         if config.num_processes == 1:
             dataset_stage(bakeoff, arm, material)
             for seed in config.seeds:
@@ -255,6 +258,9 @@ def main(config: BakeoffConfig) -> None:
         if method_of(arm).unit == "transitions":
             arms[arm]["tree_passes"] = tree_passes(trees)
             say(f"[bakeoff] {arm}: {transitions.describe(trees, arms[arm]['rows'], config)}")
+    for arm in config.arms:
+        if arm not in arms:
+            arms[arm] = average(bakeoff, arm, arms)
 
     evaluation = bakeoff.evaluation()
     evaluation.check_models()
@@ -340,6 +346,29 @@ def describe_training(bakeoff: Bakeoff, arm: str) -> dict:
         "steps": training_args.max_steps,
         "seconds": [read_timings(model.parent).get("train", {}).get("seconds", 0.0) for model in models],
         "passes": [[summary.get(name) for name in ("passes", "passes_without_gradient")] for summary in trained],
+    }
+
+
+def average(bakeoff: Bakeoff, arm: str, arms: Mapping[str, dict]) -> dict:
+    """Write the mean of arms' models, of each seed, and return what it is and what its parts took, for `bakeoff.json`."""
+    from ..trainer.export import export_pipeline
+
+    parts = parts_of(arm)
+    for seed in bakeoff.config.seeds:
+        models = [str(bakeoff.folder_of(part, seed)) for part in parts]
+        stage = Stage("average", bakeoff.folder_of(arm, seed), {"models": [model_hash(model) for model in models]})
+
+        def work(models: list[str] = models, stage: Stage = stage) -> dict:
+            export_pipeline(models[0], stage.folder, "diffusers", average=models[1:])
+            return {"models": models}
+
+        run_stage(stage, work, lambda summary: f"the mean of {' and '.join(summary['models'])}")
+    of_parts = [arms[part] for part in parts]
+    passes = [[[n or 0 for n in of_seed] for of_seed in part["passes"]] for part in of_parts]
+    return {
+        "title": f"the mean of the models of {' and '.join(parts)}",
+        "seconds": np.sum([part["seconds"] for part in of_parts], axis=0).tolist(),
+        "passes": np.sum(passes, axis=0).tolist(),
     }
 
 

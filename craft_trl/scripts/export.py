@@ -31,6 +31,11 @@ craft export --model runs/sdxl/lora --format peft --output runs/sdxl/lora_peft
 ```bash
 craft export --model runs/sdxl/model --strength 0.7 --format diffusers --output runs/sdxl/model_0.7
 ```
+
+# The mean of models that were trained from one base, with different losses or seeds
+```bash
+craft export --model runs/sdxl/model --average runs/sdxl/model_proximal --format diffusers --output runs/sdxl/model_average
+```
 """
 
 import contextlib
@@ -49,7 +54,7 @@ from ..families.files import find_files
 from ..families.strength import Strength, check_base, facts_of
 from ..parser import CraftParser
 from ..ranges import check_ranges
-from ..sources import ADAPTER, first_line
+from ..sources import ADAPTER, FACTS, first_line
 from ..stages import check_writable
 from .launch import run_script, say
 
@@ -80,6 +85,9 @@ class ExportArguments:
         base (`str`, *optional*):
             Folder or Hub id of the model that the training of a pipeline began with, which a strength needs. Defaults to
             what the model's `training.json` names, which is a Hub id or nothing.
+        average (`list[str]`, *optional*):
+            Folders of more pipelines that were trained from the base of the model. The mean of their denoisers' weights and the model's
+            is written, in float32 and rounded once; a strength is then of the way to that mean.
     """
 
     model: str = field(default=None, metadata={"help": "Folder that `craft train` wrote: a pipeline or an adapter."})
@@ -103,6 +111,10 @@ class ExportArguments:
         metadata={
             "help": "Folder or Hub id that the model was trained from, for a strength. Defaults to what it says."
         },
+    )
+    average: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Folders of more pipelines from the same base: the mean of their weights is written."},
     )
 
     def __post_init__(self):
@@ -150,11 +162,37 @@ def check(args: ExportArguments) -> bool:
     if args.base is not None and (adapter or args.strength == 1):
         why = "the strength of an adapter needs none" if adapter else "without a strength it has no effect"
         raise UsageError(f"base {args.base}: {why}, leave it out.")
+    if args.average:
+        check_average(args, adapter)
     if not adapter and args.strength != 1:
         check_model(*base_of(args))
         check_base(f"strength {args.strength:g}", args.model, facts_of(args.model), *base_of(args))
     check_writable(output)
     return adapter
+
+
+def check_average(args: ExportArguments, adapter: bool) -> None:
+    """Raise a [`UsageError`] unless all models are pipelines that say that they were trained from one base."""
+    bases, folders = {}, [args.model, *args.average]
+    for folder in folders:
+        if adapter or (Path(folder) / ADAPTER).is_file():
+            raise UsageError(
+                f"average: {folder} is an adapter, and the mean of two adapters' factors is not that of what they add to the weights: "
+                "name pipelines."
+            )
+        if not Path(folder).is_dir():
+            raise UsageError(f"average: there is no folder {folder}.")
+        if folders.count(folder) > 1:
+            raise UsageError(f"average: {folder} is there twice.")
+        check_model(folder)
+        if not (base := facts_of(folder).get("base_hash")):
+            raise UsageError(f"average: {folder} has no {FACTS} that says what it was trained from.")
+        bases.setdefault(base, folder)
+    if len(bases) > 1:
+        one, other, *_ = bases.values()
+        raise UsageError(
+            f"average: {one} and {other} were trained from different models, and what lies between such is none."
+        )
 
 
 def base_of(args: ExportArguments) -> tuple[str, str | None]:
@@ -178,7 +216,7 @@ def main(args: ExportArguments) -> None:
             export_adapter(args.model, output, args.format, args.dtype, args.strength)
         else:
             base = base_of(args) if args.strength != 1 else None
-            export_pipeline(args.model, output, args.format, args.dtype, args.strength, base)
+            export_pipeline(args.model, output, args.format, args.dtype, args.strength, base, args.average)
     files = [p for p in (Path(args.output), *Path(args.output).rglob("*")) if p.is_file()]
     say(
         f"[export] {args.output}: {args.format}, {sum(p.stat().st_size for p in files) / 1e6:.1f} MB, read back and equal"

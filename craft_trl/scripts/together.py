@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 def train_together(bakeoff: "Bakeoff") -> None:
     """Do the trainings that are not done, `num_processes` of them at a time, each with a log beside its model."""
-    jobs = [(arm, seed) for arm in bakeoff.config.arms for seed in bakeoff.config.seeds]
+    jobs = [(arm, seed) for arm in bakeoff.trained for seed in bakeoff.config.seeds]
     left = [job for job in jobs if not bakeoff.is_trained(*job)]
     if len(left) < len(jobs):
         say(f"[bakeoff] {len(jobs) - len(left)} of {len(jobs)} trainings were done before")

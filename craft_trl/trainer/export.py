@@ -16,6 +16,7 @@
 
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import diffusers
@@ -34,7 +35,7 @@ from ..errors import UsageError
 from ..families import get_family
 from ..families.files import ModelFiles, find_files
 from ..families.single_file import markers, single_file_state_dict
-from ..families.strength import Tensors, set_strength
+from ..families.strength import Average, Tensors, set_strength
 from ..quiet import quiet_bars, quiet_casts, quiet_logs
 from ..sources import ADAPTER
 from .checkpoints import PEFT_PREFIX
@@ -48,6 +49,7 @@ def export_pipeline(
     dtype: str | None = None,
     strength: float = 1.0,
     base: tuple[str, str | None] | None = None,
+    average: Sequence[str] = (),
 ) -> None:
     """
     Write a pipeline, and read it back.
@@ -65,6 +67,8 @@ def export_pipeline(
             How far the way from the base to the model is gone.
         base (`tuple[str, str | None]`, *optional*):
             Folder or Hub id, and revision, of the base, for another strength than 1.
+        average (`Sequence[str]`, *optional*):
+            Folders of pipelines with which the mean is taken, of the denoisers.
     """
     dtype = getattr(torch, dtype) if dtype else None
     files = find_files(model)
@@ -77,13 +81,18 @@ def export_pipeline(
         dtypes = dict.fromkeys(stored, dtypes[family.denoiser])
     options = {"dtype": dtypes, "use_safetensors": True, **files.absent}
     pipeline = DiffusionPipeline.from_pretrained(model, variant=files.variant, **options)
-    if strength != 1:
+    if strength != 1 or average:
         denoiser = getattr(pipeline, family.denoiser)
-        load_network(
-            type(denoiser), base[0], revision=base[1], component=family.denoiser
-        )  # what must be downloaded, is
-        ends = (Tensors(find_files(*end).read_weights()[family.denoiser]) for end in (base, (model, None)))
-        set_strength(denoiser, *ends, strength, f"strength {strength:g}: {model} and {base[0]}")
+        models = [Tensors(find_files(one).read_weights()[family.denoiser]) for one in (model, *average)]
+        what = f"average of {', '.join((model, *average))}"
+        tuned = start = Average(models, what) if average else models[0]
+        if strength != 1:
+            what = f"strength {strength:g}: {model} and {base[0]}"
+            load_network(
+                type(denoiser), base[0], revision=base[1], component=family.denoiser
+            )  # what must be downloaded, is
+            start = Tensors(find_files(*base).read_weights()[family.denoiser])
+        set_strength(denoiser, start, tuned, strength, what)
     if format == "diffusers":
         with quiet_logs():  # diffusers warns of each part that is not there
             pipeline.save_pretrained(output, max_shard_size="10GB")

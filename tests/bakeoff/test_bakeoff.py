@@ -29,6 +29,7 @@ import torch
 import yaml
 from datasets import load_from_disk
 from PIL import Image
+from safetensors.torch import load_file
 
 from craft_trl.bakeoff.arms import (
     BASELINES,
@@ -338,18 +339,32 @@ class TestBakeoff:
         # More arms, those of other methods among them: only they are done.
         models = {path: path.stat().st_mtime_ns for path in folder.rglob("model_index.json")}
         arms = ["best_of_n", "sft", "diffusion_lpo", "nft_offline", "smpo", "spo_offline", "diffusion_dpo@2e-5"]
+        arms.append("best_of_n+diffusion_dpo@2e-5")
         trees = {"tree_steps": 4, "first_branch": 2, "num_branches": 2, "min_preference": 0.0}
         assert main(["bakeoff", recipe(arms=arms, **trees)]) == 0
         out = capsys.readouterr().out
         assert out.count("[train] done before") == 2 and "[arm] 12 rows in" in out
         assert all(path.stat().st_mtime_ns == stamp for path, stamp in models.items())
-        assert len(list(folder.rglob("model_index.json"))) == 7
+        assert len(list(folder.rglob("model_index.json"))) == 8
         arms = json.loads((folder / "bakeoff.json").read_text())["arms"]
         assert arms["diffusion_lpo"]["unit"] == "lists" and arms["diffusion_lpo"]["passes"] == [
             [3, 3]
         ]  # a list of three
         assert arms["nft_offline"]["rows"] == 18 and arms["nft_offline"]["passes"] == [[4, 4]]
         assert "without new images" in (report := (folder / "bakeoff.html").read_text())
+        # A mean of two arms: no training, and what theirs took.
+        mean = arms["best_of_n+diffusion_dpo@2e-5"]
+        assert (
+            mean["passes"] == [[8, 4]]
+            and mean["title"] == "the mean of the models of best_of_n and diffusion_dpo@2e-5"
+        )
+        seconds = [arms[arm]["seconds"][0] for arm in ("best_of_n", "diffusion_dpo@2e-5")]
+        assert mean["seconds"] == [pytest.approx(sum(seconds))] and "no training of its own" in report
+        weights, *parts = (
+            load_file(folder / "arms" / arm / "seed-0" / "model" / "unet" / "diffusion_pytorch_model.safetensors")
+            for arm in ("best_of_n+diffusion_dpo@2e-5", "best_of_n", "diffusion_dpo@2e-5")
+        )
+        assert all(torch.equal(value, (parts[0][name] + parts[1][name]) / 2) for name, value in weights.items())
         # A tree: two plain steps, the first that branches, and two branches seen once; each twice, for the guidance. What they took
         # stands beside what the training took.
         assert len(list((folder / "trees").glob("*.safetensors"))) == 6 and arms["spo_offline"]["tree_passes"] == 60
@@ -466,12 +481,16 @@ class TestBakeoff:
         assert (args["min_snr"].snr_gamma, args["craft"].snr_gamma) == (5.0, None)
 
     def test_an_arm_is_what_it_says_whatever_the_recipes_say(self, recipe, recipes):
-        """By a recipe that learns from worse images too: of the arms only those whose name says so do."""
-        recipes("craft", negative_advantages="proximal", proximal_tau=0.3)
-        arms = ["sft", "craft", "proximal_all"]
+        """
+        By a recipe that learns from worse images too: of the arms only those whose name says so do. And SPO, whose texts are those of
+        its transitions, has no empty ones.
+        """
+        recipes("craft", negative_advantages="proximal", proximal_tau=0.3, proportion_empty_prompts=0.2)
+        arms = ["sft", "craft", "proximal_all", "spo_offline"]
         bakeoff = Bakeoff(make_parser().parse_args_and_config(["--config", recipe(arms=arms)])[0])
         args = {arm: bakeoff.training(arm, 0)[1] for arm in arms}
-        assert [args[arm].negative_advantages for arm in arms] == ["zero", "zero", "proximal"]
+        assert [args[arm].negative_advantages for arm in arms[:3]] == ["zero", "zero", "proximal"]
+        assert [args[arm].proportion_empty_prompts for arm in arms] == [0.2, 0.2, 0.2, 0.0]
         assert args["proximal_all"].proximal_tau == 0.2
 
     def test_the_recipe_at_full_size(self, monkeypatch):
@@ -508,6 +527,10 @@ class TestBakeoff:
             ({"arms": ["sft", "craft@"]}, "arms: the learning rate of 'craft@' must be a number above 0"),
             ({"arms": ["sft", "craft@-1"]}, "arms: the learning rate of 'craft@-1' must be a number above 0"),
             ({"arms": ["sft", "dpo@1e-5"]}, "arms: there is no 'dpo'. Known are sft"),
+            ({"arms": ["sft", "sft+h"]}, "arms: sft+h is a mean of models, and h is not among the arms: name it too"),
+            ({"arms": ["sft", "h", "h+h"]}, "arms: h+h has the same one twice"),
+            ({"arms": ["sft", "h", "h+"]}, "arms: there is no ''. Known are sft"),
+            ({"arms": ["sft", "h", "h+sft", "sft+h"]}, "at least two different ones of sft"),
             ({"training": "./none.yaml"}, "Cannot read the recipe"),
             ({"candidates": "DELETE"}, "candidates is missing: give it in the recipe or as --candidates"),
             ({"global_batch_size": 3}, "global_batch_size must be even, got 3: a pair is two images"),

@@ -288,6 +288,70 @@ class TestStrength:
             main(ExportArguments(model=str(adapter[0]), format="peft", output="x", strength=0.5, base="x/y"))
 
 
+class TestAverage:
+    """The mean of the denoisers, and the rest of the first."""
+
+    @pytest.fixture
+    def models(self, pipelines, tmp_path):
+        """Two models of one base, in float32, and one of another."""
+        one, other = tuned(pipelines / "sd", tmp_path / "one"), tuned(pipelines / "sd", tmp_path / "other")
+        weights = other / "unet" / "diffusion_pytorch_model.safetensors"
+        save_file({name: 3 * value for name, value in load_file(weights).items()}, weights)
+        tuned(pipelines / "sdxl", tmp_path / "of_sdxl")
+        return one, other
+
+    def weights(self, path):
+        return load_file(path / "unet" / "diffusion_pytorch_model.safetensors")
+
+    def test_a_pipeline(self, pipelines, models, tmp_path):
+        (one, other), base = models, pipelines / "sd"
+        main(ExportArguments(model="one", average=["other"], format="diffusers", output="mean"))
+        first, second, mean = (self.weights(path) for path in (one, other, tmp_path / "mean"))
+        assert first.keys() == mean.keys()
+        assert all(torch.equal(value, (first[name] + second[name]) / 2) for name, value in mean.items())
+        assert any(not torch.equal(first[name], value) for name, value in mean.items())
+        main(ExportArguments(model="other", average=["one"], format="diffusers", output="turned"))
+        assert all(torch.equal(value, mean[name]) for name, value in self.weights(tmp_path / "turned").items())
+        for part in ("text_encoder", "vae"):
+            files = [next((path / part).glob("*.safetensors")).read_bytes() for path in (one, tmp_path / "mean")]
+            assert files[0] == files[1]
+
+        options = {"strength": 0.5, "base": str(base), "format": "diffusers", "output": "half"}
+        main(ExportArguments(model="one", average=["other"], **options))
+        start, half = self.weights(base), self.weights(tmp_path / "half")
+        assert all(torch.equal(value, torch.lerp(start[name], mean[name], 0.5)) for name, value in half.items())
+
+    @pytest.mark.parametrize(
+        ("model", "average", "message"),
+        [
+            ("one", ["nothing"], "average: there is no folder nothing."),
+            ("one", ["other", "one"], "average: one is there twice."),
+            ("one", ["{}/sd"], r"average: .*sd has no training.json that says what it was trained from."),
+            ("one", ["other", "of_sdxl"], "average: one and of_sdxl were trained from different models"),
+            ("one", ["lora"], "average: lora is an adapter, and the mean of two adapters' factors"),
+            ("lora", ["one"], "average: lora is an adapter"),
+        ],
+    )
+    def test_mistakes(self, pipelines, adapter, models, tmp_path, model, average, message):
+        shutil.copytree(adapter[0], tmp_path / "lora")
+        average = [folder.format(pipelines) for folder in average]
+        with pytest.raises(UsageError, match=message) as error:
+            main(ExportArguments(model=model, average=average, format="diffusers", output="x"))
+        assert "\n" not in str(error.value) and not (tmp_path / "x").exists()
+
+    def test_other_shapes(self, models, tmp_path):
+        """Models that say that they are of one base, and are not."""
+        file = models[1] / "unet" / "diffusion_pytorch_model.safetensors"
+        weights = load_file(file)
+        save_file({name: value for name, value in weights.items() if name != "conv_in.bias"}, file)
+        with pytest.raises(UsageError, match="average of one, other: conv_in.bias is not in all of them"):
+            main(ExportArguments(model="one", average=["other"], format="diffusers", output="x"))
+        save_file(weights | {"conv_in.bias": torch.zeros(3)}, file)
+        with pytest.raises(UsageError, match="average of one, other: conv_in.bias is not in all of them"):
+            main(ExportArguments(model="one", average=["other"], format="diffusers", output="x"))
+        assert not (tmp_path / "x").exists()
+
+
 @pytest.mark.parametrize(
     ("source", "format", "output", "message"),
     [
