@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from ..errors import UsageError
 from ..ranges import Range
-from ..sources import FACTS, first_line, model_hash
+from ..sources import ADAPTER, FACTS, first_line, model_hash
 from ..stages import read_record
 
 
@@ -103,6 +103,36 @@ def check_base(
             f"{what}: {source} was trained from another model than {base}: from {name} ({_short(expected)}), and {base} is "
             f"{_short(got)}. A strength is of the way from that one."
         )
+
+
+def check_average(what: str, folders: Sequence[str]) -> str:
+    """
+    The hash of the model that all these pipelines say they were trained from, or a [`UsageError`] that begins with `what` where
+    they have no mean.
+    """
+    bases: dict[str, str] = {}
+    for folder in folders:
+        if (Path(folder) / ADAPTER).is_file():
+            raise UsageError(
+                f"{what}: {folder} is an adapter, and the mean of two adapters' factors is not that of what they add: name "
+                "pipelines."
+            )
+        if not (Path(folder) / "model_index.json").is_file():
+            raise UsageError(
+                f"{what}: there is no pipeline in {folder}. It is to be the folder of a finished training."
+            )
+        if folders.count(folder) > 1:
+            raise UsageError(f"{what}: {folder} is there twice.")
+        record = read_record(folder)
+        if record is not None and not record["finished"]:
+            raise UsageError(f"{what}: {folder} is not finished. The same command as before goes on with it.")
+        if not (base := facts_of(folder).get("base_hash")):
+            raise UsageError(f"{what}: {folder} has no {FACTS} that says what it was trained from.")
+        bases.setdefault(base, folder)
+    if len(bases) > 1:
+        one, other, *_ = bases.values()
+        raise UsageError(f"{what}: {one} and {other} were trained from different models, between which there is none.")
+    return next(iter(bases))
 
 
 def _short(digest: str) -> str:

@@ -89,12 +89,15 @@ class RunRecipes:
         recipes = cls(*parsed["candidates"], *parsed["train"], *parsed["evaluate"], files=files)
         recipes.rounds = read_rounds(own.get("rounds", "1"))
         recipes._follow(folder / RECIPES["train"])
+        recipes._follow_candidates(folder / RECIPES["candidates"])
         recipes._check_consistent()
         if "output_dir" in own:
             recipes._move(recipes.candidates.output_dir, own["output_dir"])
         training, evaluation = recipes.training, recipes.evaluation
         recipes.train_argv = ["--config", str(files["train"]), *routed["train"]]
         recipes.train_argv += ["--dataset_name", recipes.train.dataset_name, "--output_dir", training.output_dir]
+        if recipes.train.average_with:
+            recipes.train_argv += ["--average_with", *recipes.train.average_with]
         recipes.evaluate_argv = ["--config", str(files["evaluate"]), *without({"models"}, routed["evaluate"])]
         recipes.evaluate_argv += ["--models", *evaluation.models, "--output_dir", evaluation.output_dir]
         if evaluation.run_dir is not None:
@@ -143,6 +146,14 @@ class RunRecipes:
         # A new one, since it has read its list of models.
         self.evaluation = replace(self.evaluation, models=models)
 
+    def _follow_candidates(self, standard: Path) -> None:
+        """Let the evaluation write beside what other candidates than the standard recipe's write, and speak of that run."""
+        written = check_recipe(standard).get("output_dir") if standard.is_file() else None
+        if isinstance(written, str):
+            self._move_evaluation(
+                relative_to(standard.parent, written), self.candidates.output_dir, "run_dir", "output_dir"
+            )
+
     def _check_consistent(self) -> None:
         """The three recipes must speak of one run."""
         run_dir, dataset = Path(self.candidates.output_dir), self.train.dataset_name
@@ -183,27 +194,31 @@ class RunRecipes:
 
     def _move(self, old: str, new: str) -> None:
         """Replace the run's folder wherever it stands in a configuration."""
-
-        def moved(value):
-            if isinstance(value, list):
-                return [moved(item) for item in value]
-            if isinstance(value, str):
-                prefix, path = split_path(value)
-                if Path(path).is_relative_to(old):
-                    return f"{prefix}{Path(new) / Path(path).relative_to(old)}"
-            return value
-
         for config, names in (
             (self.candidates, ("output_dir",)),
-            (self.train, ("dataset_name",)),
+            (self.train, ("dataset_name", "average_with")),
             (self.training, ("output_dir",)),
         ):
             for name in names:
-                setattr(config, name, moved(getattr(config, name)))
+                setattr(config, name, _moved(getattr(config, name), old, new))
+        self._move_evaluation(old, new, "models", "run_dir", "output_dir")
+        self.judged = _moved(self.judged, old, new)
+
+    def _move_evaluation(self, old: str, new: str, *names: str) -> None:
         # A new one, since it has read its list of models.
-        names = ("models", "run_dir", "output_dir")
-        self.evaluation = replace(self.evaluation, **{name: moved(getattr(self.evaluation, name)) for name in names})
-        self.judged = moved(self.judged)
+        values = {name: _moved(getattr(self.evaluation, name), old, new) for name in names}
+        self.evaluation = replace(self.evaluation, **values)
+
+
+def _moved(value: object, old: str, new: str) -> object:
+    """A path in a recipe, or a list of such, in another folder if it was in the old one."""
+    if isinstance(value, list):
+        return [_moved(item, old, new) for item in value]
+    if isinstance(value, str):
+        prefix, path = split_path(value)
+        if Path(path).is_relative_to(old):
+            return f"{prefix}{Path(new) / Path(path).relative_to(old)}"
+    return value
 
 
 def _stated(value: object) -> str:

@@ -66,6 +66,11 @@ def check_rounds(recipes: RunRecipes) -> None:
             f"rounds is {recipes.rounds}, but strengths are of the way from the base, and a later round begins with another model: leave "
             "strengths out, and run `craft evaluate` with them afterwards."
         )
+    if recipes.train.average_with:
+        raise UsageError(
+            f"rounds is {recipes.rounds}, but average_with is of trainings of the base, and a later round begins with another model: "
+            "leave it out."
+        )
     if recipes.candidates.originals_from is not None:
         raise UsageError(
             f"rounds is {recipes.rounds}, but originals_from is {recipes.candidates.originals_from}: the originals are those of the first "

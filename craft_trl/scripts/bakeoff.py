@@ -100,6 +100,10 @@ class Bakeoff:
             self.devices = single_devices()
         for arm in self.trained:
             train_args, training_args, launch_args = self.training(arm, config.seeds[0])
+            if train_args.average_with:
+                raise UsageError(
+                    f"{config.training}: average_with is of one training. The mean of arms is an arm such as craft+sft: leave it out."
+                )
             if several and launch_args.given:
                 raise UsageError(
                     f"num_processes is {several}, but each training of {config.training} is launched on processes of its own: leave "

@@ -51,10 +51,10 @@ from ..errors import UsageError
 from ..families import get_family
 from ..families.checks import check_model
 from ..families.files import find_files
-from ..families.strength import Strength, check_base, facts_of
+from ..families.strength import Strength, check_average, check_base, facts_of
 from ..parser import CraftParser
 from ..ranges import check_ranges
-from ..sources import ADAPTER, FACTS, first_line
+from ..sources import ADAPTER, first_line
 from ..stages import check_writable
 from .launch import run_script, say
 
@@ -163,36 +163,15 @@ def check(args: ExportArguments) -> bool:
         why = "the strength of an adapter needs none" if adapter else "without a strength it has no effect"
         raise UsageError(f"base {args.base}: {why}, leave it out.")
     if args.average:
-        check_average(args, adapter)
+        for folder in args.average:
+            if Path(folder).is_dir():
+                check_model(folder)
+        check_average("average", [args.model, *args.average])
     if not adapter and args.strength != 1:
         check_model(*base_of(args))
         check_base(f"strength {args.strength:g}", args.model, facts_of(args.model), *base_of(args))
     check_writable(output)
     return adapter
-
-
-def check_average(args: ExportArguments, adapter: bool) -> None:
-    """Raise a [`UsageError`] unless all models are pipelines that say that they were trained from one base."""
-    bases, folders = {}, [args.model, *args.average]
-    for folder in folders:
-        if adapter or (Path(folder) / ADAPTER).is_file():
-            raise UsageError(
-                f"average: {folder} is an adapter, and the mean of two adapters' factors is not that of what they add to the weights: "
-                "name pipelines."
-            )
-        if not Path(folder).is_dir():
-            raise UsageError(f"average: there is no folder {folder}.")
-        if folders.count(folder) > 1:
-            raise UsageError(f"average: {folder} is there twice.")
-        check_model(folder)
-        if not (base := facts_of(folder).get("base_hash")):
-            raise UsageError(f"average: {folder} has no {FACTS} that says what it was trained from.")
-        bases.setdefault(base, folder)
-    if len(bases) > 1:
-        one, other, *_ = bases.values()
-        raise UsageError(
-            f"average: {one} and {other} were trained from different models, and what lies between such is none."
-        )
 
 
 def base_of(args: ExportArguments) -> tuple[str, str | None]:

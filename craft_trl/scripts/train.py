@@ -42,6 +42,7 @@ from typing import TYPE_CHECKING
 from ..errors import UsageError
 from ..families import get_family
 from ..families.checks import check_model, model_files
+from ..families.strength import check_average
 from ..families.uses import check_guidance, check_steps
 from ..parser import CraftParser
 from ..sources import looks_like_hub_id, model_hash
@@ -92,6 +93,8 @@ def settings_of(train_args: TrainArguments, training_args: "DiffusionConfig", da
         "dataset": dataset._fingerprint,
         "training": learning_settings(training_args),
     }
+    if train_args.average_with:
+        settings["average_with"] = [model_hash(model) for model in train_args.average_with]
     if train_args.held_out_rewards:
         settings["guard"] = train_args.guard_settings()
     if train_args.use_peft:
@@ -149,6 +152,14 @@ def check_sources(train_args: TrainArguments, training_args: "DiffusionConfig | 
         raise UsageError("lora_target_modules is missing: a single file does not name its defaults.")
     model = train_args.model_name_or_path, train_args.model_revision
     check_model(*model, train=training_args or True)
+    if train_args.average_with:
+        if check_average("average_with", train_args.average_with) != model_hash(*model):
+            raise UsageError(
+                f"average_with: {train_args.average_with[0]} was trained from another model than {model[0]}, and between models of "
+                "different origin there is none."
+            )
+        if training_args is not None and (own := Path(training_args.output_dir)) in map(Path, train_args.average_with):
+            raise UsageError(f"average_with: {own} is what this training writes.")
     if train_args.held_out_rewards:
         files = model_files(*model)
         check_guidance(files, "guard_guidance_scale", train_args.guard_guidance_scale)
@@ -242,6 +253,7 @@ def main(
     from ..trainer.checkpoints import has_training_state, last_complete_checkpoint
     from ..trainer.craft_trainer import CraftTrainer
     from ..trainer.denoiser import lora_config
+    from ..trainer.export import average_into
     from ..trainer.guard import Guard
 
     trainer_class = trainer_class or CraftTrainer
@@ -277,6 +289,7 @@ def main(
         revision=train_args.model_revision,
         peft_config=peft_config,
     )
+    trainer.averaged_with = [Path(model).name for model in train_args.average_with]
     trainer.remove_callback(ProgressCallback)
     if not training_args.disable_tqdm:
         trainer.add_callback(LossProgressCallback)
@@ -297,9 +310,13 @@ def main(
     with stopwatch(stage, write=trainer.is_world_process_zero()) as watch:
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         trainer.save_model()
+        if train_args.average_with and trainer.is_world_process_zero():
+            average_into(stage.folder, train_args.average_with)
     summary = {"steps": result.global_step, "images": len(dataset), "loss": round(result.training_loss, 6)}
     for name in ("passes", "passes_without_gradient"):  # of images through the denoiser, those before a resumption too
         summary[name] = int(sum(entry.get(name, 0) for entry in trainer.state.log_history))
+    if train_args.average_with:
+        summary["averaged_with"] = train_args.average_with
     if guard is not None:
         summary |= guard.summary()
         say(guard.describe_cost())
@@ -325,6 +342,8 @@ def describe(summary: dict) -> str:
     if "exported_step" in summary:
         stopped = "stopped by the guard, " if summary["stopped_by_guard"] else ""
         text += f", {stopped}step {summary['exported_step'] or summary['steps']} saved"
+    if "averaged_with" in summary:
+        text += f", the mean with {' and '.join(summary['averaged_with'])} saved"
     return text
 
 

@@ -44,6 +44,9 @@ class TrainArguments(GuardConfig):
             Configuration of a Hub dataset.
         dataset_train_split (`str`, *optional*, defaults to `"train"`):
             Split to train on.
+        average_with (`list[str]`, *optional*):
+            Folders of finished trainings of the same model. What is saved is the mean of the weights that this training ends
+            with and theirs, a model soup ([arXiv 2203.05482](https://huggingface.co/papers/2203.05482)).
         use_peft (`bool`, *optional*, defaults to `False`):
             Train a LoRA adapter instead of all parameters.
         lora_r (`int`, *optional*, defaults to `16`):
@@ -62,6 +65,12 @@ class TrainArguments(GuardConfig):
     dataset_name: str = field(default=None, metadata={"help": "Folder of `craft filter`, or a dataset on the Hub."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
     dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    average_with: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Folders of finished trainings of the same model: the mean of their weights and its own is saved."
+        },
+    )
     use_peft: bool = field(default=False, metadata={"help": "Train a LoRA adapter instead of all parameters."})
     lora_r: Count = field(default=16, metadata={"help": "Rank of the adapter."})
     lora_alpha: Count | None = field(default=None, metadata={"help": "Scale of the adapter. Defaults to its rank."})
@@ -82,6 +91,10 @@ class TrainArguments(GuardConfig):
         for name in ("lora_r", "lora_alpha"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.average_with and self.use_peft:
+            raise UsageError(
+                "average_with has no mean of adapters, whose factors have none that is one of what they add: leave out use_peft or it."
+            )
         default = TrainArguments.lora_r
         if not self.use_peft and (self.lora_r != default or self.lora_alpha or self.lora_target_modules):
             raise UsageError(

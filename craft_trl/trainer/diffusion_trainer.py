@@ -17,7 +17,7 @@
 
 import copy
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,7 @@ class DiffusionTrainer(PublishingMixin, _BaseTrainer):
     _name = "Diffusion"
     # `compute_loss` returns `batch_mean`; the Trainer divides it by the number of accumulated micro-batches.
     loss_is_scaled_for_ga = False
+    averaged_with: Sequence[str] = ()  # names of the models with whose weights the mean of its own is taken in the end
     samples_class: Callable[..., TrainingSamples] = TrainingSamples
     unit = "images"  # what a sample is
 

@@ -109,6 +109,23 @@ def export_pipeline(
             assert_equal(part.state_dict(), getattr(again, name).state_dict(), f"{name} of {output}")
 
 
+def average_into(folder: Path, models: Sequence[str]) -> None:
+    """Give a pipeline's folder the mean of its denoiser's weights and those of other pipelines', in the precision that it has."""
+    files = find_files(str(folder))
+    denoiser = get_family(files.index["_class_name"]).denoiser
+    tensors = [Tensors(find_files(model).read_weights()[denoiser]) for model in (str(folder), *models)]
+    mean = Average(tensors, f"average of {', '.join((str(folder), *models))}")
+    written = {}
+    for file in files.read_weights()[denoiser]:
+        with safe_open(file, "pt") as weights:
+            values = {n: mean[n].to(weights.get_tensor(n).dtype).contiguous() for n in weights.keys()}
+        # Beside it: the file itself is still read from.
+        written[file] = file.with_name(f".{file.name}.tmp")
+        save_file(values, written[file], metadata={"format": "pt"})
+    for file, temporary in written.items():
+        temporary.replace(file)
+
+
 def export_adapter(model: str, output: Path, format: str, dtype: str | None = None, strength: float = 1.0) -> None:
     """
     Write an adapter of a denoiser, and read it back.

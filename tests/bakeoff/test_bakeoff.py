@@ -489,6 +489,15 @@ class TestBakeoff:
         assert [args[arm].negative_advantages for arm in arms] == ["zero", "zero", "proximal"]
         assert args["proximal_all"].proximal_tau == 0.2
 
+    def test_a_recipe_whose_model_is_a_mean(self, recipe, recipes, capsys):
+        """All arms would be means with that model."""
+        recipes("craft", average_with=["runs/tiny/model"])
+        assert main(["bakeoff", recipe()]) == 2
+        message = (
+            "craft.yaml: average_with is of one training. The mean of arms is an arm such as craft+sft: leave it out."
+        )
+        assert message in capsys.readouterr().err
+
     def test_spo_has_no_empty_prompts(self, recipe, recipes):
         """Its texts are those of its transitions, whatever the recipe says."""
         recipes("craft", proportion_empty_prompts=0.2)

@@ -186,17 +186,22 @@ def test_memory_profiles_train_the_same(name):
         assert launch["deepspeed_config"]["offload_optimizer_device"] == "cpu"
 
 
-def test_proximal_differs_by_its_loss():
-    """`craft_proximal.yaml` trains as the paper's recipe does but for the loss, and on all images, none of which is left undrawn."""
-    folder = ROOT / "recipes/sdxl"
-    full, best, images = (
-        yaml.safe_load((folder / name).read_text())
-        for name in ("craft.yaml", "craft_proximal.yaml", "candidates_proximal.yaml")
+@pytest.mark.parametrize(("name", "changed"), [("sdxl", {"per_device_train_batch_size": 2}), ("tiny_full", {})])
+def test_proximal_differs_by_its_loss(name, changed):
+    """
+    `craft_proximal.yaml` trains as `craft.yaml` does but for the loss, and on all images, none of which is left undrawn. And
+    `craft_best.yaml` is its mean with the model of that.
+    """
+    full, proximal, best, images = (
+        yaml.safe_load((ROOT / "recipes" / name / file).read_text())
+        for file in ("craft.yaml", "craft_proximal.yaml", "craft_best.yaml", "candidates_proximal.yaml")
     )
-    changed = {"negative_advantages": "proximal", "proximal_tau": 0.2, "per_device_train_batch_size": 2}
-    assert best == full | changed
+    run = f"runs/{name}_proximal"
+    changed = changed | {"dataset_name": f"{run}/dataset", "output_dir": f"{run}/model"}
+    assert proximal == full | {"negative_advantages": "proximal", "proximal_tau": 0.2} | changed
+    assert best == proximal | {"average_with": [full["output_dir"]], "output_dir": f"{run}/best"}
     assert images["train_images"] == "all" and images["generate_all"] is True
-    assert best["proximal_tau"] == float(PROXIMAL["proximal_tau"])  # the arm of the bake-off that speaks for it
+    assert proximal["proximal_tau"] == float(PROXIMAL["proximal_tau"])  # the arm of the bake-off that speaks for it
 
 
 @pytest.mark.parametrize("path", [p for p in RECIPES if p.parent.name == "sdxl"], ids=recipe_id)

@@ -324,7 +324,7 @@ class TestAverage:
     @pytest.mark.parametrize(
         ("model", "average", "message"),
         [
-            ("one", ["nothing"], "average: there is no folder nothing."),
+            ("one", ["nothing"], "average: there is no pipeline in nothing."),
             ("one", ["other", "one"], "average: one is there twice."),
             ("one", ["{}/sd"], r"average: .*sd has no training.json that says what it was trained from."),
             ("one", ["other", "of_sdxl"], "average: one and of_sdxl were trained from different models"),

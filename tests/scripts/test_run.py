@@ -140,6 +140,62 @@ class TestTrainRecipe:
         assert "3 steps of 4 of LoRA" in capsys.readouterr().out
 
 
+class TestMeanOfTwo:
+    """A training on other candidates, in a run of their own, whose model is the mean with that of the first run."""
+
+    @pytest.fixture
+    def best(self, recipes):
+        for name, changes in (
+            ("candidates", {"output_dir": "runs/tiny_all", "train_images": "all", "generate_all": True}),
+            ("craft", {"dataset_name": "runs/tiny_all/dataset", "output_dir": "runs/tiny_all/best"}),
+        ):
+            content = yaml.safe_load((recipes.folder / f"{name}.yaml").read_text()) | changes
+            if name == "craft":
+                content |= {"average_with": ["runs/tiny/model"], "negative_advantages": "proximal"}
+            (recipes.folder / f"{name}_best.yaml").write_text(yaml.safe_dump(content))
+        return ["run", str(recipes.folder), "--candidates_recipe", "candidates_best", "--train_recipe", "craft_best"]
+
+    def test_from_start_to_finish(self, capsys, tmp_path, recipes, best):
+        assert main(best) == 2
+        message = (
+            "average_with: there is no pipeline in runs/tiny/model. It is to be the folder of a finished training."
+        )
+        assert capsys.readouterr().err == f"craft: error: {message}\n" and not (tmp_path / "runs").exists()
+
+        assert main(["run", str(recipes.folder)]) == 0
+        files = {path: path.read_bytes() for path in (tmp_path / "runs/tiny").rglob("*") if path.is_file()}
+        capsys.readouterr()
+        assert main(best) == 0
+        out = capsys.readouterr().out
+        assert "the mean with runs/tiny/model saved in runs/tiny_all/best" in out
+        assert "[run] the evaluation judges craft=runs/tiny_all/best\n" in out
+        assert "Report: runs/tiny_all/evaluation/report.html" in out
+        # Nothing of the first run is touched.
+        assert files == {path: path.read_bytes() for path in (tmp_path / "runs/tiny").rglob("*") if path.is_file()}
+        report = (tmp_path / "runs/tiny_all/evaluation/report.html").read_text()
+        assert "<h2>Training loss</h2>" in report
+        assert main(best) == 0
+        assert capsys.readouterr().out.count("done before") == 5
+
+    def test_folders(self, recipes, best):
+        for options, folder in (([], "runs/tiny_all"), (["--output_dir", "o"], "o")):
+            loaded = RunRecipes.load(recipes.folder, [*best[2:], *options])
+            assert loaded.evaluation.models[1:] == [f"craft={folder}/best"]
+            assert (loaded.evaluation.run_dir, loaded.evaluation.output_dir) == (folder, f"{folder}/evaluation")
+            config, _ = evaluate.make_parser().parse_args_and_config(loaded.evaluate_argv)
+            assert config == loaded.evaluation
+            arguments, training, _ = train.make_parser().parse_args_and_config(loaded.train_argv)
+            assert arguments.average_with == ["runs/tiny/model"] and arguments.dataset_name == f"{folder}/dataset"
+            assert training.output_dir == f"{folder}/best"
+
+    def test_no_rounds(self, capsys, best):
+        assert main([*best, "--rounds", "2"]) == 2
+        message = (
+            "rounds is 2, but average_with is of trainings of the base, and a later round begins with another model"
+        )
+        assert message in capsys.readouterr().err
+
+
 class TestOptionsOfAccelerate:
     @pytest.mark.parametrize("command", ["train", "dpo", "scored", "spo"])
     def test_of_a_training(self, capsys, recipes, command):

@@ -22,7 +22,7 @@ import weakref
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from craft_trl import CraftTrainer
 from craft_trl.cli.main import main
@@ -155,6 +155,74 @@ def test_no_worse_image_to_be_pushed_away_from(folder, tmp_path, capsys):
         == 0
     )
     assert "below 0" not in capsys.readouterr().out
+
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+class TestAverage:
+    def test_the_mean_is_saved(self, folder, tmp_path, capsys):
+        assert train(folder, tmp_path / "seed1", "--seed", "1") == 0
+        arguments = ["--average_with", str(tmp_path / "seed1")]
+        assert train(folder, tmp_path / "mean", *arguments) == 0
+        assert f", the mean with {tmp_path / 'seed1'} saved in {tmp_path / 'mean'}" in capsys.readouterr().out
+        own, other, mean = (
+            load_file(path / WEIGHTS) for path in (folder / "run", tmp_path / "seed1", tmp_path / "mean")
+        )
+        assert own.keys() == mean.keys() and any(not torch.equal(value, other[name]) for name, value in own.items())
+        assert all(torch.equal(value, (own[name] + other[name]) / 2) for name, value in mean.items())
+        assert not list((tmp_path / "mean").rglob("*.tmp"))
+        # As the export of the two has it, and as a model that says what it is.
+        exported = [
+            "--model",
+            str(folder / "run"),
+            "--average",
+            str(tmp_path / "seed1"),
+            "--output",
+            str(tmp_path / "x"),
+        ]
+        assert main(["export", "--format", "diffusers", *exported]) == 0
+        assert (tmp_path / "x" / WEIGHTS).read_bytes() == (tmp_path / "mean" / WEIGHTS).read_bytes()
+        assert json.loads((tmp_path / "mean" / "training.json").read_text())["averaged_with"] == ["seed1"]
+        card = (tmp_path / "mean" / "README.md").read_text()
+        assert (
+            "mean of those that this training ended with and those of `seed1`, which\nbegan with the same model."
+            in card
+        )
+        assert "averaged_with" not in json.loads((folder / "run" / "training.json").read_text())
+
+        # Stopped between the training and its end: the mean is taken once, of the training's own weights.
+        record = json.loads((tmp_path / "mean" / "stage.json").read_text())
+        (tmp_path / "mean" / "stage.json").write_text(json.dumps({**record, "finished": False}))
+        before = (tmp_path / "mean" / WEIGHTS).read_bytes()
+        assert train(folder, tmp_path / "mean", *arguments) == 0
+        assert "goes on from" in capsys.readouterr().out and (tmp_path / "mean" / WEIGHTS).read_bytes() == before
+        assert train(folder, tmp_path / "mean", *arguments) == 0
+        assert "[train] done before" in (out := capsys.readouterr().out) and "the mean with" in out
+
+    def test_mistakes(self, refuses, folder, tmp_path):
+        run = str(folder / "run")
+        refuses("average_with: there is no pipeline in nothing.", "--average_with", "nothing")
+        refuses("average_with has no mean of adapters", "--average_with", run, "--use_peft")
+        refuses(f"average_with: {folder / 'model'} has no training.json", "--average_with", str(folder / "model"))
+        refuses(f"average_with: {run} is there twice", "--average_with", run, run)
+        shutil.copytree(folder / "run", tmp_path / "other")
+        refuses(
+            f"average_with: {tmp_path / 'other'} is what this training writes",
+            "--average_with",
+            str(tmp_path / "other"),
+        )
+        facts = json.loads((tmp_path / "other" / "training.json").read_text()) | {"base_hash": "f" * 64}
+        (tmp_path / "other" / "training.json").write_text(json.dumps(facts))
+        shutil.move(tmp_path / "other", tmp_path / "foreign")
+        foreign = str(tmp_path / "foreign")
+        refuses(f"average_with: {foreign} was trained from another model than", "--average_with", foreign)
+        refuses(
+            f"average_with: {run} and {foreign} were trained from different models", "--average_with", run, foreign
+        )
+        record = json.loads((tmp_path / "foreign" / "stage.json").read_text()) | {"finished": False}
+        (tmp_path / "foreign" / "stage.json").write_text(json.dumps(record))
+        refuses(f"average_with: {foreign} is not finished", "--average_with", foreign)
 
 
 def test_a_dataset_of_another_model(refuses, folder):
