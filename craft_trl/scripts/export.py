@@ -34,7 +34,7 @@ craft export --model runs/sdxl/model --strength 0.7 --format diffusers --output 
 
 # The mean of models that were trained from one base, with different losses or seeds
 ```bash
-craft export --model runs/sdxl/model --average runs/sdxl/model_proximal --format diffusers --output runs/sdxl/model_average
+craft export --model runs/sdxl/model --average runs/sdxl_proximal/model --format diffusers --output runs/sdxl/model_average
 ```
 """
 

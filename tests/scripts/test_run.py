@@ -29,6 +29,7 @@ from torch import nn
 from craft_trl.cli.main import main
 from craft_trl.errors import UsageError
 from craft_trl.planning.recipes import RunRecipes
+from craft_trl.planning.rounds import check_rounds
 from craft_trl.scripts import dpo, evaluate, expand, generate, run, scored, spo, train
 from craft_trl.scripts.launch import check_launch, run_script
 from craft_trl.trainer.arguments import LaunchArguments
@@ -188,12 +189,10 @@ class TestMeanOfTwo:
             assert arguments.average_with == ["runs/tiny/model"] and arguments.dataset_name == f"{folder}/dataset"
             assert training.output_dir == f"{folder}/best"
 
-    def test_no_rounds(self, capsys, best):
-        assert main([*best, "--rounds", "2"]) == 2
-        message = (
-            "rounds is 2, but average_with is of trainings of the base, and a later round begins with another model"
-        )
-        assert message in capsys.readouterr().err
+    def test_no_rounds(self, recipes, best):
+        loaded = RunRecipes.load(recipes.folder, [*best[2:], "--rounds", "2"])
+        with pytest.raises(UsageError, match="rounds is 2, but average_with is of trainings of the base, and a later"):
+            check_rounds(loaded)
 
 
 class TestOptionsOfAccelerate:
