@@ -509,12 +509,13 @@ class TestBakeoff:
         """What is planned of recipes/tiny_full/bakeoff.yaml: its budget, its judges' images and its price."""
         monkeypatch.chdir(ROOT)
         bakeoff = Bakeoff(make_parser().parse_args_and_config(["--config", "recipes/tiny_full/bakeoff.yaml"])[0])
-        for arm in bakeoff.config.arms:
+        assert {*bakeoff.config.arms} - {*bakeoff.trained} == {"craft+proximal_all"}
+        for arm in bakeoff.trained:
             args = bakeoff.training(arm, 0)[1]
             assert args.max_steps * args.global_batch_size * (2 if arm.startswith("diffusion_dpo") else 1) == 200 * 128
         evaluation = bakeoff.evaluation()
-        assert len(evaluation.prompts) == 400 and len(evaluation.models) == 1 + 5 * 3
-        assert sum(evaluation.image_counts()) == 17 * 800 + 400 * 16 + 2 * 800
+        assert len(evaluation.prompts) == 400 and len(evaluation.models) == 1 + 6 * 3
+        assert sum(evaluation.image_counts()) == 20 * 800 + 400 * 16 + 2 * 800
 
     def test_commands_of_the_page(self, monkeypatch):
         monkeypatch.chdir(ROOT)

@@ -60,8 +60,8 @@ def test_five_hours(sdxl):
 
 
 def test_proximal(sdxl):
-    """`craft_proximal.yaml` and its candidates fit the card and take half the hours of the paper's, though a second model is in memory."""
-    options = ["--candidates_recipe", "candidates_proximal.yaml", "--train_recipe", "craft_proximal.yaml"]
+    """`craft_best.yaml` and its candidates fit the card and take half the hours of the paper's, though a second model is in memory."""
+    options = ["--candidates_recipe", "candidates_proximal.yaml", "--train_recipe", "craft_best.yaml"]
     plan = planned(sdxl, *options).plan()
     stages = {stage.name: stage for stage in plan.stages}
     assert stages["generate"].work == "10,000 of 10,000 images of 1024x1024, 50 calls x 2"
