@@ -253,7 +253,6 @@ def main(
     from ..trainer.checkpoints import has_training_state, last_complete_checkpoint
     from ..trainer.craft_trainer import CraftTrainer
     from ..trainer.denoiser import lora_config
-    from ..trainer.export import average_into
     from ..trainer.guard import Guard
 
     trainer_class = trainer_class or CraftTrainer
@@ -289,7 +288,7 @@ def main(
         revision=train_args.model_revision,
         peft_config=peft_config,
     )
-    trainer.averaged_with = [Path(model).name for model in train_args.average_with]
+    trainer.average_with = train_args.average_with
     trainer.remove_callback(ProgressCallback)
     if not training_args.disable_tqdm:
         trainer.add_callback(LossProgressCallback)
@@ -310,8 +309,6 @@ def main(
     with stopwatch(stage, write=trainer.is_world_process_zero()) as watch:
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         trainer.save_model()
-        if train_args.average_with and trainer.is_world_process_zero():
-            average_into(stage.folder, train_args.average_with)
     summary = {"steps": result.global_step, "images": len(dataset), "loss": round(result.training_loss, 6)}
     for name in ("passes", "passes_without_gradient"):  # of images through the denoiser, those before a resumption too
         summary[name] = int(sum(entry.get(name, 0) for entry in trainer.state.log_history))

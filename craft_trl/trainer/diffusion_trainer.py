@@ -61,6 +61,7 @@ from .checkpoints import (
 )
 from .denoiser import load_denoiser, prepare_denoiser
 from .diffusion_config import DiffusionConfig
+from .export import average_into
 from .fsdp import FSDP_WEIGHTS, check_shards, configure_fsdp, shard_on_cpu
 from .precision import compute_in_bfloat16, encoding_dtypes, is_bfloat16_module
 from .publishing import PublishingMixin
@@ -97,7 +98,7 @@ class DiffusionTrainer(PublishingMixin, _BaseTrainer):
     _name = "Diffusion"
     # `compute_loss` returns `batch_mean`; the Trainer divides it by the number of accumulated micro-batches.
     loss_is_scaled_for_ga = False
-    averaged_with: Sequence[str] = ()  # names of the models with whose weights the mean of its own is taken in the end
+    average_with: Sequence[str] = ()  # folders of pipelines: what is saved is the mean of their weights and its own
     samples_class: Callable[..., TrainingSamples] = TrainingSamples
     unit = "images"  # what a sample is
 
@@ -329,8 +330,11 @@ class DiffusionTrainer(PublishingMixin, _BaseTrainer):
             with self.exported_weights():
                 super().save_model(output_dir, _internal_call=True)
         if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
             if not isinstance(self.model, PeftModel):
-                copy_frozen(self, Path(output_dir or self.args.output_dir))
+                copy_frozen(self, folder)
+            if self.average_with:
+                average_into(folder, self.average_with)
             self.create_model_card()
         if self.args.push_to_hub:
             self.push_to_hub()

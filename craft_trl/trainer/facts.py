@@ -87,7 +87,7 @@ def training_facts(trainer: "DiffusionTrainer", dataset_name: str | None = None)
         "unit": trainer.unit,
         "drawn": trainer.has_seeds,
         "absent": absent_parts(trainer),
-        **({"averaged_with": trainer.averaged_with} if trainer.averaged_with else {}),
+        **({"averaged_with": [Path(model).name for model in trainer.average_with]} if trainer.average_with else {}),
         "guarded": trainer.best_step is not None and trainer.best_of > 1,
         "settings": {
             "optimizer steps": trainer.best_step or trainer.state.global_step,

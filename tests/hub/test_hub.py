@@ -27,9 +27,11 @@ import huggingface_hub
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from huggingface_hub import DatasetCard, ModelCard
 from PIL import Image
+from safetensors.torch import load, load_file
 
 from craft_trl import CraftTrainer
 from craft_trl.candidates.filter_config import FilterConfig
@@ -392,6 +394,23 @@ class TestRecipes:
             settings = {"push_to_hub": True, "hub_model_id": "org/m"} | settings
             with pytest.raises(UsageError, match=message):
                 CraftTrainer(str(TINY / "pipeline"), config(tmp_path, **settings), make_dataset())
+
+    def test_the_mean_is_what_is_pushed(self, server, tmp_path):
+        """Of a training with `average_with`, and not the weights that the training ended with."""
+        make_dataset().save_to_disk(str(tmp_path / "dataset"))
+        argv = ["train", "--model_name_or_path", str(TINY / "pipeline"), "--dataset_name", str(tmp_path / "dataset")]
+        argv += ["--max_steps", "1", "--global_batch_size", "4", "--per_device_train_batch_size", "4", "--use_cpu"]
+        argv += ["--save_strategy", "no", "--output_dir"]
+        assert main([*argv, str(tmp_path / "first"), "--seed", "1"]) == 0
+        pushing = ["--push_to_hub", "true", "--hub_model_id", "org/mean", "--average_with", str(tmp_path / "first")]
+        assert main([*argv, str(tmp_path / "mean"), *pushing]) == 0
+        assert main([*argv, str(tmp_path / "own")]) == 0
+        name = "unet/diffusion_pytorch_model.safetensors"
+        pushed, files = server.repos["model", "org/mean"].files, [tmp_path / part / name for part in ("first", "own")]
+        first, own, mean = (*map(load_file, files), load(pushed[name]))
+        assert all(torch.equal(value, (own[key] + first[key]) / 2) for key, value in mean.items())
+        assert any(not torch.equal(value, own[key]) for key, value in mean.items())
+        assert "this training ended with and those of `first`" in pushed["README.md"].decode()
 
     def test_an_adapter(self, run, server, capsys):
         recipe = yaml.safe_load((TINY / "craft.yaml").read_text())
