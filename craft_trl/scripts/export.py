@@ -163,10 +163,9 @@ def check(args: ExportArguments) -> bool:
         why = "the strength of an adapter needs none" if adapter else "without a strength it has no effect"
         raise UsageError(f"base {args.base}: {why}, leave it out.")
     if args.average:
-        for folder in args.average:
-            if Path(folder).is_dir():
-                check_model(folder)
         check_average("average", [args.model, *args.average])
+        for folder in args.average:
+            check_model(folder)
     if not adapter and args.strength != 1:
         check_model(*base_of(args))
         check_base(f"strength {args.strength:g}", args.model, facts_of(args.model), *base_of(args))
