@@ -13,13 +13,13 @@ TRACKER = trackio==0.43.0
 demo: $(VENV)/.installed
 	$(BIN)/craft run recipes/tiny
 
-# Four workers keep two cores busy: some tests wait for processes and servers.
+# Three workers keep two cores busy: some tests wait for processes and servers. Four take longer.
 test: $(VENV)/.installed-test browser
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests -m "not tools" -n 4 --dist loadfile --no-loadscope-reorder
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests -m "not tools" -n 3 --dist loadfile --no-loadscope-reorder
 
 # Of the benchmarks, the examples and the making of the tiny models, which take minutes more.
 test-tools: $(VENV)/.installed-test browser
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests -m tools -n 4 --dist loadfile --no-loadscope-reorder
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests -m tools -n 3 --dist loadfile --no-loadscope-reorder
 
 # What tests/filtering/test_sheet.py drives. Only root can install it, with a network; without it those tests are skipped.
 browser:

@@ -265,7 +265,15 @@ def _is_positive(text: str) -> bool:
 def describe_passes(passes: Sequence[Sequence[int | None]]) -> str:
     """
     Images that went through the denoiser in the trainings of an arm, as text: with gradient, and without, as through a reference
-    model; once if all trainings have the same.
+    model; from the fewest to the most where trainings differ.
     """
-    said = [f"{a:,} + {b:,}" if b else f"{a:,}" for a, b in passes if a is not None]
-    return ", ".join(dict.fromkeys(said)) or "not counted"
+    counted = [(a, b or 0) for a, b in passes if a is not None]
+    if not counted:
+        return "not counted"
+    with_gradient, without = (_from_to(counts) for counts in zip(*counted, strict=True))
+    return with_gradient if without == "0" else f"{with_gradient} + {without}"
+
+
+def _from_to(counts: Sequence[int]) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"

@@ -41,9 +41,11 @@ STYLE = """
 .frontier polyline.guidance, .frontier polyline.expanded { stroke-dasharray: 6 4; stroke-width: 1.6; }
 .frontier .dot { fill: var(--own); stroke: var(--paper); stroke-width: 1.5; }
 .frontier text.choice, .frontier text.model, .frontier text.guidance, .frontier text.expanded { fill: var(--own); }
+.frontier .lead { stroke: var(--own); stroke-width: 0.8; opacity: 0.7; }
 .frontier .name { font-weight: 600; font-size: 12.5px; }
 .frontier g:hover .dot { stroke: var(--own); stroke-width: 4; }
 """
+FAR = 24  # pixels from a point to its text that a line between them is drawn for
 CLASSES = {"best of k": "choice", "model": "model", "guidance": "guidance", "expanded prompt": "expanded"}
 
 
@@ -60,17 +62,24 @@ class Labels:
         self.taken.append((x - radius, y - radius, x + radius, y + radius))
 
     def put(self, x: float, y: float, lines: Sequence[str], style: str, around: str = "e n s w ne se nw sw") -> None:
-        """Write some lines beside a point, at the first of these places around it that is free, or else the first of all."""
+        """
+        Write some lines beside a point, at the first of these places around it that is free, or else where they cover least, with a
+        thin line to the point if that is not near.
+        """
         width, height = max(map(len, lines)) * FONT * 0.58, len(lines) * (FONT + 2.5)
         places = []
-        for away in (9, 22, 38, 56):
+        for away in (9, 22, 38, 56, 76, 100, 128):
             for place in around.split():
                 left = x + away if "e" in place else x - away - width if "w" in place else x - width / 2
                 top = y - away - height if "n" in place else y + away if "s" in place else y - height / 2
                 places.append((left, top, left + width, top + height))
         inside = [p for p in places if self._inside(p)] or places
-        chosen = next((p for p in inside if not any(_overlap(p, other) for other in self.taken)), inside[0])
+        chosen = min(inside, key=lambda place: sum(_overlap(place, other) for other in self.taken))
         self.taken.append(chosen)
+        near = float(np.clip(x, chosen[0], chosen[2])), float(np.clip(y, chosen[1], chosen[3]))
+        if np.hypot(near[0] - x, near[1] - y) > FAR:
+            ends = f'x1="{x:.1f}" y1="{y:.1f}" x2="{near[0]:.1f}" y2="{near[1]:.1f}"'
+            self.svg.append(f'<line class="lead {style}" {ends}/>')
         for number, line in enumerate(lines):
             weight = f"{style} name" if number == 0 and len(lines) > 1 else style
             at = chosen[1] + (number + 0.8) * (FONT + 2.5)
@@ -81,8 +90,10 @@ class Labels:
         return place[0] >= left and place[1] >= top and place[2] <= right and place[3] <= bottom
 
 
-def _overlap(one: Sequence[float], other: Sequence[float]) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+def _overlap(one: Sequence[float], other: Sequence[float]) -> float:
+    """The area that two rectangles share."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    return max(width, 0) * max(min(one[3], other[3]) - max(one[1], other[1]), 0)
 
 
 def paths(results: Mapping) -> list[tuple[str, list[Mapping]]]:

@@ -621,7 +621,8 @@ class TestBakeoff:
 
     def test_passes_in_words(self):
         assert describe_passes([[960, 960], [960, 960]]) == "960 + 960"
-        assert describe_passes([[1200, 0], [1190, 0], [None, None]]) == "1,200, 1,190"
+        assert describe_passes([[1200, 0], [1190, 0], [None, None]]) == "1,190 to 1,200"
+        assert describe_passes([[8, 4], [8, 6]]) == "8 + 4 to 6"
         assert describe_passes([[None, None]]) == "not counted"
 
     def test_without_judges_or_recipe(self, recipe, recipes, capsys):

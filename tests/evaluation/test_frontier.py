@@ -410,6 +410,11 @@ class TestFigure:
             labels.put(100 + i, 100, ["a label", "of two lines"], "model")
         places = labels.taken[1::2]
         assert not any(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for a, b in combinations(places, 2))
+        # The first stands beside its point, the last away from it, with a line between them.
+        lines = [text for text in labels.svg if text.startswith("<line")]
+        assert (
+            not labels.svg[0].startswith("<line") and lines and 'class="lead model" x1="105.0" y1="100.0"' in lines[-1]
+        )
 
     @pytest.mark.parametrize(("low", "high"), [(0, 0.73), (-0.1, 3.2), (0, 120)])
     def test_ticks(self, low, high):
