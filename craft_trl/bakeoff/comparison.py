@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..evaluation.statistics import decide, holm, p_value
+from .arms import describe_passes
 
 
 def two_way_bootstrap(difference: np.ndarray, num_bootstrap: int = 2000, seed: int = 0) -> dict[str, float]:
@@ -210,3 +211,18 @@ def verdict(rows: Sequence[dict], base: str = "base") -> dict:
     if worse:
         sentences.append(f"Worse than the base model: {', '.join(worse)}.")
     return {"ranking": ranking, "winner": winner, "level_with": level, "sentences": sentences}
+
+
+def format_arms(rows: Sequence[dict], ranking: Sequence[str], arms: Mapping[str, dict]) -> str:
+    """The held-out score of every arm, and what its trainings took, as text for the terminal, best first."""
+    lines = [["arm", "held-out score", "95 % interval", "per training seed", "denoiser passes", "seconds"]]
+    for arm in ranking:
+        row = next(r for r in rows if (r["arm"], r["against"], r["metric"]) == (arm, "base", HELD_OUT))
+        seeds = " ".join(f"{delta:+.3f}" for delta in row["deltas"])
+        trees = f", trees {arms[arm]['tree_passes']:,}" if "tree_passes" in arms[arm] else ""
+        took = [describe_passes(arms[arm]["passes"]) + trees, " ".join(f"{s:.0f}" for s in arms[arm]["seconds"])]
+        lines.append([arm, f"{row['delta']:+.3f}", f"[{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]", seeds, *took])
+    widths = [max(len(line[i]) for line in lines) for i in range(6)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )

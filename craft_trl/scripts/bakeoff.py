@@ -37,13 +37,12 @@ from ..bakeoff.arms import (
     NO_NEGATIVES,
     Material,
     check_arms,
-    describe_passes,
     make_seed_groups,
     method_of,
     parts_of,
     rate_of,
 )
-from ..bakeoff.comparison import HELD_OUT, compare_arms, verdict
+from ..bakeoff.comparison import compare_arms, format_arms, verdict
 from ..bakeoff.config import BakeoffConfig
 from ..candidates.config import CandidatesConfig
 from ..candidates.groups import Group, load_groups
@@ -387,21 +386,6 @@ def judge(config: BakeoffConfig, results: Sequence[dict], scores: dict) -> tuple
     by_arm = {"base": of(["base"])} | {arm: of([f"{arm}-{seed}" for seed in config.seeds]) for arm in config.arms}
     rows = compare_arms(by_arm, roles, {metric: higher[metric] for metric in roles})
     return rows, verdict(rows)
-
-
-def format_arms(rows: Sequence[dict], ranking: Sequence[str], arms: Mapping[str, dict]) -> str:
-    """The held-out score of every arm, and what its trainings took, as text for the terminal, best first."""
-    lines = [["arm", "held-out score", "95 % interval", "per training seed", "denoiser passes", "seconds"]]
-    for arm in ranking:
-        row = next(r for r in rows if (r["arm"], r["against"], r["metric"]) == (arm, "base", HELD_OUT))
-        seeds = " ".join(f"{delta:+.3f}" for delta in row["deltas"])
-        trees = f", trees {arms[arm]['tree_passes']:,}" if "tree_passes" in arms[arm] else ""
-        took = [describe_passes(arms[arm]["passes"]) + trees, " ".join(f"{s:.0f}" for s in arms[arm]["seconds"])]
-        lines.append([arm, f"{row['delta']:+.3f}", f"[{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]", seeds, *took])
-    widths = [max(len(line[i]) for line in lines) for i in range(6)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
 
 
 def make_parser(prog: str | None = None) -> CraftParser:
