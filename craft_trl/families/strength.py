@@ -121,7 +121,7 @@ def check_average(what: str, folders: Sequence[str]) -> str:
             raise UsageError(
                 f"{what}: there is no pipeline in {folder}. It is to be the folder of a finished training."
             )
-        if folders.count(folder) > 1:
+        if [Path(other).resolve() for other in folders].count(Path(folder).resolve()) > 1:
             raise UsageError(f"{what}: {folder} is there twice.")
         record = read_record(folder)
         if record is not None and not record["finished"]:

@@ -368,8 +368,10 @@ def average(bakeoff: Bakeoff, arm: str, arms: Mapping[str, dict]) -> dict:
         run_stage(stage, work, lambda summary: f"the mean of {' and '.join(summary['models'])}")
     of_parts = [arms[part] for part in parts]
     passes = [[[n or 0 for n in of_seed] for of_seed in part["passes"]] for part in of_parts]
+    trees = [part["tree_passes"] for part in of_parts if "tree_passes" in part]  # the same ones, drawn once
     return {
         "title": f"the mean of the models of {' and '.join(parts)}",
+        **({"tree_passes": trees[0]} if trees else {}),
         "seconds": np.sum([part["seconds"] for part in of_parts], axis=0).tolist(),
         "passes": np.sum(passes, axis=0).tolist(),
     }

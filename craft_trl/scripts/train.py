@@ -158,8 +158,9 @@ def check_sources(train_args: TrainArguments, training_args: "DiffusionConfig | 
                 f"average_with: {train_args.average_with[0]} was trained from another model than {model[0]}, and between models of "
                 "different origin there is none."
             )
-        if training_args is not None and (own := Path(training_args.output_dir)) in map(Path, train_args.average_with):
-            raise UsageError(f"average_with: {own} is what this training writes.")
+        others = [Path(model).resolve() for model in train_args.average_with]
+        if training_args is not None and Path(training_args.output_dir).resolve() in others:
+            raise UsageError(f"average_with: {training_args.output_dir} is what this training writes.")
     if train_args.held_out_rewards:
         files = model_files(*model)
         check_guidance(files, "guard_guidance_scale", train_args.guard_guidance_scale)

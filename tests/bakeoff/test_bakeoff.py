@@ -339,13 +339,13 @@ class TestBakeoff:
         # More arms, those of other methods among them: only they are done.
         models = {path: path.stat().st_mtime_ns for path in folder.rglob("model_index.json")}
         arms = ["best_of_n", "sft", "diffusion_lpo", "nft_offline", "smpo", "spo_offline", "diffusion_dpo@2e-5"]
-        arms.append("best_of_n+diffusion_dpo@2e-5")
+        arms += ["best_of_n+diffusion_dpo@2e-5", "sft+spo_offline"]
         trees = {"tree_steps": 4, "first_branch": 2, "num_branches": 2, "min_preference": 0.0}
         assert main(["bakeoff", recipe(arms=arms, **trees)]) == 0
         out = capsys.readouterr().out
         assert out.count("[train] done before") == 2 and "[arm] 12 rows in" in out
         assert all(path.stat().st_mtime_ns == stamp for path, stamp in models.items())
-        assert len(list(folder.rglob("model_index.json"))) == 8
+        assert len(list(folder.rglob("model_index.json"))) == 9
         arms = json.loads((folder / "bakeoff.json").read_text())["arms"]
         assert arms["diffusion_lpo"]["unit"] == "lists" and arms["diffusion_lpo"]["passes"] == [
             [3, 3]
@@ -368,6 +368,7 @@ class TestBakeoff:
         # A tree: two plain steps, the first that branches, and two branches seen once; each twice, for the guidance. What they took
         # stands beside what the training took.
         assert len(list((folder / "trees").glob("*.safetensors"))) == 6 and arms["spo_offline"]["tree_passes"] == 60
+        assert arms["sft+spo_offline"]["tree_passes"] == 60 and "tree_passes" not in mean
         rows = arms["spo_offline"]["rows"]
         assert 0 < rows <= 12 and f"6 trees, 60 denoiser passes, {rows} of at most 12 pairs kept" in out
         assert arms["spo_offline"]["passes"] == [[4, 4]] and arms["spo_offline"]["unit"] == "transitions"

@@ -326,6 +326,7 @@ class TestAverage:
         [
             ("one", ["nothing"], "average: there is no pipeline in nothing."),
             ("one", ["other", "one"], "average: one is there twice."),
+            ("one", ["other", "./other/"], "average: other is there twice."),
             ("one", ["{}/sd"], r"average: .*sd has no training.json that says what it was trained from."),
             ("one", ["other", "of_sdxl"], "average: one and of_sdxl were trained from different models"),
             ("one", ["lora"], "average: lora is an adapter, and the mean of two adapters' factors"),
