@@ -13,6 +13,7 @@
 # limitations under the License.
 
 
+import gc
 import importlib.util
 import os
 import shutil
@@ -76,6 +77,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.tools)
     order = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
+def pytest_collection_finish():
+    """What is imported by now stays. To look through it for garbage, as each stage's end does, takes half a second."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@
 
 """What the programs of [`processes`] need is imported here, so that they need not."""
 
+import gc
 import os
 
 
@@ -39,3 +40,7 @@ import craft_trl.trainer.guard  # noqa: E402, F401
 
 # On a CPU, DeepSpeed compiles an operator of its own, for a minute and once per environment. Only inference uses it.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+# What is here stays, in every fork: its collections of garbage, the last one among them, need neither look through it nor copy it.
+gc.collect()
+gc.freeze()

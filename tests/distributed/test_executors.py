@@ -110,7 +110,7 @@ def when(pattern: str, number: int, action) -> None:
 
     def watch():
         while len(list(Path("run/pool").glob(pattern))) < number:
-            time.sleep(0.001)
+            time.sleep(0.005)
         action()
 
     threading.Thread(target=watch, daemon=True).start()
