@@ -72,13 +72,15 @@ class Run:
     model_dir: Path | None = None
 
     def record(self, stage: str) -> dict[str, Any]:
-        """Record of a finished stage, or a [`UsageError`] that says which command makes it."""
+        """Record of a finished stage, empty of a model without one, or a [`UsageError`] that says which command makes it."""
         if (whole := read_record(self.folder)) is not None and whole["stage"] == "import":
             raise UsageError(
                 f"{self.folder} was imported: put on the Hub as a dataset is what a run has drawn itself."
             )
         folder = self.folder / STAGES[stage] if stage in STAGES else self.model
         record = read_record(folder)
+        if record is None and stage not in STAGES and (folder / FACTS).is_file():
+            return {}  # of `craft export`, which writes a whole model or nothing
         if record is None or not record["finished"]:
             raise UsageError(f"There is no finished {folder}: run `craft {stage}` first.")
         return record

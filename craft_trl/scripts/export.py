@@ -27,9 +27,10 @@ craft export --model runs/sd3/lora --format comfyui --output runs/sd3/lora.safet
 craft export --model runs/sdxl/lora --format peft --output runs/sdxl/lora_peft
 ```
 
-# A model between the base and the tuned one: less of what training gained, and of what it cost
+# A model between the base and the tuned one: less of what training gained, and of what it cost. In this format it can be put on the Hub
 ```bash
 craft export --model runs/sdxl/model --strength 0.7 --format diffusers --output runs/sdxl/model_0.7
+craft push runs/sdxl --repo_id org/name --what model --model_dir runs/sdxl/model_0.7
 ```
 
 # The mean of models that were trained from one base, with different losses or seeds
@@ -39,6 +40,7 @@ craft export --model runs/sdxl/model --average runs/sdxl_proximal/model --format
 """
 
 import contextlib
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -54,7 +56,7 @@ from ..families.files import find_files
 from ..families.strength import Strength, check_average, check_base, facts_of
 from ..parser import CraftParser
 from ..ranges import check_ranges
-from ..sources import ADAPTER, first_line
+from ..sources import ADAPTER, FACTS, first_line
 from ..stages import check_writable
 from .launch import run_script, say
 
@@ -195,10 +197,24 @@ def main(args: ExportArguments) -> None:
         else:
             base = base_of(args) if args.strength != 1 else None
             export_pipeline(args.model, output, args.format, args.dtype, args.strength, base, args.average)
+        if args.format == "diffusers" and (Path(args.model) / FACTS).is_file():
+            write_facts(args, output)
     files = [p for p in (Path(args.output), *Path(args.output).rglob("*")) if p.is_file()]
     say(
         f"[export] {args.output}: {args.format}, {sum(p.stat().st_size for p in files) / 1e6:.1f} MB, read back and equal"
     )
+
+
+def write_facts(args: ExportArguments, output: Path) -> None:
+    """What the trainer left beside the model, and what was made of it since: `craft push` puts it in the card."""
+    facts = facts_of(args.model)
+    made = [{"average": [Path(model).name for model in args.average]}] if args.average else []
+    if args.strength != 1:
+        made.append({"strength": args.strength})
+    facts["exported"] = [*facts.get("exported", []), *made]
+    if args.dtype and "settings" in facts:
+        facts["settings"]["weights"] = args.dtype
+    (output / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager

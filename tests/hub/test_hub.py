@@ -22,6 +22,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import huggingface_hub
 import numpy as np
@@ -411,6 +412,27 @@ class TestRecipes:
         assert all(torch.equal(value, (own[key] + first[key]) / 2) for key, value in mean.items())
         assert any(not torch.equal(value, own[key]) for key, value in mean.items())
         assert "this training ended with and those of `first`" in pushed["README.md"].decode()
+
+    def test_an_exported_model(self, run, server, capsys):
+        """At the strength that its user chose, which the card says; an evaluation of the model itself is not its own."""
+        weaker = ["export", "--model", "runs/tiny/model", "--format", "diffusers", "--output", "runs/tiny/weaker"]
+        assert main([*weaker, "--strength", "0.5", "--base", str(TINY / "pipeline")]) == 0
+        pushing = ["--repo_id", "org/weaker", "--what", "model", "--model_dir", "runs/tiny/weaker"]
+        assert push(*pushing) == 2
+        assert "is of another model than the one in runs/tiny/weaker" in capsys.readouterr().err
+        shutil.rmtree(run / "evaluation")
+        assert push(*pushing) == 0
+        pushed, name = server.repos["model", "org/weaker"].files, "unet/diffusion_pytorch_model.safetensors"
+        assert pushed[name] == (run / "weaker" / name).read_bytes()
+        assert "its weights were set to strength 0.5, of the way from" in pushed["README.md"].decode()
+        again = ["export", "--model", "runs/tiny/weaker", "--average", "runs/tiny/model", "--dtype", "float16"]
+        assert main([*again, "--format", "diffusers", "--output", "mean"]) == 0
+        facts = json.loads(Path("mean/training.json").read_text())
+        assert facts["exported"] == [{"strength": 0.5}, {"average": ["model"]}]
+        assert facts["settings"]["weights"] == "float16"
+        shutil.rmtree(run / "weaker")
+        assert push(*pushing) == 2
+        assert "There is no finished runs/tiny/weaker: run `craft train` first" in capsys.readouterr().err
 
     def test_an_adapter(self, run, server, capsys):
         recipe = yaml.safe_load((TINY / "craft.yaml").read_text())
