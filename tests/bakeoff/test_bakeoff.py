@@ -696,7 +696,7 @@ class TestBakeoff:
 
     def test_the_packaged_recipe(self, monkeypatch, tmp_path):
         (config,) = make_parser().parse_args_and_config(["--config", str(TINY / "bakeoff.yaml")])
-        dpo = "diffusion_dpo@2.0e-5"
+        dpo = "diffusion_dpo@2e-5"
         assert config.arms == [*list(BASELINES)[:-1], dpo] and list(BASELINES)[-1] == "diffusion_dpo"
         assert config.seeds == [0, 1, 2]
         bakeoff = Bakeoff(config)
