@@ -79,7 +79,7 @@ class Run:
             )
         folder = self.folder / STAGES[stage] if stage in STAGES else self.model
         record = read_record(folder)
-        if record is None and stage not in STAGES and (folder / FACTS).is_file():
+        if record is None and stage not in STAGES and "exported" in self.facts:
             return {}  # of `craft export`, which writes a whole model or nothing
         if record is None or not record["finished"]:
             raise UsageError(f"There is no finished {folder}: run `craft {stage}` first.")
