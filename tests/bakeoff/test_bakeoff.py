@@ -516,7 +516,7 @@ class TestBakeoff:
             assert args.max_steps * args.global_batch_size * (2 if arm.startswith("diffusion_dpo") else 1) == 200 * 128
         evaluation = bakeoff.evaluation()
         assert len(evaluation.prompts) == 400 and len(evaluation.models) == 1 + 6 * 3
-        assert sum(evaluation.image_counts()) == 20 * 800 + 400 * 16 + 2 * 800
+        assert sum(evaluation.image_counts()) == 20 * 1600 + 400 * 16 + 2 * 1600
 
     def test_commands_of_the_page(self, monkeypatch):
         monkeypatch.chdir(ROOT)
