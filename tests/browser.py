@@ -16,7 +16,8 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -58,3 +59,34 @@ def drop(browser, name: str, text: str) -> None:
         name,
         text,
     )
+
+
+def wait_for(browser, is_true: Callable[[], bool], seconds: float = 20) -> None:
+    """Until it is true, and what the page remembers is kept."""
+    script = "return Number(document.body.dataset.pending)"
+    deadline = time.monotonic() + seconds
+    while not (browser.execute_script(script) == 0 and is_true()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert browser.execute_script(script) == 0 and is_true(), browser.find_element("id", "status").text
+
+
+def open_forgetful(browser, path: Path) -> None:
+    """Open a page of votes in a browser that remembers nothing of it."""
+    browser.get(path.as_uri())
+    wait_for(browser, lambda: True)
+    browser.execute_async_script(
+        """
+        indexedDB.open("craft_trl").onsuccess = ({ target: { result: database } }) => {
+          const transaction = database.transaction("votes", "readwrite");
+          transaction.objectStore("votes").clear();
+          transaction.oncomplete = () => { database.close(); arguments[0](); };
+        };
+        """
+    )
+    reload(browser)
+
+
+def reload(browser) -> None:
+    wait_for(browser, lambda: True)
+    browser.refresh()
+    wait_for(browser, lambda: True)

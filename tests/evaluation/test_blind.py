@@ -17,7 +17,6 @@
 import base64
 import io
 import json
-import time
 from collections import Counter
 
 import pytest
@@ -32,7 +31,7 @@ from craft_trl.evaluation.config import EvaluationConfig
 from craft_trl.evaluation.statistics import sign_test, wilson
 from craft_trl.scripts import evaluate
 
-from ..browser import drop, open_browser
+from ..browser import drop, open_browser, open_forgetful, reload, wait_for
 from ..models import tuned
 
 
@@ -292,9 +291,7 @@ class Voter:
 
     def __init__(self, browser, page):
         self.browser = browser
-        browser.get((page / "blind.html").as_uri())
-        browser.execute_script("localStorage.clear()")
-        browser.refresh()
+        open_forgetful(browser, page / "blind.html")
 
     def status(self):
         return self.browser.find_element("id", "status").text
@@ -304,10 +301,7 @@ class Voter:
         return int(self.browser.execute_script("return document.body.dataset.shown ?? -1"))
 
     def wait(self, is_true):
-        deadline = time.monotonic() + 20
-        while not is_true() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert is_true(), self.status()
+        wait_for(self.browser, is_true)
 
     def press(self, *keys):
         """Keys, each when the pair before has gone."""
@@ -347,10 +341,12 @@ class TestBrowser:
         voter.wait(lambda: voter.shown() == 2)
         assert browser.find_element("id", "vote-tie").get_attribute("aria-pressed") == "true"
         voter.vote(Keys.ARROW_DOWN)  # as before: of a pair there is one vote
-        browser.refresh()  # nothing is lost
+        reload(browser)
         voter.wait(lambda: voter.shown() == 3)
-        for side in sides[3:11]:
+        for at, side in enumerate(sides[3:11], 4):
             voter.vote(arrows[side])
+            reload(browser)  # nothing is lost
+            voter.wait(lambda at=at: voter.shown() == at)
         voter.press(arrows[sides[11]])
         voter.wait(lambda: "all have a vote: save" in voter.status())
         path = voter.save()
@@ -379,6 +375,22 @@ class TestBrowser:
         )
         voter.wait(lambda: voter.shown() == 1)
         assert "1 voted" in voter.status()
+
+    def test_where_a_file_remembers_nothing(self, page, browser):
+        forbid = (
+            "Object.defineProperty(window, 'indexedDB', {get() { throw new DOMException('no', 'SecurityError'); }})"
+        )
+        voter = Voter(browser, page)
+        script = browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": forbid})
+        try:
+            reload(browser)
+            voter.wait(lambda: voter.shown() == 0)
+            voter.vote(Keys.ARROW_LEFT)
+            assert len(voter.save().read_text().splitlines()) == 1
+            reload(browser)
+            voter.wait(lambda: voter.shown() == 0)
+        finally:
+            browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", script)
 
     def test_going_on_elsewhere(self, page, browser, tmp_path):
         voter = Voter(browser, page)

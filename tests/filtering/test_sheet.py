@@ -30,7 +30,7 @@ from craft_trl.cli.main import main
 from craft_trl.filtering.votes import key_line, vote_line
 from craft_trl.stages import Stage
 
-from ..browser import drop, open_browser
+from ..browser import drop, open_browser, open_forgetful, reload
 
 
 def veto_line(key):
@@ -166,9 +166,7 @@ def sheet(browser, run_dir, tmp_path):
     def open_sheet(*arguments):
         path = tmp_path / "sheet.html"
         assert craft("sheet", run_dir, "--sheet_file", path, *arguments) == 0
-        browser.get(path.as_uri())
-        browser.execute_script("localStorage.clear()")
-        browser.refresh()
+        open_forgetful(browser, path)
         return Page(browser)
 
     yield open_sheet
@@ -348,7 +346,7 @@ class TestPage:
     def test_reload_forgets_nothing(self, sheet, browser):
         page = sheet()
         page.box(0, 1).click()
-        browser.refresh()
+        reload(browser)
         assert page.box(0, 1).is_selected() and "1 vetoed, 2 fewer kept" in page.status()
         page = sheet("--filter_level", "image")  # another sheet remembers nothing of it
         assert "0 vetoed" in page.status()
@@ -394,7 +392,7 @@ class TestPage:
         lines = page.save().read_text(encoding="utf-8").splitlines()
         expected = [(0, 0, "keep"), (0, 1, "keep"), (0, 2, "best"), (1, 0, "veto"), (2, 2, "best")]
         assert sorted(lines) == sorted(vote_line(GROUPS[i].keys[j], vote) for i, j, vote in expected)
-        browser.refresh()
+        reload(browser)
         assert page.pressed() == [(0, 0, "keep"), (0, 1, "keep"), (0, 2, "best"), (2, 2, "best")]
         for show, count in (("voted", 3), ("unvoted", 1), ("vetoed", 1)):
             page.choose("show", show)
