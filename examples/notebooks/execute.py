@@ -62,12 +62,23 @@ def execute(notebook: Path, **parameters: int) -> NotebookNode:
     cell.source = source
     for cell in content.cells:
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            cell.outputs = joined([output for output in cell.outputs if output.get("name") != "stderr"])
             for output in cell.outputs:
                 output.get("data", {}).pop("image/jpeg", None)  # the same picture once more
     # The version of Python that ran it says nothing to a reader.
     content.metadata.language_info = {"name": "python"}
     return content
+
+
+def joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """What a cell printed as one text, where something on stderr had come between."""
+    together: list[NotebookNode] = []
+    for output in outputs:
+        if together and output.output_type == together[-1].output_type == "stream":
+            together[-1].text += output.text
+        else:
+            together.append(output)
+    return together
 
 
 def main() -> None:

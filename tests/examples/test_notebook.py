@@ -72,6 +72,19 @@ def test_committed_outputs():
     assert "Traceback" not in text and '"stderr"' not in text and "iopub" not in text
 
 
+def test_warnings_between_two_lines(tmp_path):
+    """However late they come, what is printed is one text."""
+    notebook = nbformat.v4.new_notebook()
+    lines = "import sys\nprint(n, flush=True)\nprint('careful', file=sys.stderr, flush=True)\nprint(n + 1)"
+    notebook.cells = [
+        nbformat.v4.new_code_cell("n = 1", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(lines),
+    ]
+    nbformat.write(notebook, tmp_path / "n.ipynb")
+    *_, cell = load_execute().execute(tmp_path / "n.ipynb", n=7).cells
+    assert [(output.name, output.text) for output in cell.outputs] == [("stdout", "7\n8\n")]
+
+
 def test_unknown_parameter():
     with pytest.raises(ValueError):
         load_execute().execute(NOTEBOOK, num_prompt=1)
