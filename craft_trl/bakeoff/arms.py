@@ -21,7 +21,7 @@ Every arm is a dataset from the same pool and a trainer; the budget of training 
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -196,8 +196,10 @@ METHODS = {**BASELINES, **ABLATIONS, **RIVALS}
 
 
 def method_of(arm: str) -> Method:
-    """The method of an arm, whether or not it has a learning rate of its own, as `inpo@2e-5` has."""
-    return METHODS[arm.partition("@")[0]]
+    """The method of an arm, which says so if the arm has a learning rate of its own, as `inpo@2e-5` has."""
+    name, _, rate = arm.partition("@")
+    method = METHODS[name]
+    return replace(method, title=f"{method.title}, at a learning rate of {rate}") if rate else method
 
 
 def parts_of(arm: str) -> list[str]:
@@ -241,10 +243,10 @@ def check_arms(arms: Sequence[str], rewards: Sequence[str]) -> None:
                 raise UsageError(f"arms: the learning rate of {part!r} must be a number above 0, as in {name}@2e-5.")
             if missing := set(METHODS[name].rewards) - set(rewards):
                 raise UsageError(f"arms: {name} filters by {min(missing)}, and the rewards are {', '.join(rewards)}.")
-            if part not in arms:
-                raise UsageError(f"arms: {arm} is a mean of models, and {part} is not among the arms: name it too.")
         if len(set(parts_of(arm))) < len(parts_of(arm)):
             raise UsageError(f"arms: {arm} has the same one twice.")
+        if missing := [part for part in parts_of(arm) if part not in arms]:
+            raise UsageError(f"arms: {arm} is a mean of models, and {missing[0]} is not among the arms: name it too.")
     if len({_meaning(arm) for arm in arms}) != len(arms) or len(arms) < 2:
         raise UsageError(f"arms must be at least two different ones of {known}; got {', '.join(arms)}.")
 

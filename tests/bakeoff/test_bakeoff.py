@@ -358,6 +358,7 @@ class TestBakeoff:
             mean["passes"] == [[8, 4]]
             and mean["title"] == "the mean of the models of best_of_n and diffusion_dpo@2e-5"
         )
+        assert arms["diffusion_dpo@2e-5"]["title"].endswith("from the pool, at a learning rate of 2e-5")
         seconds = [arms[arm]["seconds"][0] for arm in ("best_of_n", "diffusion_dpo@2e-5")]
         assert mean["seconds"] == [pytest.approx(sum(seconds))] and "no training of its own" in report
         weights, *parts = (
@@ -541,6 +542,7 @@ class TestBakeoff:
             ({"arms": ["sft", "craft@"]}, "arms: the learning rate of 'craft@' must be a number above 0"),
             ({"arms": ["sft", "craft@-1"]}, "arms: the learning rate of 'craft@-1' must be a number above 0"),
             ({"arms": ["sft", "dpo@1e-5"]}, "arms: there is no 'dpo'. Known are sft"),
+            ({"arms": ["sft", "h+nft"]}, "arms: there is no 'nft'"),
             ({"arms": ["sft", "sft+h"]}, "arms: sft+h is a mean of models, and h is not among the arms: name it too"),
             ({"arms": ["sft", "h", "h+h"]}, "arms: h+h has the same one twice"),
             ({"arms": ["sft", "h", "h+"]}, "arms: there is no ''. Known are sft"),
