@@ -234,6 +234,11 @@ def load_split(name: str, split: str, option: str, config: str | None = None) ->
             Configuration on the Hub.
     """
     if Path(name).is_dir():
+        if not any((Path(name) / file).exists() for file in ("dataset_dict.json", "state.json")):
+            raise UsageError(
+                f"Dataset {name}: this folder holds no dataset that `datasets` saved. `craft filter` makes one of a pool, `craft "
+                "import` one of images or pairs."
+            )
         try:
             dataset = load_from_disk(name)
         except IndexError as error:  # what datasets says to a split without rows (5.2)

@@ -284,6 +284,15 @@ def test_datasets(refuses, tmp_path, change, message):
     refuses(message, "--dataset_name", str(tmp_path / "changed"))
 
 
+def test_a_folder_of_something_else(refuses, tmp_path):
+    """Such as a pool, or what was exported for other trainers."""
+    (tmp_path / "stage.json").write_text("{}")
+    message = (
+        "this folder holds no dataset that `datasets` saved. `craft filter` makes one of a pool, `craft import` one of"
+    )
+    refuses(message, "--dataset_name", str(tmp_path))
+
+
 def test_memory_in_one_piece(monkeypatch):
     """Set before the GPU is used, and not against what the user says."""
     for said, expected in (
