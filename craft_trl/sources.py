@@ -33,6 +33,8 @@ from .errors import UsageError, out_of_memory
 
 ADAPTER = "pytorch_lora_weights.safetensors"  # the file of a LoRA, as diffusers names it
 FACTS = "training.json"  # what a trainer says of the model beside it
+# Said where a dataset is wanted and there is none.
+WHAT_MAKES_DATASETS = "`craft filter` makes one of a pool, `craft import` one of images or pairs, `craft transitions` that of `craft spo`."
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from datasets import Dataset, load_dataset, load_from_disk
 from datasets.exceptions import DatasetNotFoundError
 
 from ..errors import UsageError
-from ..sources import first_line, looks_like_hub_id, sha256
+from ..sources import WHAT_MAKES_DATASETS, first_line, looks_like_hub_id, sha256
 from ..stages import fingerprint
 from ..texts import read_json_lines, read_table, read_text
 from .images import TrainingImages
@@ -236,8 +236,7 @@ def load_split(name: str, split: str, option: str, config: str | None = None) ->
     if Path(name).is_dir():
         if not any((Path(name) / file).exists() for file in ("dataset_dict.json", "state.json")):
             raise UsageError(
-                f"Dataset {name}: this folder holds no dataset that `datasets` saved. `craft filter` makes one of a pool, `craft "
-                "import` one of images or pairs."
+                f"Dataset {name}: this folder holds no dataset that `datasets` saved. {WHAT_MAKES_DATASETS}"
             )
         try:
             dataset = load_from_disk(name)

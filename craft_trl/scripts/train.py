@@ -45,7 +45,7 @@ from ..families.checks import check_model, model_files
 from ..families.strength import check_average
 from ..families.uses import check_guidance, check_steps
 from ..parser import CraftParser
-from ..sources import looks_like_hub_id, model_hash
+from ..sources import WHAT_MAKES_DATASETS, looks_like_hub_id, model_hash
 from ..stages import Stage, read_record, stopwatch
 from ..trainer.arguments import LaunchArguments, TrainArguments, training_parser
 from .launch import check_launch, run_script, say
@@ -170,7 +170,7 @@ def check_sources(train_args: TrainArguments, training_args: "DiffusionConfig | 
 def check_dataset(name: str) -> None:
     """Raise a [`UsageError`] unless this is a folder or could be a dataset on the Hub."""
     if not Path(name).is_dir() and not looks_like_hub_id(name):
-        raise UsageError(f"Dataset {name}: there is no such folder. `craft filter` makes one.")
+        raise UsageError(f"Dataset {name}: there is no such folder. {WHAT_MAKES_DATASETS}")
 
 
 def check_origin(dataset: Path, model: str, training_args: "DiffusionConfig") -> None:

@@ -288,7 +288,7 @@ def test_a_folder_of_something_else(refuses, tmp_path):
     """Such as a pool, or what was exported for other trainers."""
     (tmp_path / "stage.json").write_text("{}")
     message = (
-        "this folder holds no dataset that `datasets` saved. `craft filter` makes one of a pool, `craft import` one of"
+        "this folder holds no dataset that `datasets` saved. `craft filter` makes one of a pool, `craft import` one"
     )
     refuses(message, "--dataset_name", str(tmp_path))
 
