@@ -61,10 +61,10 @@ def drop(browser, name: str, text: str) -> None:
     )
 
 
-def wait_for(browser, is_true: Callable[[], bool], seconds: float = 20) -> None:
+def wait_for(browser, is_true: Callable[[], bool] = lambda: True) -> None:
     """Until it is true, and what the page remembers is kept."""
     script = "return Number(document.body.dataset.pending)"
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + 20
     while not (browser.execute_script(script) == 0 and is_true()) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert browser.execute_script(script) == 0 and is_true(), browser.find_element("id", "status").text
@@ -73,7 +73,7 @@ def wait_for(browser, is_true: Callable[[], bool], seconds: float = 20) -> None:
 def open_forgetful(browser, path: Path) -> None:
     """Open a page of votes in a browser that remembers nothing of it."""
     browser.get(path.as_uri())
-    wait_for(browser, lambda: True)
+    wait_for(browser)
     browser.execute_async_script(
         """
         indexedDB.open("craft_trl").onsuccess = ({ target: { result: database } }) => {
@@ -87,6 +87,6 @@ def open_forgetful(browser, path: Path) -> None:
 
 
 def reload(browser) -> None:
-    wait_for(browser, lambda: True)
+    wait_for(browser)
     browser.refresh()
-    wait_for(browser, lambda: True)
+    wait_for(browser)

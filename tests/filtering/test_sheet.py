@@ -30,7 +30,7 @@ from craft_trl.cli.main import main
 from craft_trl.filtering.votes import key_line, vote_line
 from craft_trl.stages import Stage
 
-from ..browser import drop, open_browser, open_forgetful, reload
+from ..browser import drop, open_browser, open_forgetful, reload, wait_for
 
 
 def veto_line(key):
@@ -491,6 +491,7 @@ class TestPage:
 
         assert write_sheet(tmp_path / "s.html", groups, pool, FilterConfig())["images"] == 5000
         browser.get((tmp_path / "s.html").as_uri())
+        wait_for(browser)
         page = Page(browser)
         assert len(page.all(".group")) == 1000 and 0 < len(page.all("figure")) < 400
         assert "4000 of 5000 images kept, of 1000 prompts" in page.status()
